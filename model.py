@@ -1,0 +1,735 @@
+"""SWCM: an XLM-R encoder made into a generator by reusing its weights in its own decoder.
+
+The method is XLM-SWCM (Su et al., ACL 2025, arXiv 2502.10852). The file reads from leaf to root: sizes,
+embeddings, attention, FFN, encoder layer, the two decoder layers, the encoder with its masked-token head
+(`XLMR`), the encoder-decoder (`SWCM`) with its generation, and reading and writing of files.
+
+Axes: B batch, S source, T target, C channels (n_embd), H heads, D head size, V vocabulary, K beams,
+R = B*K rows, N real target tokens. Masks are boolean and True means "attend".
+"""
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
+SENTENCEPIECE = 'sentencepiece.bpe.model'    # the name that the XLM-R family uses
+
+
+@dataclass
+class SWCMConfig:
+    """Sizes and options of a model; the defaults are XLM-R base and the paper's main model."""
+    vocab_size: int = 250002                 # the encoder's ids; the last is <mask>
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_ffn: int = 3072
+    n_positions: int = 514                   # rows of the position table; the first two are never used
+    layer_norm_eps: float = 1e-5
+    dropout: float = 0.1
+    languages: tuple = ()                    # each adds a token <xx>, a new row behind the encoder's
+    share: str = 'copy'                      # copy (paper) | none | tie | alternate (DeltaLM)
+    insert_every: int = 3                    # a new layer after every X custom ones; 0: none
+    inserted: str = 'random'                 # random (paper) | duplicate | quiet
+    head: str = 'tied'                       # tied | untied (published code)
+    mlm_head: bool = True                    # the encoder's checkpoint has the masked-token head
+
+    def __post_init__(self):
+        self.languages = tuple(self.languages)
+        for name, choices in (('share', ('copy', 'none', 'tie', 'alternate')), ('head', ('tied', 'untied')),
+                              ('inserted', ('random', 'duplicate', 'quiet'))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f'{name}={getattr(self, name)!r}: choose one of {", ".join(choices)}')
+        if self.insert_every < 0:
+            raise ValueError(f'insert_every={self.insert_every}: give 0 (no inserted layers) or more')
+        if self.n_embd % self.n_head:
+            raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
+        if self.share == 'alternate' and self.n_layer % 2:
+            raise ValueError(f"share='alternate' uses encoder layers in pairs, and n_layer={self.n_layer} is odd")
+
+    @property
+    def n_ids(self):
+        """Ids that exist: the encoder's and the language tokens."""
+        return self.vocab_size + len(self.languages)
+
+    @property
+    def n_rows(self):
+        """Rows of the embedding table: n_ids rounded up to 64, for fast matrix products. No id reaches the rest."""
+        return -(-self.n_ids // 64) * 64
+
+    @property
+    def max_length(self):
+        """The longest sequence in tokens: XLM-R's positions start behind <pad>."""
+        return self.n_positions - PAD - 1
+
+    def language_id(self, language):
+        if language not in self.languages:
+            raise ValueError(f'language {language!r} has no token in this model; it knows {" ".join(self.languages)}')
+        return self.vocab_size + self.languages.index(language)
+
+
+class Embeddings(nn.Module):
+    """Word + position + token-type embedding, LayerNorm (XLM-R). Positions count from 2 and skip padding."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.word = nn.Embedding(c.n_rows, c.n_embd, padding_idx=PAD)
+        self.position = nn.Embedding(c.n_positions, c.n_embd, padding_idx=PAD)
+        self.token_type = nn.Embedding(1, c.n_embd)
+        self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
+        self.dropout = nn.Dropout(c.dropout)
+        self.max_length = c.max_length
+
+    def forward(self, ids, past=0):
+        """ids (B,T) -> (B,T,C). `past`: tokens that stand before these and are in the cache already."""
+        if past + ids.shape[1] > self.max_length:
+            raise ValueError(f'a sequence of {past + ids.shape[1]} tokens; this model reads at most {self.max_length}')
+        real = (ids != PAD).long()
+        position = (real.cumsum(1) + past) * real + PAD
+        x = self.word(ids) + self.token_type.weight[0] + self.position(position)  # (B,T,C)
+        return self.dropout(self.norm(x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its residual and LayerNorm after it: norm(x + out(attend(x)))."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.query = nn.Linear(c.n_embd, c.n_embd)
+        self.key = nn.Linear(c.n_embd, c.n_embd)
+        self.value = nn.Linear(c.n_embd, c.n_embd)
+        self.out = nn.Linear(c.n_embd, c.n_embd)
+        self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
+        self.dropout = nn.Dropout(c.dropout)
+        self.n_head = c.n_head
+
+    def heads(self, x):
+        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)                  # (B,T,C) -> (B,H,T,D)
+
+    def keys_values(self, x):
+        """x (B,S,C) -> keys and values, each (B,H,S,D)."""
+        return self.heads(self.key(x)), self.heads(self.value(x))
+
+    def forward(self, x, k, v, mask=None, causal=False):
+        """x (B,T,C) attends to k, v (B,H,S,D); mask is broadcast to (B,H,T,S). Returns (B,T,C)."""
+        q = self.heads(self.query(x))                                             # (B,H,T,D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
+                                           dropout_p=self.dropout.p if self.training else 0.0)
+        y = y.transpose(1, 2).flatten(2)                                          # (B,T,C)
+        return self.norm(x + self.dropout(self.out(y)))
+
+
+class FFN(nn.Module):
+    """Two linear layers with exact GELU between, residual, LayerNorm after it."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.up = nn.Linear(c.n_embd, c.n_ffn)
+        self.down = nn.Linear(c.n_ffn, c.n_embd)
+        self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x):
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.attn, self.ffn = Attention(c), FFN(c)
+
+    def forward(self, x, mask):
+        return self.ffn(self.attn(x, *self.attn.keys_values(x), mask))
+
+
+class Cache:
+    """What one decoder layer keeps while it generates: keys and values of the target, and of the source.
+
+    The source's (`memory`) are computed once and shared by all beams of that source, as query rows.
+    """
+
+    def __init__(self, layer, memory, max_length):
+        self.memory = layer.cross_attn.keys_values(memory)                        # 2 x (B,H,S,D)
+        self.max_length, self.length, self.k, self.v = max_length, 0, None, None
+
+    def append(self, k, v):
+        """Adds k, v (R,H,T,D) of new positions; returns those of all positions so far."""
+        if self.k is None:
+            self.k, self.v = (k.new_empty(*k.shape[:2], self.max_length, k.shape[3]) for _ in 'kv')
+        past, self.length = self.length, self.length + k.shape[2]
+        self.k[:, :, past:self.length], self.v[:, :, past:self.length] = k, v
+        return self.k[:, :, :self.length], self.v[:, :, :self.length]
+
+    def reorder(self, rows):
+        """Row i goes on from what was row rows[i]; the number of rows may change."""
+        self.k, self.v = self.k[rows], self.v[rows]
+
+
+class DecoderLayer(nn.Module):
+    """What both decoder layers share: how they attend to the target so far and to the source.
+
+    forward(x (B,T,C), memory (B,S,C), mask (B,1,1,S)) -> (B,T,C). With a cache, x holds only new positions of
+    R = B*K rows, and memory is not read: the cache has its keys and values.
+    """
+
+    def attend_self(self, x, cache):
+        k, v = self.self_attn.keys_values(x)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.self_attn(x, k, v, causal=x.shape[1] > 1)
+
+    def attend_memory(self, x, memory, mask, cache):
+        k, v = cache.memory if cache is not None else self.cross_attn.keys_values(memory)
+        rows = x.reshape(k.shape[0], -1, x.shape[2])                              # (R,T,C) -> (B,K*T,C)
+        return self.cross_attn(rows, k, v, mask).view_as(x)
+
+
+class CustomDecoderLayer(DecoderLayer):
+    """Self-attention, FFN1, cross-attention, FFN2; all weights come from the encoder (paper, section 3.2)."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.self_attn, self.ffn1, self.cross_attn, self.ffn2 = Attention(c), FFN(c), Attention(c), FFN(c)
+
+    def forward(self, x, memory, mask, cache=None):
+        x = self.ffn1(self.attend_self(x, cache))
+        return self.ffn2(self.attend_memory(x, memory, mask, cache))
+
+
+class NormalDecoderLayer(DecoderLayer):
+    """Self-attention, cross-attention, FFN: the new layer that is inserted between custom ones."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.self_attn, self.cross_attn, self.ffn = Attention(c), Attention(c), FFN(c)
+
+    def forward(self, x, memory, mask, cache=None):
+        return self.ffn(self.attend_memory(self.attend_self(x, cache), memory, mask, cache))
+
+
+class Head(nn.Module):
+    """Hidden states to logits. Tied: XLM-R's transform (if any), then the embeddings; untied: a matrix of its own."""
+
+    def __init__(self, c, word):
+        super().__init__()
+        self.tied, self.transform, self.n_ids = c.head == 'tied', c.mlm_head and c.head == 'tied', c.n_ids
+        if self.transform:
+            self.dense = nn.Linear(c.n_embd, c.n_embd)
+            self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
+        self.weight = word.weight if self.tied else nn.Parameter(torch.empty(c.n_rows, c.n_embd))
+        self.bias = nn.Parameter(torch.zeros(c.n_rows))
+
+    def hidden(self, x):
+        return self.norm(F.gelu(self.dense(x))) if self.transform else x
+
+    def forward(self, x):
+        """x (...,C) -> logits (...,V), V = n_ids."""
+        return F.linear(self.hidden(x), self.weight, self.bias)[..., :self.n_ids]
+
+    def loss(self, x, labels):
+        """x (N,C), labels (N,) -> the sum of -log p(label), a scalar; logits exist for one chunk of rows at a time."""
+        return ChunkedCrossEntropy.apply(self.hidden(x), self.weight, self.bias, labels, self.n_ids,
+                                         torch.is_grad_enabled())
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of h W^T + b without holding (N,V) logits.
+
+    The gradients are formed with the loss, chunk by chunk, by hand: d logits = softmax - one-hot. This takes
+    one product less than recomputing the logits in the backward pass, and the memory of one chunk.
+    """
+    CHUNK = 512                                                                   # rows of logits held at a time
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, labels, n_ids, with_grad):
+        device = h.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
+        ctx.types = h.dtype, weight.dtype, bias.dtype
+        h, w = h.to(dtype), weight.to(dtype)
+        total = torch.zeros((), device=h.device)
+        dh, dw = (torch.empty_like(h), torch.zeros_like(weight)) if with_grad else (None, None)
+        db = torch.zeros_like(bias) if with_grad else None
+        for i in range(0, len(h), ChunkedCrossEntropy.CHUNK):
+            rows = slice(i, i + ChunkedCrossEntropy.CHUNK)
+            logits = F.linear(h[rows], w, bias.to(dtype)).float()                 # (chunk, n_rows)
+            logits[:, n_ids:] = -torch.inf                                        # rows that no id reaches
+            picked = logits.gather(1, labels[rows, None])
+            norm = logits.logsumexp(1, keepdim=True)
+            total += (norm - picked).sum()
+            if not with_grad:
+                continue
+            d = logits.sub_(norm).exp_()
+            d.scatter_add_(1, labels[rows, None], torch.full_like(picked, -1))
+            db += d.sum(0)
+            d = d.to(dtype)
+            torch.mm(d, w, out=dh[rows])
+            if dw.dtype == dtype:
+                dw.addmm_(d.T, h[rows])
+            else:
+                dw += d.T @ h[rows]
+        ctx.grads = dh, dw, db
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        dh, dw, db = (g.mul_(grad).to(t) for g, t in zip(ctx.grads, ctx.types))
+        ctx.grads = None
+        return dh, dw, db, None, None, None
+
+
+class XLMR(nn.Module):
+    """The encoder, numerically equal to transformers' XLMRobertaModel, with its masked-token head.
+
+    `sentencepiece` holds the tokenizer's file, so that whatever is saved is complete. `origins` says of each
+    parameter where its value comes from.
+    """
+
+    def __init__(self, config, sentencepiece=None):
+        super().__init__()
+        self.config, self.sentencepiece = config, sentencepiece
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layer))
+        self.head = Head(config, self.embeddings.word)
+        init_weights(self)
+        self.origins = {name: 'random' for name, _ in self.named_parameters(remove_duplicate=False)}
+        if self.head.tied:
+            self.origins['head.weight'] = 'tied to embeddings.word.weight'
+
+    def encode(self, src):
+        """src (B,S) int64, padded with 1 -> memory (B,S,C)."""
+        mask = (src != PAD)[:, None, None]                                        # (B,1,1,S)
+        x = self.embeddings(src)
+        for layer in self.encoder:
+            x = layer(x, mask)
+        return x
+
+    def loss(self, src, tgt):
+        """src (B,S) with some tokens masked, tgt (B,S) their ids there and 1 elsewhere.
+
+        Returns the sum of the token losses (nats) and the number of target tokens.
+        """
+        real = tgt != PAD
+        return self.head.loss(self.encode(src)[real], tgt[real]), real.sum()
+
+    def forward(self, src, tgt):
+        return self.loss(src, tgt)
+
+    def flops(self, n_source, n_target):
+        """Operations of a training step: 6 a weight and token, forward and backward (Kaplan et al. 2020, section 2.1).
+
+        Attention's products over positions are left out: under 5 % at 256 tokens and base size.
+        """
+        return 6 * (n_source * n_weights(self.encoder) + n_target * n_weights(self.head))
+
+    @classmethod
+    def from_encoder(cls, folder, **options):
+        """Reads an XLM-R family folder: config.json, model.safetensors or pytorch_model.bin, the SentencePiece file.
+
+        `options` are the fields of SWCMConfig beside the sizes. Raises FileNotFoundError for a missing file and
+        ValueError for a damaged one, or for tensors that are missing, surplus or misshapen, by name.
+        """
+        folder = Path(folder)
+        sizes, state = read_huggingface(folder)
+        model = cls(SWCMConfig(**{**sizes, **options}), read_file(folder / SENTENCEPIECE))
+        model.copy_encoder(state, folder)
+        return model
+
+    @torch.no_grad()
+    def copy_encoder(self, state, folder):
+        names = huggingface_names(self.config)
+        missing, surplus = sorted(set(names.values()) - set(state)), sorted(set(state) - set(names.values()))
+        if missing or surplus:
+            raise ValueError(f'{folder}: not the tensors of an XLM-R with the sizes of its config.json. '
+                             f'Missing: {few(missing)}. Not expected: {few(surplus)}')
+        c, parameters = self.config, dict(self.named_parameters())
+        for ours, theirs in names.items():
+            if ours.startswith('head') and not self.head.tied:                    # it has no use for the MLM head
+                continue
+            p, value = parameters[ours], state[theirs]
+            rows = c.vocab_size if ours in ('embeddings.word.weight', 'head.bias') else len(p)
+            if value.shape != p[:rows].shape:
+                raise ValueError(f'{folder}: {theirs} has shape {tuple(value.shape)}, '
+                                 f'where config.json asks for {tuple(p[:rows].shape)}')
+            p[:rows] = value
+            self.origins[ours] = f'read from {folder}'
+        word = self.embeddings.word.weight                                        # new rows start near the mean row
+        word[c.vocab_size:] = word[:c.vocab_size].mean(0) + 0.02 * torch.randn_like(word[c.vocab_size:])
+
+    def save(self, folder, dtype=torch.float32):
+        """Writes encoder and MLM head as a Hugging Face folder, which transformers reads too."""
+        c, parameters = self.config, dict(self.named_parameters())
+        state = {theirs: parameters[ours].detach() for ours, theirs in huggingface_names(c).items()}
+        for name in ('roberta.embeddings.word_embeddings.weight', 'lm_head.bias'):
+            if name in state:
+                state[name] = state[name][:c.vocab_size]
+        write_model(folder, {name: t.to(dtype).contiguous() for name, t in state.items()}, self.sentencepiece, {
+            'model_type': 'xlm-roberta', 'architectures': ['XLMRobertaForMaskedLM'],
+            **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()}, 'hidden_act': 'gelu',
+            'hidden_dropout_prob': c.dropout, 'attention_probs_dropout_prob': c.dropout, 'type_vocab_size': 1,
+            'bos_token_id': BOS, 'pad_token_id': PAD, 'eos_token_id': EOS, 'tie_word_embeddings': True})
+
+    def weight_report(self):
+        """A few lines for the reader: parameters of each part, and where they come from.
+
+        `origins` has the same for each parameter by name: read, copied, tied or random.
+        """
+        count, seen = {}, set()
+        for name, p in self.named_parameters(remove_duplicate=False):
+            part, *rest = name.split('.')
+            if part == 'decoder':
+                part += ', custom' if isinstance(self.decoder[int(rest[0])], CustomDecoderLayer) else ', inserted'
+            origin = self.origins[name]
+            if origin.startswith(('copied', 'tied')):                             # from which part: encoder, decoder ...
+                origin = origin.split('.')[0]
+            key = part, origin
+            count[key] = count.get(key, 0) + (0 if p in seen else p.numel())
+            seen.add(p)
+        lines = [f'  {part:20}{n:>13,}  {origin}' for (part, origin), n in count.items()]
+        return '\n'.join(lines + [f'  {"total":20}{sum(count.values()):>13,}'])
+
+
+# The parts of a custom layer, the part of an encoder layer that each comes from, and which of its sources
+CUSTOM_PARTS = {'self_attn': ('attn', 0), 'ffn1': ('ffn', 0), 'cross_attn': ('attn', 1), 'ffn2': ('ffn', 1)}
+# The parts of an inserted layer that repeats the custom layer before it
+INSERTED_PARTS = {'self_attn': 'self_attn', 'cross_attn': 'cross_attn', 'ffn': 'ffn2'}
+
+
+class SWCM(XLMR):
+    """The encoder, and a decoder of custom layers with normal ones inserted between.
+
+    SWCM.from_encoder(folder, languages=('bo', 'zh'), share='copy', insert_every=3, inserted='random', head='tied')
+    builds one from an encoder's folder; SWCM.load(folder) reads back what model.save(folder) wrote.
+    """
+
+    def __init__(self, config, sentencepiece=None):
+        super().__init__(config, sentencepiece)
+        sources = custom_sources(config)
+        self.decoder = nn.ModuleList()
+        for i, source in enumerate(sources):
+            layer = CustomDecoderLayer(config)
+            if config.share == 'tie':
+                for part, (theirs, which) in CUSTOM_PARTS.items():
+                    setattr(layer, part, getattr(self.encoder[source[which]], theirs))
+            else:
+                init_weights(layer)
+            self.decoder.append(layer)
+            last = i + 1 == len(sources)                                          # none after the last, as published
+            if config.insert_every and (i + 1) % config.insert_every == 0 and not last:
+                self.decoder.append(NormalDecoderLayer(config))
+                init_weights(self.decoder[-1])
+        for name, _ in self.decoder.named_parameters(prefix='decoder', remove_duplicate=False):
+            self.origins[name] = 'random'
+
+    def copy_encoder(self, state, folder):
+        super().copy_encoder(state, folder)
+        self.share_weights()
+
+    @torch.no_grad()
+    def share_weights(self):
+        """Fills the decoder from the encoder's weights as config.share and config.inserted say."""
+        c, sources = self.config, iter(custom_sources(self.config))
+        for i, layer in enumerate(self.decoder):
+            if isinstance(layer, CustomDecoderLayer):
+                previous, source = i, next(sources)
+                for part, (theirs, which) in CUSTOM_PARTS.items():
+                    if c.share != 'none':
+                        self.copy_part(f'decoder.{i}.{part}', f'encoder.{source[which]}.{theirs}')
+            elif c.inserted == 'duplicate':
+                for part, theirs in INSERTED_PARTS.items():
+                    self.copy_part(f'decoder.{i}.{part}', f'decoder.{previous}.{theirs}')
+            elif c.inserted == 'quiet':
+                quiet(layer, self.decoder[previous].ffn2.norm)
+
+    def copy_part(self, target, source):
+        """Copies the module `source` into the module `target`, both by name, and accounts for it."""
+        verb = 'tied to' if self.config.share == 'tie' and source.startswith('encoder') else 'copied from'
+        if verb == 'copied from':
+            for ours, theirs in zip(self.get_submodule(target).parameters(), self.get_submodule(source).parameters()):
+                ours.copy_(theirs)
+        for name, _ in self.get_submodule(source).named_parameters():
+            self.origins[f'{target}.{name}'] = f'{verb} {source}.{name}'
+
+    def decode(self, tgt, memory, src):
+        """tgt (B,T), memory (B,S,C) of src (B,S) -> logits (B,T,V); position t has seen tgt up to t."""
+        return self.head(self.decode_hidden(tgt, memory, src))
+
+    def decode_hidden(self, tgt, memory, src, caches=None):
+        """As `decode`, before the head: (B,T,C). With caches, tgt (R,T) holds only the new positions."""
+        mask = (src != PAD)[:, None, None]                                        # (B,1,1,S)
+        x = self.embeddings(tgt, past=caches[0].length if caches else 0)
+        for i, layer in enumerate(self.decoder):
+            x = layer(x, memory, mask, caches[i] if caches else None)
+        return x
+
+    def loss(self, src, tgt):
+        """src (B,S), tgt (B,T) = <s> <lang> ... </s>, both padded with 1.
+
+        Returns the sum of the token losses (nats) and the number of target tokens; <lang> is given, not predicted.
+        """
+        labels = tgt[:, 2:]
+        real = labels != PAD
+        x = self.decode_hidden(tgt[:, :-1], self.encode(src), src)[:, 1:]         # (B,T-2,C)
+        return self.head.loss(x[real], labels[real]), real.sum()
+
+    def flops(self, n_source, n_target):
+        """As XLMR.flops. Keys and values of cross-attention are formed once a source token, all else a target token."""
+        source = sum(n_weights(layer.cross_attn.key) + n_weights(layer.cross_attn.value) for layer in self.decoder)
+        target = sum(n_weights(layer) for layer in self.decoder) - source + n_weights(self.head)
+        return 6 * (n_source * (n_weights(self.encoder) + source) + n_target * target)
+
+    @torch.inference_mode()
+    def generate(self, src, lang, beams=1, max_new_tokens=128, min_new_tokens=0, length_penalty=1.0,
+                 no_repeat_ngram=0, temperature=0.0, top_k=0, top_p=1.0):
+        """Writes in `lang` (one language, or one per source) for each row of src (B,S), padded with 1.
+
+        Greedy with beams=1; beam search with more; sampling with temperature > 0, from the top_k likeliest tokens
+        or the likeliest that together have probability top_p. A hypothesis has at most max_new_tokens tokens and
+        then </s>, which is forced at the limit; no n-gram of no_repeat_ngram tokens comes twice (0: may).
+
+        Returns for each source a list of (ids, score), best first: ids without <s> <lang> and </s>, and
+            score = sum of log p(token | before, source) over ids and </s>, divided by (len(ids) + 1) ** length_penalty
+        with p the model's own probability. A source is done when `beams` hypotheses have ended; only a </s> among
+        its best `beams` candidates ends one (as in fairseq). Raises ValueError for an unknown language and for
+        lengths beyond the model's positions.
+        """
+        c, device, (B, K) = self.config, src.device, (len(src), beams)
+        if max_new_tokens + 2 > c.max_length:
+            raise ValueError(f'max_new_tokens={max_new_tokens}: this model writes at most {c.max_length - 2} tokens')
+        if temperature and beams > 1:
+            raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
+        langs = [lang] * B if isinstance(lang, str) else lang
+        memory = self.encode(src)
+        caches = [Cache(layer, memory, max_new_tokens + 2) for layer in self.decoder]
+        never = [BOS, PAD, UNK, *range(c.vocab_size - 1, c.n_ids)]                # also <mask> and the languages
+        ids = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (R,T); R = B at first
+        new, total, ended = ids, torch.zeros(B, 1, device=device), [[] for _ in range(B)]
+        for step in range(max_new_tokens + 1):
+            x = self.decode_hidden(new, memory, src, caches)[:, -1]
+            logp = self.head(x).float().log_softmax(-1)                           # (R,V)
+            logp[:, never] = -torch.inf
+            if step < min_new_tokens:
+                logp[:, EOS] = -torch.inf
+            if no_repeat_ngram:
+                ban_repeats(logp, ids[:, 2:], no_repeat_ngram)
+            if step == max_new_tokens:
+                logp[:, :EOS] = logp[:, EOS + 1:] = -torch.inf
+            if temperature:
+                logp = draw(logp, temperature, top_k, top_p)
+            V, rows = logp.shape[1], total.shape[1]                               # rows: beams that a source has now
+            candidates = (total[:, :, None] + logp.view(B, rows, V)).flatten(1)   # (B,rows*V)
+            score, flat = candidates.topk(min(2 * K, rows * V))                   # 2K: K of them are not </s>
+            beam, token = flat // V, flat % V
+            ends = (token == EOS) & score.isfinite()
+            for b, i in ends[:, :K].nonzero().tolist():
+                if len(ended[b]) < K:
+                    hypothesis = ids[b * rows + beam[b, i], 2:].tolist()
+                    ended[b].append((hypothesis, score[b, i].item() / (step + 1) ** length_penalty))
+            if all(len(e) == K for e in ended):
+                break
+            go_on = ends.int().argsort(dim=1, stable=True)[:, :min(K, score.shape[1] - rows)]  # best first
+            total = score.gather(1, go_on)
+            parent = (beam.gather(1, go_on) + rows * torch.arange(B, device=device)[:, None]).flatten()  # (R,)
+            new = token.gather(1, go_on).view(-1, 1)
+            ids = torch.cat([ids[parent], new], 1)
+            if K > 1:
+                for cache in caches:
+                    cache.reorder(parent)
+        return [sorted(e, key=lambda hypothesis: -hypothesis[1]) for e in ended]
+
+    def save(self, folder):
+        """Writes config.json, model.safetensors and the SentencePiece file: all that `load` and sampling need."""
+        state = {name: p.detach() for name, p in self.named_parameters()}         # a tied tensor once
+        write_model(folder, state, self.sentencepiece, {'model_type': 'swcm', **asdict(self.config)})
+
+    @classmethod
+    def load(cls, folder):
+        """Reads what `save` wrote, onto the CPU. Raises FileNotFoundError, or ValueError that names what is wrong."""
+        folder = Path(folder)
+        config = read_json(folder / 'config.json')
+        if config.pop('model_type', None) != 'swcm':
+            raise ValueError(f'{folder}: not a nanoSWCM checkpoint but perhaps an encoder; SWCM.from_encoder reads those')
+        model, state = cls(SWCMConfig(**config), read_file(folder / SENTENCEPIECE)), read_tensors(folder)
+        parameters = dict(model.named_parameters())
+        if wrong := sorted(set(parameters) ^ set(state)):
+            raise ValueError(f'{folder}: tensors missing or not expected: {few(wrong)}')
+        with torch.no_grad():
+            for name, p in parameters.items():
+                if p.shape != state[name].shape:
+                    raise ValueError(f'{folder}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}')
+                p.copy_(state[name])
+        model.origins = {name: f'read from {folder}' for name in model.origins}
+        return model
+
+
+def custom_sources(c):
+    """For each custom layer, the encoder layers of its (self-attention, FFN1) and (cross-attention, FFN2)."""
+    if c.share == 'alternate':                                                    # DeltaLM, arXiv 2106.13736, section 3.2
+        return [(i, i + 1) for i in range(0, c.n_layer, 2)]
+    return [(i, i) for i in range(c.n_layer)]
+
+
+def init_weights(module):
+    """Weights N(0, 0.02) as in BERT and XLM-R, biases 0, LayerNorm 1 and 0, the rows of <pad> 0."""
+    for name, p in module.named_parameters():
+        if name.endswith('norm.weight'):
+            nn.init.ones_(p)
+        elif name.endswith('bias'):
+            nn.init.zeros_(p)
+        else:
+            nn.init.normal_(p, std=0.02)
+    for m in module.modules():
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+            nn.init.zeros_(m.weight[m.padding_idx])
+
+
+def quiet(layer, before):
+    """Makes an inserted layer nearly pass on its input, which left the LayerNorm `before`.
+
+    Its output projections are 0. Its LayerNorms, which would still undo the scale g and shift b of `before`, give
+    back what these did to an average token: variance mean(g^2) + var(b) and mean mean(b) over the channels.
+    """
+    for projection in (layer.self_attn.out, layer.cross_attn.out, layer.ffn.down):
+        nn.init.zeros_(projection.weight)
+    g, b = before.weight, before.bias
+    for norm in (layer.self_attn.norm, layer.cross_attn.norm, layer.ffn.norm):
+        nn.init.constant_(norm.weight, (g.square().mean() + b.var(correction=0)).sqrt().item())
+        nn.init.constant_(norm.bias, b.mean().item())
+
+
+def ban_repeats(logp, ids, n):
+    """Sets log p to -inf, in place, of each token that would complete an n-gram that ids (R,T) hold already."""
+    if ids.shape[1] < n:
+        return
+    grams = ids.unfold(1, n, 1)                                                   # (R,T-n+1,n)
+    same = (grams[:, :, :-1] == ids[:, None, ids.shape[1] - n + 1:]).all(-1)      # (R,T-n+1)
+    row, at = same.nonzero(as_tuple=True)
+    logp[row, grams[row, at, -1]] = -torch.inf
+
+
+def draw(logp, temperature, top_k, top_p):
+    """Samples a token a row of logp (R,V); returns logp with all others at -inf."""
+    p = (logp / temperature).softmax(-1)
+    ranked, order = p.sort(-1, descending=True)
+    drop = ranked.cumsum(-1) - ranked > top_p                                     # keeps the one that crosses top_p
+    if top_k:
+        drop[:, top_k:] = True
+    choice = order.gather(1, ranked.masked_fill(drop, 0).multinomial(1))          # (R,1)
+    return torch.full_like(logp, -torch.inf).scatter(1, choice, logp.gather(1, choice))
+
+
+def n_weights(module):
+    """Entries of the weight matrices below module: what multiplies, so no biases and no LayerNorms."""
+    return sum(p.numel() for p in module.parameters() if p.dim() == 2)
+
+
+# Our sizes and config.json's
+SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
+         'n_embd': 'hidden_size', 'n_ffn': 'intermediate_size', 'n_positions': 'max_position_embeddings',
+         'layer_norm_eps': 'layer_norm_eps'}
+# Our modules and Hugging Face's, below `roberta.` and `roberta.encoder.layer.N.`
+EMBEDDING_NAMES = {'word': 'word_embeddings', 'position': 'position_embeddings', 'token_type': 'token_type_embeddings',
+                   'norm': 'LayerNorm'}
+LAYER_NAMES = {'attn.query': 'attention.self.query', 'attn.key': 'attention.self.key',
+               'attn.value': 'attention.self.value', 'attn.out': 'attention.output.dense',
+               'attn.norm': 'attention.output.LayerNorm', 'ffn.up': 'intermediate.dense', 'ffn.down': 'output.dense',
+               'ffn.norm': 'output.LayerNorm'}
+HEAD_NAMES = {'head.dense.weight': 'lm_head.dense.weight', 'head.dense.bias': 'lm_head.dense.bias',
+              'head.norm.weight': 'lm_head.layer_norm.weight', 'head.norm.bias': 'lm_head.layer_norm.bias',
+              'head.bias': 'lm_head.bias'}
+# What a checkpoint may hold that this model does not use
+UNUSED = ('roberta.pooler.', 'roberta.embeddings.position_ids', 'lm_head.decoder.bias')
+
+
+def huggingface_names(c):
+    """Name of each parameter of XLMR -> its name in a Hugging Face XLMRobertaForMaskedLM."""
+    names = {}
+    for ours, theirs in EMBEDDING_NAMES.items():
+        for kind in ('weight', 'bias') if ours == 'norm' else ('weight',):
+            names[f'embeddings.{ours}.{kind}'] = f'roberta.embeddings.{theirs}.{kind}'
+    for i in range(c.n_layer):
+        for ours, theirs in LAYER_NAMES.items():
+            for kind in ('weight', 'bias'):
+                names[f'encoder.{i}.{ours}.{kind}'] = f'roberta.encoder.layer.{i}.{theirs}.{kind}'
+    return {**names, **HEAD_NAMES} if c.mlm_head else names
+
+
+def read_huggingface(folder):
+    """Returns the sizes of an encoder's folder as fields of SWCMConfig, and its tensors by full name, on the CPU."""
+    config, state = read_json(folder / 'config.json'), read_tensors(folder)
+    expected = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'pad_token_id': PAD, 'type_vocab_size': 1}
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; an XLM-R encoder has {value!r}')
+    if missing := [key for key in SIZES.values() if key not in config]:
+        raise ValueError(f'{folder}/config.json lacks {few(missing)}')
+    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
+    state = {name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}': t for name, t in state.items()}
+    word, tied = (state.get(n) for n in ('roberta.embeddings.word_embeddings.weight', 'lm_head.decoder.weight'))
+    if tied is not None and not torch.equal(state.pop('lm_head.decoder.weight'), word):
+        raise ValueError(f'{folder}: lm_head.decoder.weight differs from the embeddings; only a tied head is read')
+    state = {name: t for name, t in state.items() if not name.startswith(UNUSED)}
+    return {**sizes, 'mlm_head': 'lm_head.bias' in state}, state
+
+
+def read_tensors(folder):
+    """Tensors by name, from model.safetensors or else pytorch_model.bin, which is read without running its code."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    path = folder / 'model.safetensors'
+    try:
+        if path.exists():
+            return load_file(path)
+        path = folder / 'pytorch_model.bin'
+        if path.exists():
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as e:
+        raise ValueError(f'{path} is damaged or no weight file ({str(e).splitlines()[0]}); copy or download it again')
+    raise FileNotFoundError(f'{folder} has neither model.safetensors nor pytorch_model.bin')
+
+
+def read_json(path):
+    try:
+        return json.loads(read_file(path))
+    except ValueError as e:
+        raise ValueError(f'{path} is not JSON: {e}')
+
+
+def read_file(path):
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist; an encoder or checkpoint folder needs it')
+    return path.read_bytes()
+
+
+def write_model(folder, state, sentencepiece, config):
+    """Writes a folder whose files are each whole at any time; model.safetensors comes last."""
+    from safetensors.torch import save_file
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / 'config.json') as path:
+        path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    if sentencepiece is not None:
+        with replacing(folder / SENTENCEPIECE) as path:
+            path.write_bytes(sentencepiece)
+    with replacing(folder / 'model.safetensors') as path:
+        save_file(state, path, metadata={'format': 'pt'})
+
+
+@contextmanager
+def replacing(path):
+    """Gives a temporary path beside `path`; what was written there takes its place at once, or not at all."""
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def few(names):
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '') if names else 'none'
