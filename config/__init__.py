@@ -1,0 +1,148 @@
+"""Settings: defaults here, then a config file, then --key=value on the command line.
+
+A config file is Python with one assignment a line. It is executed: run only files that you trust.
+"""
+import ast
+import difflib
+import inspect
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+@dataclass
+class Train:
+    # what to learn, from what
+    objective: str = 'swcm'          # swcm: denoising and translation; mlm: the masked tokens of an encoder
+    dataset: str = 'udhr'            # a corpus: data/NAME/prepare.py reads it
+    data_from: str = ''              # where the corpus lies, for datasets that cannot fetch themselves
+    languages: tuple = ('bo', 'ug', 'kk', 'mn', 'zh')  # what the model reads and writes
+    encoder: str = 'config/encoder.py'  # an XLM-R family folder, or the config file that trains one; '': from scratch
+    # the model above the encoder
+    share: str = 'copy'              # decoder weights: copy (of the encoder's) | none | tie | alternate
+    insert_every: int = 3            # a new layer after every so many custom layers; 0: none
+    inserted: str = 'random'         # weights of the new layers: random | duplicate | quiet
+    head: str = 'tied'               # output projection: tied (to the embeddings) | untied
+    dropout: float = 0.1             # in encoder and decoder
+    # an encoder from scratch (objective mlm, encoder '')
+    vocab_size: int = 3000           # SentencePiece pieces, trained on the corpus
+    n_layer: int = 4                 # layers
+    n_head: int = 4                  # attention heads
+    n_embd: int = 128                # channels
+    n_ffn: int = 512                 # channels inside the FFN
+    # batches
+    block_size: int = 256            # longest sequence in tokens, with <s> <lang> </s>
+    batch_tokens: int = 4096         # padded source + target tokens of a micro-batch, about
+    accumulate: int = 1              # micro-batches of an optimizer step, over all processes
+    mt_share: float = 0.5            # share of examples that are translation; the rest is denoising
+    alpha: float = 0.3               # languages are drawn with p ~ segments^alpha
+    val_fraction: float = 0.1        # documents held out
+    mask_ratio: float = 0.35         # denoising: share of tokens that go
+    span_length: float = 3.5         # denoising: mean of the Poisson length of spans
+    permute_sentences: bool = True   # denoising: put sentences into a random order
+    mlm_ratio: float = 0.15          # mlm: share of tokens to predict
+    # optimisation
+    max_steps: int = 500             # optimizer steps
+    lr: float = 1e-3                 # peak learning rate of AdamW
+    warmup: float = 0.1              # share of the steps in which the rate rises; then it falls to 0, linearly
+    weight_decay: float = 0.01       # on matrices only
+    beta1: float = 0.9               # AdamW
+    beta2: float = 0.98              # AdamW; XLM-R's
+    grad_clip: float = 1.0           # largest norm of the gradient
+    seed: int = 1                    # of weights, data order, noise and dropout
+    # the run
+    out_dir: str = 'out/tibetan'     # gets last/, best/ and log.jsonl
+    eval_interval: int = 100         # steps between evaluations; the best checkpoint is kept
+    eval_segments: int = 100         # held-out segments per task and language
+    save_interval: int = 100         # steps between writes of last/
+    resume: bool = True              # go on from out_dir/last if it is there; False: start over
+    device: str = 'auto'             # auto | cpu | cuda | cuda:1 | mps
+    dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, else float32) | float32 | bfloat16
+    compile: bool = False            # torch.compile; for CUDA
+    workers: int = 0                 # processes that prepare batches; 0: the training process itself
+
+
+def load(cls, argv):
+    """Returns (settings, whether a config file was named); argv is [FILE.py] [--key=value ...].
+
+    Raises ValueError for an unknown or mistyped key and FileNotFoundError for a missing file. --help prints every
+    key and exits.
+    """
+    if '--help' in argv or '-h' in argv:
+        print(help_text(cls))
+        sys.exit()
+    values = {}
+    for i, arg in enumerate(argv):
+        if not arg.startswith('--'):
+            if i > 0:
+                raise ValueError(f'{arg!r}: one config file comes first, then --key=value')
+            values.update(read_config(cls, arg))
+            continue
+        key, equals, text = arg[2:].partition('=')
+        known = check_key(cls, key, f'--{key}')
+        if not equals:
+            raise ValueError(f'--{key}: write --{key}=VALUE')
+        values[key] = convert(known, text, f'--{key}')
+    return cls(**values)
+
+
+def read_config(cls, path):
+    """The assignments of a config file, checked against the fields of cls."""
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(str(path), map(str, Path(__file__).parent.parent.glob('config/*.py')), 1, 0)
+        known = ', '.join(sorted(f'config/{p.name}' for p in Path(__file__).parent.glob('*.py') if p.stem != '__init__'))
+        raise FileNotFoundError(f'config file {path} does not exist; there are {known}')
+    values = {}
+    exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), {}, values)
+    return {key: convert(check_key(cls, key, f'{path}: {key}'), value, f'{path}: {key}')
+            for key, value in values.items() if not key.startswith('_')}
+
+
+def check_key(cls, key, where):
+    known = {f.name: f for f in fields(cls)}
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        raise ValueError(f'{where}: unknown key' + (f'; did you mean {near[0]}?' if near else '; --help lists them all'))
+    return known[key]
+
+
+def convert(field, value, where):
+    """A value, or its text from the command line, as the type of its field."""
+    try:
+        if field.type is str and isinstance(value, str):
+            return value
+        if field.type is tuple:
+            return tuple(value.replace(',', ' ').split() if isinstance(value, str) else value)
+        if isinstance(value, str):
+            value = ast.literal_eval(value)
+        if field.type is float and type(value) is int:
+            value = float(value)
+        if type(value) is field.type:
+            return value
+    except (ValueError, SyntaxError, TypeError):
+        pass
+    raise ValueError(f'{where}={value!r}: the value must be {a_kind[field.type]}')
+
+
+a_kind = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text', tuple: 'a list like bo,zh'}
+
+
+def help_text(cls):
+    """Every key with its default and the comment that stands behind it in the class."""
+    lines = [inspect.getdoc(sys.modules[cls.__module__]) or '', '', 'usage: [CONFIG.py] [--key=value ...]', '']
+    for line in inspect.getsource(cls).splitlines():
+        code, _, comment = line.strip().partition('#')
+        if ':' in code and '=' in code:
+            name, default = code.split(':')[0], code.split('=', 1)[1].strip()
+            lines.append(f'  --{name + "=" + default:38} {comment.strip()}')
+        elif comment:
+            lines.append(f'{comment.strip()}:')
+    return '\n'.join(lines)
+
+
+def run(main):
+    """Calls main(argv); a user's mistake becomes one line and exit 1."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError, OSError) as e:
+        sys.exit(f'error: {e}')

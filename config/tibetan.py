@@ -1,0 +1,7 @@
+# The first run: minutes on a laptop. Bigger corpora and encoders need other values, see config/tibetan_base.py.
+dataset = 'udhr'
+encoder = 'config/encoder.py'    # trained first
+out_dir = 'out/tibetan'
+languages = 'bo,ug,kk,mn,zh,en'.split(',')
+max_steps = 400
+lr = 1e-3

@@ -1,0 +1,99 @@
+"""XLM-R's token ids from a SentencePiece file, with language tokens behind them.
+
+XLM-R's layout: <s> 0, <pad> 1, </s> 2, <unk> 3, SentencePiece's piece i (from 3) is i + 1, and <mask> is the last.
+Language tokens <bo> <zh> ... follow, in the order given.
+"""
+import io
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+SPACE = '\u2581'                                      # SentencePiece's mark of a space before a piece
+STOPS = '།༎༏༐༑༔。！？｡…؟۔!?.'                         # ends of sentences: Tibetan shads, CJK, Arabic, Latin
+ASCII_STOPS = '!?.'                                   # end a sentence only before a space: not in 3.5 or a.m.
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    `model`: a SentencePiece file as a path, a folder that has sentencepiece.bpe.model, or its bytes. `vocab_size`:
+    rows of the encoder, where they are more than the pieces; the language tokens stand behind them. Raises
+    FileNotFoundError, or ValueError for a file that is no SentencePiece model of XLM-R's kind or has too many pieces.
+    """
+
+    def __init__(self, model, languages=(), vocab_size=None):
+        name = 'the SentencePiece model'
+        if not isinstance(model, bytes):
+            path = Path(model)
+            name = path = path / 'sentencepiece.bpe.model' if path.is_dir() else path
+            if not path.is_file():
+                raise FileNotFoundError(f'{path} does not exist; an encoder folder needs its SentencePiece file')
+            model = path.read_bytes()
+        self.sp = sentencepiece.SentencePieceProcessor()
+        try:
+            self.sp.LoadFromSerializedProto(model)
+        except RuntimeError as e:
+            raise ValueError(f'{name} is damaged or no SentencePiece file') from e
+        if (self.sp.unk_id(), self.sp.bos_id(), self.sp.eos_id()) != (0, 1, 2):
+            raise ValueError(f'{name}: <unk> <s> </s> are pieces {self.sp.unk_id()} {self.sp.bos_id()} '
+                             f'{self.sp.eos_id()}, and XLM-R has them at 0 1 2')
+        self.model, self.languages = model, tuple(languages)
+        self.mask = len(self.sp) + 1
+        self.vocab_size = vocab_size or self.mask + 1
+        if self.vocab_size <= self.mask:
+            raise ValueError(f'{name} has ids up to {self.mask}, and the encoder only {self.vocab_size} rows: '
+                             'they do not belong together')
+        pieces = ['', '', '', ' \u2047 ', *(self.sp.id_to_piece(i) for i in range(3, len(self.sp))), '<mask>']
+        self.pieces = pieces + [''] * (self.vocab_size + len(self.languages) - len(pieces))
+        self.to_id = np.arange(len(self.sp)) + 1      # SentencePiece's ids to XLM-R's
+        self.to_id[:3] = UNK, BOS, EOS
+        self.space = np.array([p.startswith(SPACE) for p in self.pieces])
+        self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
+        self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces]) & ~self.ascii_stop
+
+    def encode(self, text):
+        """Ids of a text, or a list of ids for a list of texts, as integer arrays; <s> and </s> are not added."""
+        if isinstance(text, str):
+            return self.to_id[self.sp.encode(text)]
+        return [self.to_id[ids] for ids in self.sp.encode(text, num_threads=-1)]
+
+    def decode(self, ids):
+        """The text of ids: <mask> stays visible, the other special tokens and the languages go."""
+        return ''.join(self.pieces[i] for i in ids).replace(SPACE, ' ').strip()
+
+    def language_id(self, language):
+        if language not in self.languages:
+            raise ValueError(f'language {language!r} has no token here; there are: {" ".join(self.languages)}')
+        return self.vocab_size + self.languages.index(language)
+
+    def sentence_starts(self, ids):
+        """ids (n,) -> the positions, 0 among them, where a sentence begins."""
+        before, after = ids[:-1], ids[1:]
+        starts = self.stop[before] & ~self.stop[after] | self.ascii_stop[before] & self.space[after]
+        return np.concatenate([[0], np.flatnonzero(starts) + 1])
+
+    def coverage(self, text):
+        """How well the vocabulary fits a text: (share of tokens that are <unk>, pieces per character)."""
+        ids = self.encode(text)
+        return float(np.mean(ids == UNK)) if len(ids) else 0.0, len(ids) / max(len(text), 1)
+
+
+def train_sentencepiece(lines, vocab_size):
+    """A SentencePiece unigram model of XLM-R's kind (NFKC, every character covered), as bytes.
+
+    `lines`: an iterable of texts. Where they cannot fill vocab_size (which counts XLM-R's <pad> and <mask>) the
+    model is smaller.
+    """
+    model = io.BytesIO()
+    # SentencePiece leaves out lines of over max_sentence_length bytes, so long ones come in parts
+    parts = (line[i:i + 1000] for line in lines for i in range(0, len(line), 1000))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=parts, model_writer=model, vocab_size=vocab_size - 2, hard_vocab_limit=False,
+            model_type='unigram', character_coverage=1.0, normalization_rule_name='nmt_nfkc', num_threads=4,
+            input_sentence_size=1_000_000, shuffle_input_sentence=True, minloglevel=2)
+    except RuntimeError as e:
+        raise ValueError(f'vocab_size={vocab_size}: SentencePiece cannot train it on this text: {e}') from e
+    return model.getvalue()

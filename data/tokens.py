@@ -1,0 +1,211 @@
+"""Token files: a corpus, tokenised once, cut into segments, split into train and val, memory-mapped.
+
+A prepared folder holds for each stream (a language, `bo`, or a pair, `bo-zh`) and split two files: STREAM.SPLIT.bin,
+the ids one after the other, and STREAM.SPLIT.npy, the offsets of its segments. Segments of a pair alternate: 2i and
+2i + 1 translate each other. meta.json says the width of the ids and what the files were made from.
+"""
+import hashlib
+import importlib
+import json
+import shutil
+import sys
+from array import array
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent
+SPECIALS = 3                                          # <s> <lang> </s>, which stand around a segment in the model
+
+
+def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
+    """Tokenises data/DATASET if that has not been done; returns the folder.
+
+    A segment has at most block_size - 3 tokens. A document is held out as `held_out` says, about val_fraction of
+    them. `source`: where the corpus lies (for a dataset that can fetch itself, None). The folder's name is a hash of
+    all this and of the text files' size and ends, so that a changed corpus or vocabulary is prepared anew.
+    """
+    corpus = corpus_module(dataset)
+    files = corpus.fetch(source)
+    fingerprint = digest(tokenizer.model, block_size, val_fraction, *(part for f in files for part in identity(f)))
+    folder = ROOT / dataset / 'tokens' / f'{fingerprint:016x}'
+    if (folder / 'meta.json').exists():
+        return folder
+    temporary = folder.with_suffix('.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    print(f'preparing {dataset} from {len(files)} files')
+    try:
+        write_streams(temporary, corpus.documents(files), held_out(corpus.documents(files), val_fraction),
+                      tokenizer, block_size)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def corpus_module(dataset):
+    """data/DATASET/prepare.py, which has fetch(source) -> files and documents(files) -> (key, {language: text})."""
+    if not (ROOT / dataset / 'prepare.py').is_file():
+        known = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/prepare.py')))
+        raise ValueError(f'dataset={dataset!r}: there is no data/{dataset}/prepare.py; there are {known}')
+    return importlib.import_module(f'data.{dataset}.prepare')
+
+
+def training_lines(dataset, val_fraction, source=None):
+    """The lines of a corpus that are not held out, for a vocabulary."""
+    corpus = corpus_module(dataset)
+    files = corpus.fetch(source)
+    is_val = held_out(corpus.documents(files), val_fraction)
+    for key, texts in corpus.documents(files):
+        if not is_val(key, texts):
+            for text in texts.values():
+                yield from text.splitlines()
+
+
+def held_out(documents, val_fraction):
+    """Returns the function of a document (key, {language: text}) that says whether it is for validation.
+
+    It is when the hash of its key, or of one of its texts where there is no key, is in the lowest val_fraction;
+    this is stable when the corpus grows. A text of a held-out pair is held out wherever else it stands.
+    """
+    def drawn(key, texts):
+        return any(digest(k) < val_fraction * 2**64 for k in ([key] if key else texts.values()))
+
+    seen = {digest(t) for key, texts in documents if len(texts) > 1 and drawn(key, texts) for t in texts.values()}
+    return lambda key, texts: drawn(key, texts) or any(digest(t) in seen for t in texts.values())
+
+
+def write_streams(folder, documents, is_val, tokenizer, block_size):
+    """Writes the token files of `documents` and meta.json, and prints a line per stream."""
+    limit, dtype = block_size - SPECIALS, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    writers, stats = {}, {}
+    while chunk := list(islice(documents, 1000)):
+        lines = [line for _, texts in chunk for text in texts.values() for line in text.splitlines()]
+        encoded = iter(tokenizer.encode(lines))
+        for key, texts in chunk:
+            stream = '-'.join(sorted(texts))
+            s = stats.setdefault(stream, dict(documents=0, characters=0, tokens=0, unknown=0, too_long=0))
+            parts = {lang: [next(encoded) for _ in text.splitlines()] for lang, text in texts.items()}
+            ids = {lang: np.concatenate(p) for lang, p in parts.items()}
+            s['documents'] += 1
+            s['characters'] += sum(len(t) for t in texts.values())
+            s['tokens'] += sum(len(i) for i in ids.values())
+            s['unknown'] += sum(int((i == 3).sum()) for i in ids.values())
+            split = 'val' if is_val(key, texts) else 'train'
+            if len(texts) == 1:
+                segments = cut(parts[stream], tokenizer, limit)
+            elif max(len(i) for i in ids.values()) <= limit:
+                segments = [ids[lang] for lang in sorted(ids)]
+            else:                                     # half a pair has no translation
+                s['too_long'] += 1
+                continue
+            name = f'{stream}.{split}'
+            if name not in writers:
+                writers[name] = open(folder / f'{name}.bin', 'wb'), array('Q', [0])
+            file, offsets = writers[name]
+            for segment in segments:
+                file.write(segment.astype(dtype).tobytes())
+                offsets.append(offsets[-1] + len(segment))
+    if not stats:
+        raise ValueError('the corpus has no text')
+    for name, (file, offsets) in writers.items():
+        file.close()
+        np.save(folder / f'{name}.npy', np.array(offsets, np.uint64))
+    meta = {'vocab_size': tokenizer.vocab_size, 'dtype': np.dtype(dtype).name, 'block_size': block_size,
+            'segments': {name: len(offsets) - 1 for name, (_, offsets) in writers.items()}, 'streams': stats}
+    (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
+    report(meta)
+
+
+def report(meta):
+    """Prints a line per stream; warns where the vocabulary does not cover a language."""
+    print(f'{"stream":8}{"documents":>10}{"tokens":>12}{"train":>9}{"val":>7}  segments  tokens/char  <unk>')
+    for stream, s in meta['streams'].items():
+        train, val = (meta['segments'].get(f'{stream}.{split}', 0) for split in ('train', 'val'))
+        share = s['unknown'] / max(s['tokens'], 1)
+        print(f'{stream:8}{s["documents"]:10,}{s["tokens"]:12,}{train:9,}{val:7,}{"":10}'
+              f'{s["tokens"] / max(s["characters"], 1):13.2f}{share:7.2%}')
+        if s['too_long']:
+            print(f'  {s["too_long"]} pairs of over {meta["block_size"] - SPECIALS} tokens a side are left out')
+        if share > 0.01:
+            print(f'warning: {share:.1%} of the tokens of {stream} are <unk>: the vocabulary lacks its characters. '
+                  'Use an encoder that has them (for Tibetan: CINO), or one trained on this text', file=sys.stderr)
+
+
+def cut(lines, tokenizer, limit):
+    """Lines of ids -> segments of at most `limit` tokens that end where a sentence or a line does, if possible.
+
+    All tokens are kept, in order: whole sentences are gathered while they fit, and a longer sentence is cut.
+    """
+    pieces = []
+    for line in lines:
+        for sentence in np.split(line, tokenizer.sentence_starts(line)[1:]) if len(line) else []:
+            pieces += [sentence[i:i + limit] for i in range(0, len(sentence), limit)]
+    segments, length = [], limit
+    for piece in pieces:
+        if length + len(piece) > limit:
+            segments.append([])
+            length = 0
+        segments[-1].append(piece)
+        length += len(piece)
+    return [np.concatenate(segment) for segment in segments]
+
+
+class Stream:
+    """One memory-mapped token file: `stream[i]` is segment i (n,), `lengths` the tokens of each."""
+
+    def __init__(self, folder, name, meta):
+        path = folder / f'{name}.bin'
+        self.offsets = np.load(path.with_suffix('.npy'))
+        self.lengths = np.diff(self.offsets).astype(np.int64)
+        size = path.stat().st_size // np.dtype(meta['dtype']).itemsize
+        if len(self.offsets) == 0 or size != self.offsets[-1]:
+            raise ValueError(f'{path} has {size} tokens where its offsets say {self.offsets[-1:]}; delete {folder}')
+        self.ids = np.memmap(path, meta['dtype'], 'r')
+        if (largest := int(self.ids.max())) >= meta['vocab_size']:
+            raise ValueError(f'{path} has id {largest}, and the vocabulary ends at {meta["vocab_size"] - 1}')
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        return np.asarray(self.ids[int(self.offsets[i]):int(self.offsets[i + 1])], np.int64)
+
+
+def open_streams(folder, split):
+    """{name: Stream} of a prepared folder; names are languages, or pairs like bo-zh."""
+    meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
+    return {name[:-len(split) - 1]: Stream(folder, name, meta) for name, n in sorted(meta['segments'].items())
+            if name.endswith(f'.{split}') and n}
+
+
+def read_lines(path):
+    """The lines of a UTF-8 text file without their ends; raises ValueError with the byte that is not UTF-8."""
+    position = 0
+    with open(path, 'rb') as file:
+        for line in file:
+            try:
+                yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')
+            except UnicodeDecodeError as e:
+                raise ValueError(f'{path}: byte {position + e.start} (0x{line[e.start]:02x}) is not UTF-8; '
+                                 'convert the file, for example with iconv -t UTF-8') from e
+            position += len(line)
+
+
+def digest(*parts):
+    """A number below 2^64 that depends on nothing but the parts."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        part = part if isinstance(part, bytes) else str(part).encode()
+        hashed.update(len(part).to_bytes(8, 'little') + part)
+    return int.from_bytes(hashed.digest(), 'little')
+
+
+def identity(path):
+    """What tells a text file from a changed one without reading all of it: name, size, first and last 64 KiB."""
+    with open(path, 'rb') as file:
+        head, size = file.read(2**16), file.seek(0, 2)
+        file.seek(max(size - 2**16, 0))
+        return path.name, size, head, file.read()

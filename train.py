@@ -1,0 +1,365 @@
+"""Training: `fit`, the loop that every objective shares, and pretraining (MLM of an encoder; DAE + MT of SWCM).
+
+    python train.py config/tibetan.py --max_steps=1000
+    torchrun --nproc_per_node=8 train.py config/tibetan_base.py
+
+The same command goes on from where a run was stopped. Run only config files that you trust: they are Python.
+"""
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import config
+
+if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
+    print(__doc__)
+    config.load(config.Train, sys.argv[1:])
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from data.batches import Batches, tasks, val_batches
+from data.tokenizer import PAD, Tokenizer, train_sentencepiece
+from data.tokens import prepare, training_lines
+from model import SENTENCEPIECE, SWCM, XLMR, SWCMConfig, replacing
+
+STATE = 'training.safetensors'
+# Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
+PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L40S': 362e12, '4090': 165e12,
+              '3090': 71e12, 'V100': 125e12}
+# What a resumed run may change: none of it bears on the model or on which batch comes when
+FREE = {'max_steps', 'out_dir', 'eval_interval', 'eval_segments', 'save_interval', 'resume', 'device', 'dtype',
+        'compile', 'workers', 'data_from'}
+
+
+def train(cfg):
+    """Runs one config to its end: builds or reads the model, prepares the corpus, trains, writes cfg.out_dir."""
+    if cfg.objective not in ('swcm', 'mlm'):
+        raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
+    state = read_state(cfg)
+    if state and state['step'] >= cfg.max_steps:
+        say(f'{cfg.out_dir} has done its {state["step"]} steps. --max_steps=N goes on, --resume=False starts over')
+        return
+    model, tokenizer = build(cfg)
+    with main_process_first():
+        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None)
+    val = tasks(folder, 'val', tokenizer, cfg)
+    say(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{model.weight_report()}')
+    fit(cfg, model, Batches(tasks(folder, 'train', tokenizer, cfg), cfg),
+        lambda model: evaluate(model, val, tokenizer, cfg), state)
+
+
+def build(cfg):
+    """The model at step 0 and its tokenizer; cfg.encoder, where it is a config file, is trained first."""
+    encoder = cfg.encoder
+    if encoder.endswith('.py'):
+        first = replace(config.load(config.Train, [encoder]), device=cfg.device, dtype=cfg.dtype, workers=cfg.workers)
+        train(first)
+        encoder = f'{first.out_dir}/best'
+    torch.manual_seed(cfg.seed)
+    if encoder:
+        options = {'dropout': cfg.dropout}
+        if cfg.objective == 'swcm':
+            options.update(languages=cfg.languages, share=cfg.share, insert_every=cfg.insert_every,
+                           inserted=cfg.inserted, head=cfg.head)
+        model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(encoder, **options)
+    elif cfg.objective == 'mlm':
+        kept = Path(cfg.out_dir, 'last', SENTENCEPIECE)
+        with main_process_first():
+            pieces = kept.read_bytes() if cfg.resume and kept.exists() else train_sentencepiece(
+                training_lines(cfg.dataset, cfg.val_fraction, cfg.data_from or None), cfg.vocab_size)
+        model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
+                                n_embd=cfg.n_embd, n_ffn=cfg.n_ffn, n_positions=cfg.block_size + 2,
+                                dropout=cfg.dropout), pieces)
+    else:
+        raise ValueError("encoder='': objective=swcm starts from an encoder's folder or config file")
+    if cfg.block_size > model.config.max_length:
+        raise ValueError(f'block_size={cfg.block_size}: the encoder reads at most {model.config.max_length} tokens')
+    return model, Tokenizer(model.sentencepiece, model.config.languages, model.config.vocab_size)
+
+
+def fit(cfg, model, batches, evaluate, state=None):
+    """Trains model from its weights, or from `state`, until cfg.max_steps; writes last/, best/ and log.jsonl.
+
+    `model(src, tgt)` gives the sum of the token losses and the number of target tokens; `batches[k]` a pair of
+    int64 arrays; `evaluate(model)` a dict of losses per token by name and some lines to show. The gradient of a step
+    is that of the loss per target token over all its micro-batches and processes. On a CPU the same settings give
+    the same bits, whether the run was stopped and resumed or not.
+    """
+    device, dtype = find_device(cfg.device, cfg.dtype)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if cfg.accumulate % world:
+        raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} processes')
+    out, step, best, tokens = Path(cfg.out_dir), 0, float('inf'), 0
+    model.to(device)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [{'params': [p for p in parameters.values() if p.dim() == 2], 'weight_decay': cfg.weight_decay},
+         {'params': [p for p in parameters.values() if p.dim() != 2], 'weight_decay': 0.0}],
+        lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=device.type in ('cpu', 'cuda'))
+    if state:
+        step, best, tokens = state['step'], state['best'], state['tokens']
+        restore(state, parameters, optimizer)
+    forward = model
+    if cfg.compile:                                                       # by layer: few shapes, quick to compile
+        for layer in (*model.encoder, *getattr(model, 'decoder', ())):
+            layer.compile(dynamic=True)
+    if world > 1:
+        forward = DistributedDataParallel(model, device_ids=[device.index] if device.type == 'cuda' else None)
+    mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    peak = next((flops for name, flops in PEAK_FLOPS.items()
+                 if device.type == 'cuda' and name in torch.cuda.get_device_name(device)), None)
+    mine = cfg.accumulate // world                                        # micro-batches of this process in a step
+    loader = iter(torch.utils.data.DataLoader(
+        batches, batch_size=None, num_workers=cfg.workers, pin_memory=device.type == 'cuda',
+        sampler=[k * cfg.accumulate + rank + world * i for k in range(step, cfg.max_steps) for i in range(mine)]))
+    log = Log(out, cfg, step) if rank == 0 else None
+    stop = StopSignals()
+    bar = tqdm(total=cfg.max_steps, initial=step, unit='step', disable=True if rank else None, dynamic_ncols=True)
+
+    def check(save):
+        """Evaluates, shows and logs; keeps the best; all on the main process."""
+        nonlocal best
+        if rank:
+            return
+        with mixed, torch.inference_mode(), torch.compiler.set_stance('force_eager'):
+            model.eval()
+            losses, lines = evaluate(model)
+            model.train()
+        mean = sum(losses.values()) / len(losses)
+        log.write(step=step, tokens=tokens, val=losses, val_mean=mean)
+        tqdm.write(f'step {step}: held-out loss {mean:.3f} nats a token, mean of:')
+        tqdm.write('\n'.join([*table(losses), *lines]))
+        if save and mean < best:
+            best = mean
+            model.save(out / 'best')
+
+    def save_last():
+        if rank == 0:
+            model.save(out / 'last')
+            write_state(out / 'last' / STATE, cfg, parameters, optimizer, step=step, best=best, tokens=tokens)
+
+    if step == 0:
+        check(save=False)
+    while step < cfg.max_steps:
+        started, lr = time.perf_counter(), cfg.lr * schedule(step, cfg)
+        torch.manual_seed(cfg.seed + 1_000_003 * (step * world + rank))   # dropout: a function of seed, step and rank
+        total = torch.zeros(2, dtype=torch.float64, device='cpu' if device.type == 'mps' else device)  # loss, targets
+        source_tokens = 0
+        for i in range(mine):
+            src, tgt = next(loader)
+            source_tokens += int((src != PAD).sum())
+            src, tgt = src.to(device, non_blocking=True), tgt.to(device, non_blocking=True)
+            with forward.no_sync() if world > 1 and i + 1 < mine else nullcontext():
+                with mixed:
+                    loss, n = forward(src, tgt)
+                loss.backward()
+            total += torch.stack([loss.detach(), n]).to(total)
+        if world > 1:
+            dist.all_reduce(total)
+        loss_sum, n_targets = total.tolist()
+        for p in parameters.values():
+            p.grad.mul_(world / n_targets)                                # DDP has divided the sums by world
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), cfg.grad_clip).item()
+        if not norm < float('inf'):
+            raise ValueError(f'step {step}: the gradient is {norm}. {out}/last is as of the last save; '
+                             'a lower --lr or --dtype=float32 may help')
+        for group in optimizer.param_groups:
+            group['lr'] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        step, tokens = step + 1, tokens + int(n_targets)
+        seconds = time.perf_counter() - started
+        figures = {'loss': loss_sum / n_targets, 'tokens_per_s': n_targets / seconds}
+        if peak:
+            figures['share_of_peak'] = model.flops(source_tokens * world, n_targets) / seconds / peak / world
+        bar.set_postfix({k: f'{v:.4g}' for k, v in figures.items()}, refresh=False)
+        bar.update()
+        if rank == 0:
+            log.write(step=step, tokens=tokens, lr=lr, grad_norm=norm, **figures)
+        last = step == cfg.max_steps
+        if step % cfg.eval_interval == 0 or last:
+            check(save=True)
+        if step % cfg.save_interval == 0 or last or stop.signal:
+            save_last()
+        if stop.signal:
+            bar.close()
+            say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
+            sys.exit(128 + stop.signal)
+    bar.close()
+
+
+def schedule(step, cfg):
+    """Share of the peak rate at a step: up from 0 in the first cfg.warmup of the steps, then linearly down to 0."""
+    rise = max(1, round(cfg.warmup * cfg.max_steps))
+    return min((step + 1) / rise, (cfg.max_steps - step) / max(1, cfg.max_steps - rise))
+
+
+def evaluate(model, val, tokenizer, cfg):
+    """Losses per target token (nats) by task, and for a few tasks a source, what the model writes, the reference."""
+    device, losses = next(model.parameters()).device, {}
+    for task in val:
+        total = torch.zeros(2, dtype=torch.float64)
+        for src, tgt in val_batches(task, cfg):
+            loss, n = model.loss(torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device))
+            total += torch.tensor([loss.item(), n.item()], dtype=torch.float64)
+        losses[task.name] = (total[0] / total[1]).item()
+    first = {}
+    for task in sorted(val, key=lambda t: t.source != 'zh'):              # out of zh, if any, into the others
+        first.setdefault(task.kind, task)
+    lines = []
+    for task in list(first.values())[:3]:
+        src, tgt = val_batches(task, cfg)[-1]
+        source, target = tokenizer.decode(src[-1]), tokenizer.decode(tgt[-1])
+        lines += [f'  {task.name}', f'    source     {source}',
+                  f'    output     {write(model, task, src[-1:], tgt[-1:], tokenizer)}', f'    reference  {target}']
+    return losses, lines
+
+
+def write(model, task, src, tgt, tokenizer):
+    """What the model makes of one source (1,S): its greedy output, or for mlm its guesses of the masked tokens."""
+    src, tgt = (torch.from_numpy(x).to(next(model.parameters()).device) for x in (src, tgt))
+    if task.kind == 'mlm':
+        real = tgt != PAD
+        return tokenizer.decode(model.head(model.encode(src)[real]).argmax(-1).tolist())
+    room = min(2 * tgt.shape[1], model.config.max_length - 2)
+    return tokenizer.decode(model.generate(src, task.target, max_new_tokens=room)[0][0][0])
+
+
+def table(losses):
+    """Lines of at most six losses, a task a block."""
+    for kind in dict.fromkeys(name.split()[0] for name in losses):
+        cells = [f'{name.split()[1]} {value:.3f}' for name, value in losses.items() if name.startswith(kind + ' ')]
+        for i in range(0, len(cells), 6):
+            yield f'  {kind:5}' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
+
+
+def write_state(path, cfg, parameters, optimizer, **figures):
+    """Writes all that resume needs into one file, so that it is of one step whenever the process dies."""
+    tensors = {}
+    for name, p in parameters.items():
+        tensors['weight.' + name] = p.detach()
+        for key in ('exp_avg', 'exp_avg_sq', 'step'):
+            tensors[f'{key}.{name}'] = optimizer.state[p][key]
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={'json': json.dumps({**figures, 'config': asdict(cfg)})})
+
+
+def read_state(cfg):
+    """The open state of cfg's run, or None where there is none or cfg.resume is off.
+
+    Raises ValueError where the run was made with other settings that bear on its result.
+    """
+    path = Path(cfg.out_dir, 'last', STATE)
+    if not cfg.resume or not path.exists():
+        return None
+    file = safe_open(path, 'pt')
+    state = json.loads(file.metadata()['json'])
+    ours = json.loads(json.dumps(asdict(cfg)))
+    changed = [key for key in ours if key not in FREE and ours[key] != state['config'].get(key)]
+    if changed:
+        key = changed[0]
+        raise ValueError(f'{cfg.out_dir} holds a run with {key}={state["config"].get(key)!r}, not {ours[key]!r}. '
+                         '--resume=False replaces it, --out_dir=NAME starts another beside it')
+    return {**state, 'tensors': file}
+
+
+def restore(state, parameters, optimizer):
+    tensors, order = state['tensors'], [p for group in optimizer.param_groups for p in group['params']]
+    names, moments = {p: name for name, p in parameters.items()}, {}
+    with torch.no_grad():
+        for i, p in enumerate(order):
+            p.copy_(tensors.get_tensor('weight.' + names[p]))
+            moments[i] = {key: tensors.get_tensor(f'{key}.{names[p]}') for key in ('exp_avg', 'exp_avg_sq', 'step')}
+    optimizer.load_state_dict({'state': moments, 'param_groups': optimizer.state_dict()['param_groups']})
+
+
+class Log:
+    """log.jsonl: a JSON object a line. A resumed run drops the lines behind the step from which it goes on."""
+
+    def __init__(self, out, cfg, step):
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(out / 'config.json') as path:
+            path.write_text(json.dumps(asdict(cfg), indent=1, ensure_ascii=False), encoding='utf-8')
+        self.path = out / 'log.jsonl'
+        old = self.path.read_text(encoding='utf-8').splitlines(keepends=True) if step and self.path.exists() else []
+        with replacing(self.path) as path:
+            path.write_text(''.join(line for line in old if line.endswith('\n') and json.loads(line)['step'] <= step),
+                            encoding='utf-8')
+        self.file = open(self.path, 'a', encoding='utf-8')
+
+    def write(self, **figures):
+        self.file.write(json.dumps(figures) + '\n')
+        self.file.flush()
+
+
+class StopSignals:
+    """Remembers Ctrl-C or SIGTERM so that the loop can save first; a second one ends the process at once."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number, frame):
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        say('stopping after this step')
+
+
+def find_device(device, dtype):
+    """The torch device and dtype for the settings' words; `auto` takes the fastest there is."""
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+    if dtype == 'auto':
+        dtype = 'bfloat16' if device.startswith('cuda') and torch.cuda.is_bf16_supported() else 'float32'
+    if dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f'dtype={dtype!r}: choose auto, float32 or bfloat16')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'device={device!r} is not there: {str(e).splitlines()[0]}') from e
+    return torch.device(device), getattr(torch, dtype)
+
+
+class main_process_first:
+    """The main process does the block alone; the others follow and find its files."""
+
+    def __enter__(self):
+        if dist.is_initialized() and dist.get_rank():
+            dist.barrier()
+
+    def __exit__(self, *error):
+        if dist.is_initialized() and not dist.get_rank():
+            dist.barrier()
+
+
+def say(text):
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        tqdm.write(text)
+
+
+def main(argv):
+    cfg = config.load(config.Train, argv)
+    if 'RANK' in os.environ:                                              # torchrun
+        dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    train(cfg)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    config.run(main)
