@@ -628,6 +628,23 @@ def n_weights(module):
     return sum(p.numel() for p in module.parameters() if p.dim() == 2)
 
 
+def find_device(device, dtype):
+    """The torch device and dtype for the settings' words; `auto` takes the fastest there is."""
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+    if dtype == 'auto':
+        dtype = 'bfloat16' if device.startswith('cuda') and torch.cuda.is_bf16_supported() else 'float32'
+    if dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f'dtype={dtype!r}: choose auto, float32 or bfloat16')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'device={device!r} is not there: {str(e).splitlines()[0]}') from e
+    return torch.device(device), getattr(torch, dtype)
+
+
 # Our sizes and config.json's
 SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
          'n_embd': 'hidden_size', 'n_ffn': 'intermediate_size', 'n_positions': 'max_position_embeddings',

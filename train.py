@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from data.batches import Batches, tasks, val_batches
 from data.tokenizer import PAD, Tokenizer, train_sentencepiece
-from data.tokens import prepare, training_lines
-from model import SENTENCEPIECE, SWCM, XLMR, SWCMConfig, replacing
+from data.tokens import prepare, vocabulary_text
+from model import SENTENCEPIECE, SWCM, XLMR, SWCMConfig, find_device, replacing
 
 STATE = 'training.safetensors'
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
@@ -76,7 +76,7 @@ def build(cfg):
         kept = Path(cfg.out_dir, 'last', SENTENCEPIECE)
         with main_process_first():
             pieces = kept.read_bytes() if cfg.resume and kept.exists() else train_sentencepiece(
-                training_lines(cfg.dataset, cfg.val_fraction, cfg.data_from or None), cfg.vocab_size)
+                *vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from or None), cfg.vocab_size)
         model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
                                 n_embd=cfg.n_embd, n_ffn=cfg.n_ffn, n_positions=cfg.block_size + 2,
                                 dropout=cfg.dropout), pieces)
@@ -314,23 +314,6 @@ class StopSignals:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
         say('stopping after this step')
-
-
-def find_device(device, dtype):
-    """The torch device and dtype for the settings' words; `auto` takes the fastest there is."""
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
-        device = f'cuda:{os.environ["LOCAL_RANK"]}'
-    if dtype == 'auto':
-        dtype = 'bfloat16' if device.startswith('cuda') and torch.cuda.is_bf16_supported() else 'float32'
-    if dtype not in ('float32', 'bfloat16'):
-        raise ValueError(f'dtype={dtype!r}: choose auto, float32 or bfloat16')
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'device={device!r} is not there: {str(e).splitlines()[0]}') from e
-    return torch.device(device), getattr(torch, dtype)
 
 
 class main_process_first:

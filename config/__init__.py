@@ -63,7 +63,7 @@ class Train:
 
 
 def load(cls, argv):
-    """Returns (settings, whether a config file was named); argv is [FILE.py] [--key=value ...].
+    """The settings of argv, which is [FILE.py] [--key=value ...]; --key value works too.
 
     Raises ValueError for an unknown or mistyped key and FileNotFoundError for a missing file. --help prints every
     key and exits.
@@ -71,25 +71,24 @@ def load(cls, argv):
     if '--help' in argv or '-h' in argv:
         print(help_text(cls))
         sys.exit()
-    values = {}
-    for i, arg in enumerate(argv):
+    values, rest = {}, list(argv)
+    if rest and not rest[0].startswith('--'):
+        values.update(read_config(cls, rest.pop(0)))
+    while rest:
+        arg = rest.pop(0)
         if not arg.startswith('--'):
-            if i > 0:
-                raise ValueError(f'{arg!r}: one config file comes first, then --key=value')
-            values.update(read_config(cls, arg))
-            continue
+            raise ValueError(f'{arg!r}: one config file comes first, then --key=value')
         key, equals, text = arg[2:].partition('=')
-        known = check_key(cls, key, f'--{key}')
-        if not equals:
+        field = check_key(cls, key, f'--{key}')
+        if not equals and not rest:
             raise ValueError(f'--{key}: write --{key}=VALUE')
-        values[key] = convert(known, text, f'--{key}')
+        values[key] = convert(field, text if equals else rest.pop(0), f'--{key}')
     return cls(**values)
 
 
 def read_config(cls, path):
     """The assignments of a config file, checked against the fields of cls."""
     if not Path(path).is_file():
-        near = difflib.get_close_matches(str(path), map(str, Path(__file__).parent.parent.glob('config/*.py')), 1, 0)
         known = ', '.join(sorted(f'config/{p.name}' for p in Path(__file__).parent.glob('*.py') if p.stem != '__init__'))
         raise FileNotFoundError(f'config file {path} does not exist; there are {known}')
     values = {}

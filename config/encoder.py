@@ -6,4 +6,4 @@ out_dir = 'out/encoder'
 languages = 'bo,ug,kk,mn,zh,en'.split(',')
 vocab_size = 3000
 max_steps = 600
-lr = 2e-3
+lr = 1e-3

@@ -4,6 +4,7 @@ XLM-R's layout: <s> 0, <pad> 1, </s> 2, <unk> 3, SentencePiece's piece i (from 3
 Language tokens <bo> <zh> ... follow, in the order given.
 """
 import io
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -80,20 +81,22 @@ class Tokenizer:
         return float(np.mean(ids == UNK)) if len(ids) else 0.0, len(ids) / max(len(text), 1)
 
 
-def train_sentencepiece(lines, vocab_size):
-    """A SentencePiece unigram model of XLM-R's kind (NFKC, every character covered), as bytes.
+def train_sentencepiece(lines, characters, vocab_size):
+    """A SentencePiece unigram model of XLM-R's kind (NFKC) trained on `lines` that has all `characters`, as bytes.
 
-    `lines`: an iterable of texts. Where they cannot fill vocab_size (which counts XLM-R's <pad> and <mask>) the
-    model is smaller.
+    vocab_size counts XLM-R's <pad> and <mask>; where the lines cannot fill it, the model is smaller. Raises
+    ValueError where it cannot hold the characters.
     """
     model = io.BytesIO()
-    # SentencePiece leaves out lines of over max_sentence_length bytes, so long ones come in parts
+    required = ''.join(sorted({c for c in unicodedata.normalize('NFKC', ''.join(characters)) if not c.isspace()}))
+    # SentencePiece leaves out lines of over 4,192 bytes, so long ones come in parts
     parts = (line[i:i + 1000] for line in lines for i in range(0, len(line), 1000))
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=parts, model_writer=model, vocab_size=vocab_size - 2, hard_vocab_limit=False,
-            model_type='unigram', character_coverage=1.0, normalization_rule_name='nmt_nfkc', num_threads=4,
-            input_sentence_size=1_000_000, shuffle_input_sentence=True, minloglevel=2)
+            model_type='unigram', character_coverage=1.0, required_chars=required, num_threads=4, minloglevel=2,
+            normalization_rule_name='nmt_nfkc', input_sentence_size=1_000_000, shuffle_input_sentence=True)
     except RuntimeError as e:
-        raise ValueError(f'vocab_size={vocab_size}: SentencePiece cannot train it on this text: {e}') from e
+        raise ValueError(f'vocab_size={vocab_size}: SentencePiece cannot train that on this text, which has '
+                         f'{len(required)} different characters: {e}') from e
     return model.getvalue()

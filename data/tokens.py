@@ -4,6 +4,7 @@ A prepared folder holds for each stream (a language, `bo`, or a pair, `bo-zh`) a
 the ids one after the other, and STREAM.SPLIT.npy, the offsets of its segments. Segments of a pair alternate: 2i and
 2i + 1 translate each other. meta.json says the width of the ids and what the files were made from.
 """
+import argparse
 import hashlib
 import importlib
 import json
@@ -14,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+
+from data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent
 SPECIALS = 3                                          # <s> <lang> </s>, which stand around a segment in the model
@@ -53,15 +56,17 @@ def corpus_module(dataset):
     return importlib.import_module(f'data.{dataset}.prepare')
 
 
-def training_lines(dataset, val_fraction, source=None):
-    """The lines of a corpus that are not held out, for a vocabulary."""
+def vocabulary_text(dataset, val_fraction, source=None):
+    """What a vocabulary is trained on: the lines of a corpus that are not held out, and the characters of all."""
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
-    is_val = held_out(corpus.documents(files), val_fraction)
+    is_val, lines, characters = held_out(corpus.documents(files), val_fraction), [], set()
     for key, texts in corpus.documents(files):
-        if not is_val(key, texts):
-            for text in texts.values():
-                yield from text.splitlines()
+        for text in texts.values():
+            characters.update(text)
+            if not is_val(key, texts):
+                lines += text.splitlines()
+    return lines, characters
 
 
 def held_out(documents, val_fraction):
@@ -209,3 +214,18 @@ def identity(path):
         head, size = file.read(2**16), file.seek(0, 2)
         file.seek(max(size - 2**16, 0))
         return path.name, size, head, file.read()
+
+
+def main(dataset):
+    """The command line of data/NAME/prepare.py: prepares a corpus with an encoder's vocabulary and prints how it fits."""
+    parser = argparse.ArgumentParser(prog=f'python -m data.{dataset}.prepare', description=corpus_module(dataset).__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--from', dest='source', help='where the corpus lies')
+    parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file, or the file')
+    parser.add_argument('--block_size', type=int, default=256, help='longest sequence in tokens (256)')
+    parser.add_argument('--val_fraction', type=float, default=0.1, help='documents held out (0.1)')
+    args = parser.parse_args()
+    try:
+        print(prepare(dataset, Tokenizer(args.encoder), args.block_size, args.val_fraction, args.source))
+    except (ValueError, OSError) as e:
+        sys.exit(f'error: {e}')

@@ -13,7 +13,7 @@ import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
 
-from data.tokens import read_lines
+from data.tokens import main, read_lines
 
 RAW = Path(__file__).parent / 'raw'
 NAMES = {'bo': 'bod', 'ug': 'uig_arab', 'kk': 'kaz', 'mn': 'khk', 'zh': 'cmn_hans', 'en': 'eng'}
@@ -118,3 +118,7 @@ def documents(files):
                     ours, zh = ['\n'.join(ours)], ['\n'.join(zh)]
                 for a, b in zip(ours, zh):
                     yield f'section {i}', {lang: a, 'zh': b}
+
+
+if __name__ == '__main__':
+    main('udhr')

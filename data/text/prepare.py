@@ -1,0 +1,83 @@
+"""Your own text: files or folders whose names say the language, as `bo.txt`, `news.bo.jsonl` or `web.bo-zh.tsv`.
+
+.txt: a document a line or, in a file of which more than one line in a hundred is empty, documents between empty
+lines. .jsonl: an object a line with `text` and perhaps `title`. .tsv: two columns, which translate each other, in the
+order of the name. `python -m data.text.prepare --from PATH --encoder FOLDER` shows how a corpus fares; training does
+the same with --dataset=text --data_from=PATH.
+"""
+import json
+import re
+from itertools import groupby
+from pathlib import Path
+
+from data.tokens import main, read_lines
+
+NAME = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)|(?:.*\.)?([a-z]{2,3})-([a-z]{2,3})\.tsv')
+
+
+def languages(path):
+    """('bo',) or ('bo', 'zh') from a file's name, or () where it names none."""
+    match = NAME.fullmatch(path.name)
+    return tuple(lang for lang in match.groups() if lang) if match else ()
+
+
+def fetch(source):
+    """The files of `source` (a file, a folder, or several separated by commas) that name a language, sorted."""
+    if not source:
+        raise FileNotFoundError('dataset=text: say where your files are with --data_from=PATH')
+    paths = [Path(part).expanduser() for part in str(source).split(',')]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f'{path} does not exist')
+    found = sorted({f for p in paths for f in ([p] if p.is_file() else p.rglob('*')) if languages(f)})
+    if not found:
+        raise FileNotFoundError(f'{source} has no file named like bo.txt, news.bo.jsonl or web.bo-zh.tsv')
+    return found
+
+
+def documents(files):
+    """(None, {language: text}) for each document or pair."""
+    for path in files:
+        langs, n = languages(path), 0
+        read = {'.txt': plain, '.jsonl': objects, '.tsv': pairs}[path.suffix]
+        for n, texts in enumerate(read(path), 1):
+            yield None, dict(zip(langs, texts))
+        if n == 0:
+            raise ValueError(f'{path} has no text; fill it or move it away')
+
+
+def plain(path):
+    empty = sum(1 if not line.strip() else 0 for line in read_lines(path))
+    total = sum(1 for _ in read_lines(path))
+    if empty * 100 <= total:
+        yield from ((line,) for line in read_lines(path) if line.strip())
+        return
+    for is_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
+        if is_text:
+            yield ('\n'.join(lines),)
+
+
+def objects(path):
+    for n, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+            text = '\n'.join(part for part in (document.get('title'), document['text']) if part)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f'{path}: line {n} is no JSON object with a "text"') from e
+        if text.strip():
+            yield (text,)
+
+
+def pairs(path):
+    for n, line in enumerate(read_lines(path), 1):
+        columns = line.split('\t')
+        if len(columns) != 2:
+            raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
+        if all(column.strip() for column in columns):
+            yield columns
+
+
+if __name__ == '__main__':
+    main('text')

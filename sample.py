@@ -1,0 +1,139 @@
+"""Text in, text out, with a checkpoint that train.py or finetune.py wrote.
+
+    python sample.py                                    the newest model of out/ on held-out examples
+    python sample.py --text=你好 --to=bo                 translates from zh; --source=LANG for other languages
+    python sample.py --task=denoise --to=bo --text='བོད་<mask>ལ།'
+    python sample.py --to=bo --file=zh.txt              a line each; --file=- reads what you type or pipe in
+"""
+import json
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import config
+
+
+@dataclass
+class Sample:
+    checkpoint: str = ''             # folder with config.json, model.safetensors; '': the newest out/*/best
+    text: str = ''                   # what to work on
+    file: str = ''                   # or a UTF-8 file, a text a line; -: standard input
+    task: str = 'translate'          # translate | denoise (fill in each <mask>)
+    to: str = ''                     # language to write; '': the model's first
+    source: str = ''                 # language of the text; '': zh for translate, the language to write for denoise
+    beams: int = 4                   # beam search; 1: greedy
+    length_penalty: float = 1.0      # a score is divided by length ** this
+    no_repeat_ngram: int = 4         # no sequence of so many tokens twice; 0: may
+    max_new_tokens: int = 200        # longest output
+    temperature: float = 0.0         # above 0: sample, with beams=1
+    top_k: int = 0                   # sample from so many likeliest tokens; 0: all
+    top_p: float = 1.0               # sample from the likeliest tokens that have this probability together
+    seed: int = 1                    # of sampling
+    examples: int = 2                # held-out examples shown of each task and language
+    batch: int = 16                  # texts at a time
+    device: str = 'auto'             # auto | cpu | cuda | mps
+    dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, else float32) | float32 | bfloat16
+
+
+if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
+    config.load(Sample, sys.argv[1:])
+
+import numpy as np
+import torch
+
+from data.batches import collate, tasks
+from data.tokenizer import BOS, EOS, Tokenizer
+from data.tokens import cut, prepare, read_lines
+from model import SWCM, find_device
+
+
+class Writer:
+    """A checkpoint ready to write: model, tokenizer and how to decode."""
+
+    def __init__(self, folder, cfg):
+        self.device, self.dtype = find_device(cfg.device, cfg.dtype)
+        self.model, self.cfg = SWCM.load(folder).eval().to(self.device), cfg
+        c = self.model.config
+        self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
+
+    def write(self, sources, language):
+        """sources: arrays of ids with <s> <lang> and </s> -> the best text of each."""
+        cfg = self.cfg
+        src = torch.from_numpy(collate([(s, s) for s in sources])[0]).to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            found = self.model.generate(
+                src, language, cfg.beams, min(cfg.max_new_tokens, self.model.config.max_length - 2), 0,
+                cfg.length_penalty, cfg.no_repeat_ngram, cfg.temperature, cfg.top_k, cfg.top_p)
+        return [self.tokenizer.decode(hypotheses[0][0]) for hypotheses in found]
+
+    def answer(self, texts, source, language):
+        """A text for each text; what is longer than the model reads is cut at sentence ends and put together again."""
+        tok, limit = self.tokenizer, self.model.config.max_length - 3
+        pieces = [cut([self.encode(text)], tok, limit) for text in texts]
+        dressed = [np.concatenate([[BOS, tok.language_id(source)], ids, [EOS]]) for p in pieces for ids in p]
+        written = iter(self.write(dressed, language) if dressed else [])
+        return [' '.join(next(written) for _ in p) for p in pieces]
+
+    def encode(self, text):
+        """Ids of a text in which <mask> is the token."""
+        parts = [self.tokenizer.encode(part) for part in text.split('<mask>')]
+        return np.concatenate([parts[0], *(np.append(self.tokenizer.mask, p) for p in parts[1:])])
+
+
+def newest():
+    """The newest SWCM checkpoint below out/."""
+    found = [p.parent for p in Path('out').glob('*/best/config.json')
+             if json.loads(p.read_text(encoding='utf-8')).get('model_type') == 'swcm']
+    if not found:
+        raise FileNotFoundError('no checkpoint in out/; `python train.py config/tibetan.py` makes one, '
+                                'or name one with --checkpoint=FOLDER')
+    return max(found, key=lambda p: (p / 'model.safetensors').stat().st_mtime)
+
+
+def show_examples(writer, folder, cfg):
+    """Prints source, output and reference of held-out examples, from the corpus that the model was trained on."""
+    path = Path(folder).parent / 'config.json'
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist, so the held-out text of {folder} is not known; give --text')
+    trained = config.Train(**json.loads(path.read_text(encoding='utf-8')))
+    encoder = Tokenizer(writer.model.sentencepiece, (), writer.model.config.vocab_size)
+    data = prepare(trained.dataset, encoder, trained.block_size, trained.val_fraction, trained.data_from or None)
+    for task in tasks(data, 'val', writer.tokenizer, trained):
+        chosen = np.linspace(0, len(task) - 1, cfg.examples + 2)[1:-1].astype(int)
+        examples = [task.example(i, np.random.default_rng((trained.seed, 4, int(i)))) for i in chosen]
+        for (src, tgt), output in zip(examples, writer.write([s for s, _ in examples], task.target)):
+            print(f'{task.name}\n  source     {writer.tokenizer.decode(src)}\n  output     {output}\n'
+                  f'  reference  {writer.tokenizer.decode(tgt)}\n')
+
+
+def main(argv):
+    cfg = config.load(Sample, argv)
+    if cfg.task not in ('translate', 'denoise'):
+        raise ValueError(f'task={cfg.task!r}: choose translate or denoise')
+    torch.manual_seed(cfg.seed)
+    folder = cfg.checkpoint or newest()
+    writer = Writer(folder, cfg)
+    if not cfg.text and not cfg.file:
+        print(f'{folder} on held-out examples\n')
+        return show_examples(writer, folder, cfg)
+    to = cfg.to or writer.model.config.languages[0]
+    source = cfg.source or (to if cfg.task == 'denoise' else 'zh')
+    if cfg.task == 'translate' and source == to:
+        raise ValueError(f'translate from {source} to {to}: name another language with --source or --to')
+    for language in (source, to):
+        writer.model.config.language_id(language)
+    if cfg.text:
+        print(writer.answer([cfg.text], source, to)[0])
+    elif cfg.file == '-' and sys.stdin.isatty():
+        print(f'{source} to {to}; an empty line ends')
+        while text := input('> '):
+            print(writer.answer([text], source, to)[0])
+    else:
+        lines = (line.rstrip('\r\n') for line in sys.stdin) if cfg.file == '-' else read_lines(cfg.file)
+        while texts := list(islice(lines, cfg.batch)):
+            print('\n'.join(writer.answer(texts, source, to)), flush=True)
+
+
+if __name__ == '__main__':
+    config.run(main)

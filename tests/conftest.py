@@ -1,0 +1,73 @@
+"""Small real inputs: sentences in five languages, a vocabulary trained on them, and encoders with random weights."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.chdir(ROOT)
+torch.set_num_threads(1)                            # the models are tiny; more threads only wait
+
+from data.tokenizer import Tokenizer, train_sentencepiece  # noqa: E402
+from model import SENTENCEPIECE, XLMR, SWCMConfig  # noqa: E402
+
+LANGUAGES = ('bo', 'kk', 'mn', 'ug', 'zh')
+# two sentences, "I have N X." and "He saw N X.", with the words for N and X
+SENTENCES = {
+    'bo': (('ང་ལ་{x}་{n}་ཡོད།', 'ཁོས་{x}་{n}་མཐོང་།'), 'གཉིས གསུམ བཞི ལྔ དྲུག བདུན བརྒྱད དགུ བཅུ', 'དེབ ཁྱི རྟ ཁང་པ ལུག'),
+    'kk': (('Менде {n} {x} бар.', 'Ол {n} {x} көрді.'), 'екі үш төрт бес алты жеті сегіз тоғыз он', 'кітап ит ат үй қой'),
+    'mn': (('Надад {n} {x} бий.', 'Тэр {n} {x} харсан.'),
+           'хоёр гурван дөрвөн таван зургаан долоон найман есөн арван', 'ном нохой морь байшин хонь'),
+    'ug': (('مەندە {n} {x} بار.', 'ئۇ {n} {x} كۆردى.'), 'ئىككى ئۈچ تۆت بەش ئالتە يەتتە سەككىز توققۇز ئون',
+           'كىتاب ئىت ئات ئۆي قوي'),
+    'zh': (('我有{n}{x}。', '他看见了{n}{x}。'), '两 三 四 五 六 七 八 九 十', '本书 只狗 匹马 座房子 只羊'),
+}
+
+
+def sentences(language):
+    """90 sentences, the same in each language."""
+    forms, numbers, things = SENTENCES[language]
+    return [form.format(n=n, x=x) for form in forms for n in numbers.split() for x in things.split()]
+
+
+@pytest.fixture(scope='session')
+def corpus(tmp_path_factory):
+    """A folder that data/text reads: a file per language of nine sentences a document, and a .tsv per pair with zh."""
+    folder = tmp_path_factory.mktemp('corpus')
+    for language in LANGUAGES:
+        lines = sentences(language)
+        documents = [' '.join(lines[i::15]) for i in range(15)]
+        (folder / f'{language}.txt').write_text('\n'.join(documents) + '\n', encoding='utf-8')
+        if language != 'zh':
+            rows = [f'{a}\t{b}\n' for a, b in zip(lines, sentences('zh'))]
+            (folder / f'some.{language}-zh.tsv').write_text(''.join(rows), encoding='utf-8')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def pieces():
+    """A SentencePiece model of the sentences, as bytes."""
+    lines = [line for language in LANGUAGES for line in sentences(language)]
+    return train_sentencepiece(lines, set(''.join(lines)), 300)
+
+
+@pytest.fixture(scope='session')
+def tokenizer(pieces):
+    return Tokenizer(pieces, LANGUAGES)
+
+
+@pytest.fixture(scope='session')
+def encoder_folder(tmp_path_factory, pieces):
+    """A random encoder of 4 layers in Hugging Face's format, with weights of a trained one's size."""
+    folder = tmp_path_factory.mktemp('encoder')
+    torch.manual_seed(0)
+    model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=4, n_head=4, n_embd=32, n_ffn=64,
+                            n_positions=66), pieces)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    model.save(folder)
+    assert (folder / SENTENCEPIECE).exists()
+    return folder

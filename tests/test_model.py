@@ -1,0 +1,384 @@
+"""model.py: equal to transformers' encoder, weights where they belong, masks, loss, generation, files."""
+import itertools
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import model as module
+from model import BOS, EOS, PAD, SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig
+
+CHOICES = [dict(), dict(insert_every=0), dict(insert_every=1, inserted='duplicate'), dict(inserted='quiet'),
+           dict(share='none'), dict(share='tie'), dict(share='alternate', insert_every=1), dict(head='untied')]
+
+
+def swcm(folder, **options):
+    torch.manual_seed(1)
+    return SWCM.from_encoder(folder, languages=('bo', 'zh'), **options).eval()
+
+
+def sources(model, lengths=(20, 13, 7, 1), seed=0):
+    """Random sources with <s> <bo> ... </s>, padded: (B,S)."""
+    g = torch.Generator().manual_seed(seed)
+    src = torch.full((len(lengths), max(lengths) + 3), PAD)
+    for row, n in zip(src, lengths):
+        ids = torch.randint(4, model.config.vocab_size - 1, (n,), generator=g)
+        row[:n + 3] = torch.cat([torch.tensor([BOS, model.config.vocab_size]), ids, torch.tensor([EOS])])
+    return src
+
+
+@pytest.mark.parametrize('layers, heads, embd, ffn, vocab', [(2, 2, 32, 64, 100), (12, 12, 96, 384, 333), (3, 4, 64, 96, 250)])
+@pytest.mark.parametrize('kind', ['safetensors', 'no prefix', 'bin', 'no head'])
+def test_encoder_equals_transformers(tmp_path, pieces, layers, heads, embd, ffn, vocab, kind):
+    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
+    torch.manual_seed(layers)
+    theirs = XLMRobertaForMaskedLM(XLMRobertaConfig(
+        vocab_size=vocab, hidden_size=embd, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ffn,
+        max_position_embeddings=66, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1)).eval()
+    for p in theirs.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / module.SENTENCEPIECE).write_bytes(pieces)
+    state = load_file(tmp_path / 'model.safetensors')
+    if kind == 'no prefix':
+        state = {name.removeprefix('roberta.'): t for name, t in state.items()}
+    if kind == 'no head':
+        state = {name: t for name, t in state.items() if not name.startswith('lm_head')}
+        state['roberta.pooler.dense.weight'] = torch.zeros(embd, embd)
+    if kind == 'bin':
+        (tmp_path / 'model.safetensors').unlink()
+        torch.save({**state, 'lm_head.decoder.weight': state['roberta.embeddings.word_embeddings.weight'],
+                    'roberta.embeddings.position_ids': torch.arange(66)[None]}, tmp_path / 'pytorch_model.bin')
+    else:
+        save_file(state, tmp_path / 'model.safetensors')
+    ours = XLMR.from_encoder(tmp_path).eval()
+    ids = torch.randint(4, vocab, (5, 40))
+    for i in range(5):
+        ids[i, 40 - 9 * i:] = PAD
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=True)
+        hidden = ours.encode(ids)
+        assert (hidden - expected.hidden_states[-1])[ids != PAD].abs().max() < 1e-5
+        if kind != 'no head':
+            assert (ours.head(hidden) - expected.logits)[ids != PAD].abs().max() < 1e-5
+
+
+def test_saved_encoder_is_read_by_transformers(encoder_folder):
+    from transformers import XLMRobertaForMaskedLM
+    theirs, ours = XLMRobertaForMaskedLM.from_pretrained(encoder_folder).eval(), XLMR.from_encoder(encoder_folder).eval()
+    ids = torch.randint(4, ours.config.vocab_size, (2, 30))
+    with torch.no_grad():
+        assert (ours.head(ours.encode(ids)) - theirs(input_ids=ids).logits).abs().max() < 1e-5
+
+
+def test_copy_is_the_encoder(encoder_folder):
+    model = swcm(encoder_folder)
+    custom = [layer for layer in model.decoder if isinstance(layer, CustomDecoderLayer)]
+    assert [type(layer).__name__[0] for layer in model.decoder] == list('CCCNC')
+    for source, layer in zip(model.encoder, custom):
+        for part, theirs in (('self_attn', 'attn'), ('cross_attn', 'attn'), ('ffn1', 'ffn'), ('ffn2', 'ffn')):
+            pairs = zip(getattr(layer, part).parameters(), getattr(source, theirs).parameters(), strict=True)
+            assert all(torch.equal(a, b) and a is not b for a, b in pairs)
+    src = sources(model)
+    mask = (src != PAD)[:, None, None]
+    with torch.no_grad():
+        x = model.embeddings(src)
+        for layer in custom:
+            x = layer.ffn1(layer.self_attn(x, *layer.self_attn.keys_values(x), mask))
+        assert torch.equal(x, model.encode(src))
+
+
+def test_tie_is_one_set_of_weights(encoder_folder):
+    tied, copied = swcm(encoder_folder, share='tie', insert_every=0), swcm(encoder_folder, insert_every=0)
+    with torch.no_grad():
+        tied.encoder[1].attn.query.weight[0, 0] = 7
+    assert tied.decoder[1].cross_attn.query.weight[0, 0] == 7 == tied.decoder[1].self_attn.query.weight[0, 0]
+    custom = sum(p.numel() for layer in copied.decoder for p in layer.parameters())
+    total = [sum(p.numel() for p in model.parameters()) for model in (tied, copied)]
+    assert total[0] == total[1] - custom
+
+
+def test_alternate_takes_two_encoder_layers_for_one(encoder_folder):
+    model = swcm(encoder_folder, share='alternate', insert_every=0)
+    assert len(model.decoder) == 2
+    first, second = model.encoder[2:4]
+    layer = model.decoder[1]
+    assert torch.equal(layer.self_attn.key.weight, first.attn.key.weight)
+    assert torch.equal(layer.ffn1.norm.weight, first.ffn.norm.weight)
+    assert torch.equal(layer.cross_attn.norm.bias, second.attn.norm.bias)
+    assert torch.equal(layer.ffn2.up.weight, second.ffn.up.weight)
+
+
+def test_inserted_layers(encoder_folder):
+    before, new = swcm(encoder_folder, inserted='duplicate').decoder[2:4]
+    assert torch.equal(new.self_attn.out.weight, before.self_attn.out.weight)
+    assert torch.equal(new.ffn.down.weight, before.ffn2.down.weight)
+    model = swcm(encoder_folder, inserted='quiet')
+    x = model.decoder[2].ffn2.norm(torch.randn(50, 9, 32))
+    y = model.decoder[3](x, torch.randn(50, 5, 32), None)
+    assert (y - x).square().mean() < 0.05 * x.var()                      # random: 1.0 and more
+    assert (swcm(encoder_folder).decoder[3](x, torch.randn(50, 5, 32), None) - x).square().mean() > 0.05 * x.var()
+
+
+def test_none_shares_nothing(encoder_folder):
+    model = swcm(encoder_folder, share='none')
+    assert {model.origins[f'decoder.{name}'] for name, _ in model.decoder.named_parameters()} == {'random'}
+    assert not torch.equal(model.decoder[0].ffn1.up.weight, model.encoder[0].ffn.up.weight)
+
+
+def test_parameters_of_the_published_layout():
+    """CINO-base-v2's sizes. The published code has 492,548,543 parameters with the pooler's 590,592.
+
+    Ours has two LayerNorms of 2 * 768 more in each of 3 inserted layers, and pads the 135,359 rows of two tables and
+    one bias to 135,360 (and n_rows counts them).
+    """
+    with torch.device('meta'):
+        model = SWCM(SWCMConfig(vocab_size=135359, head='untied', mlm_head=False))
+    ours = sum(p.numel() for p in model.parameters())
+    padding = (model.config.n_rows - 135359) * (2 * 768 + 1)
+    print(f'{ours - padding:,} parameters, untied, X = 3, without language rows and pooler')
+    assert ours - padding == 491_957_951 + 3 * 2 * 2 * 768
+
+
+@pytest.mark.parametrize('options', CHOICES)
+def test_every_parameter_is_accounted_for(encoder_folder, options):
+    model = swcm(encoder_folder, **options)
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    assert set(model.origins) == names
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, origin in model.origins.items():
+        how, _, where = origin.partition(' ')
+        if how in ('copied', 'tied'):
+            source = parameters[where.split()[-1]]
+            assert torch.equal(parameters[name], source) and (parameters[name] is source) == (how == 'tied')
+    total = sum(p.numel() for p in model.parameters())
+    assert f'{total:,}' in model.weight_report().splitlines()[-1]
+
+
+@pytest.mark.parametrize('options', CHOICES)
+def test_padding_batch_and_future_change_nothing(encoder_folder, options):
+    model = swcm(encoder_folder, **options)
+    src, tgt = sources(model), sources(model, (9, 14, 3, 11), seed=1)
+    with torch.no_grad():
+        together = model.decode(tgt, model.encode(src), src)
+        for i in range(len(src)):
+            s, t = (x[i][x[i] != PAD][None] for x in (src, tgt))
+            alone = model.decode(t, model.encode(s), s)
+            assert (alone[0] - together[i, :t.shape[1]]).abs().max() < 1e-4
+        changed = tgt.clone()
+        changed[:, 8:] = 5
+        after = model.decode(changed, model.encode(src), src)
+        assert torch.equal(after[:, :8], together[:, :8]) and not torch.allclose(after[:, 8:], together[:, 8:])
+
+
+@pytest.mark.parametrize('options', CHOICES)
+def test_cache_changes_nothing(encoder_folder, options):
+    model, K = swcm(encoder_folder, **options), 3
+    src, tgt = sources(model), sources(model, (9,) * 12, seed=1)                  # 3 targets for each of 4 sources
+    with torch.no_grad():
+        memory = model.encode(src)
+        whole = model.decode(tgt, memory.repeat_interleave(K, 0), src.repeat_interleave(K, 0))
+        caches = [Cache(layer, memory, tgt.shape[1]) for layer in model.decoder]
+        for a, b in ((0, 2), *((i, i + 1) for i in range(2, 12))):
+            step = model.head(model.decode_hidden(tgt[:, a:b], memory, src, caches))
+            assert (step - whole[:, a:b]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('options', CHOICES)
+def test_loss_is_plain_cross_entropy(encoder_folder, options, monkeypatch):
+    monkeypatch.setattr(ChunkedCrossEntropy, 'CHUNK', 7)
+    model = swcm(encoder_folder, **options)
+    src, tgt = sources(model), sources(model, (9, 14, 3, 11), seed=1)
+    loss, n = model.loss(src, tgt)
+    logits = model.decode(tgt, model.encode(src), src)
+    plain = F.cross_entropy(logits[:, 1:-1].flatten(0, 1), tgt[:, 2:].flatten(), ignore_index=PAD, reduction='sum')
+    assert n == (tgt[:, 2:] != PAD).sum() and abs(loss - plain) < 1e-5 * plain
+    with torch.no_grad():
+        assert model.loss(src, tgt)[0] == loss
+    parameters = list(model.parameters())
+    for ours, theirs in zip(torch.autograd.grad(3 * loss, parameters), torch.autograd.grad(3 * plain, parameters)):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-6
+
+
+def test_rows_behind_the_vocabulary_never_win(encoder_folder):
+    model = swcm(encoder_folder)
+    c = model.config
+    assert c.n_rows % 64 == 0 and c.n_rows > c.n_ids == c.vocab_size + 2
+    with torch.no_grad():
+        model.head.bias[c.n_ids:] = 1000
+    src = sources(model)
+    assert model.decode(src, model.encode(src), src).shape[-1] == c.n_ids
+    assert model.loss(src, src)[0] < 1e5
+    assert max(max(h[0][0], default=0) for h in model.generate(src, 'bo', max_new_tokens=5)) < c.vocab_size
+
+
+def reference_greedy(model, src, lang, n):
+    """One source, no cache, no batch."""
+    ids, total = [BOS, model.config.language_id(lang)], 0.0
+    never = [BOS, PAD, 3, *range(model.config.vocab_size - 1, model.config.n_ids)]
+    for step in range(n + 1):
+        logp = model.decode(torch.tensor([ids]), model.encode(src), src)[0, -1].log_softmax(-1)
+        logp[never] = -torch.inf
+        token = EOS if step == n else logp.argmax().item()
+        total += logp[token].item()
+        if token == EOS:
+            break
+        ids.append(token)
+    return ids[2:], total / (step + 1)
+
+
+@torch.no_grad()
+def test_beam_1_is_greedy(encoder_folder):
+    model = swcm(encoder_folder)
+    model.head.bias[EOS] += 6                                                     # some end early, some do not
+    src = sources(model)
+    langs, lengths = ['bo', 'zh', 'bo', 'zh'], set()
+    for found, s, lang in zip(model.generate(src, langs, max_new_tokens=12), src, langs):
+        ids, score = reference_greedy(model, s[s != PAD][None], lang, 12)
+        assert found[0][0] == ids and abs(found[0][1] - score) < 1e-4
+        lengths.add(len(ids))
+    assert len(lengths) > 1
+
+
+@pytest.fixture
+def tiny(pieces):
+    """A model of 4 pieces that can be written, so that all its outputs can be listed."""
+    torch.manual_seed(3)
+    model = SWCM(SWCMConfig(vocab_size=9, n_layer=2, n_head=2, n_embd=16, n_ffn=32, n_positions=20, insert_every=1,
+                            languages=('bo',), dropout=0)).eval()
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('length_penalty', [0.0, 1.0, 2.0])
+def test_beam_search_finds_the_best_of_all(tiny, length_penalty):
+    src = torch.tensor([[BOS, 9, 4, 5, 6, EOS], [BOS, 9, 7, EOS, PAD, PAD]])
+    found = tiny.generate(src, 'bo', beams=400, max_new_tokens=4, length_penalty=length_penalty)
+    for s, hypotheses in zip(src, found):
+        s, scored = s[s != PAD][None], []
+        for n in range(5):
+            for ids in itertools.product(range(4, 8), repeat=n):
+                tgt = torch.tensor([[BOS, 9, *ids, EOS]])
+                loss, count = tiny.loss(s, tgt)
+                scored.append((-loss.item() / count.item() ** length_penalty, list(ids)))
+        scored.sort(reverse=True)
+        assert len(hypotheses) == len(scored)                                     # 1 + 4 + 16 + 64 + 256
+        for (ids, score), (expected, best) in zip(hypotheses[:20], scored):
+            assert abs(score - expected) < 1e-4
+        assert hypotheses[0][0] == scored[0][1]
+
+
+@torch.no_grad()
+def test_beams_beat_greedy_and_come_in_order(encoder_folder):
+    model = swcm(encoder_folder)
+    model.head.bias[EOS] += 4
+    src = sources(model, (20, 13, 7, 1, 11, 4))
+    wide = model.generate(src, 'bo', beams=5, max_new_tokens=10)
+    greedy = model.generate(src, 'bo', beams=1, max_new_tokens=10)
+    for w, g, s in zip(wide, greedy, src):
+        assert len(w) == 5 and [h[1] for h in w] == sorted((h[1] for h in w), reverse=True)
+        assert len({tuple(h[0]) for h in w}) == 5
+        for ids, score in w:                                                      # the formula, by the loss
+            loss, n = model.loss(s[s != PAD][None], torch.tensor([[BOS, model.config.vocab_size, *ids, EOS]]))
+            assert abs(score + loss.item() / n.item()) < 1e-4
+    assert sum(w[0][1] for w in wide) > sum(g[0][1] for g in greedy)
+
+
+@torch.no_grad()
+def test_limits_of_generation(encoder_folder):
+    model = swcm(encoder_folder)
+    src = sources(model)
+    for beams in (1, 3):
+        written = model.generate(src, 'zh', beams, max_new_tokens=20, no_repeat_ngram=2)
+        for ids in (ids for found in written for ids, _ in found):
+            bigrams = list(zip(ids, ids[1:]))
+            assert len(ids) <= 20 and len(bigrams) == len(set(bigrams))
+    model.head.bias[EOS] += 50
+    assert all(len(f[0][0]) == 0 for f in model.generate(src, 'zh'))
+    assert all(len(f[0][0]) == 6 for f in model.generate(src, 'zh', min_new_tokens=6, max_new_tokens=6))
+    with pytest.raises(ValueError, match='max_new_tokens=63: this model writes at most 62'):
+        model.generate(src, 'zh', max_new_tokens=63)
+    with pytest.raises(ValueError, match="language 'xx' has no token in this model; it knows bo zh"):
+        model.generate(src, 'xx')
+    with pytest.raises(ValueError, match='a sequence of 70 tokens; this model reads at most 64'):
+        model.encode(torch.full((1, 70), 5))
+
+
+@torch.no_grad()
+def test_sampling_follows_the_model(tiny):
+    src = torch.tensor([[BOS, 9, 4, 5, EOS]])
+    logp = tiny.decode(torch.tensor([[BOS, 9]]), tiny.encode(src), src)[0, -1].log_softmax(-1)
+    p = logp[[EOS, 4, 5, 6, 7]].softmax(-1)
+    torch.manual_seed(0)
+    found = tiny.generate(src.expand(4000, -1), 'bo', max_new_tokens=1, temperature=1.0)
+    first = torch.tensor([ids[0] if ids else EOS for ((ids, _),) in found])
+    share = torch.stack([(first == token).float().mean() for token in (EOS, 4, 5, 6, 7)])
+    assert (share - p).abs().max() < 0.03
+    for options, allowed in ((dict(top_k=2), p.topk(2)[1]), (dict(top_p=p.max().item() - 0.01), p.topk(1)[1])):
+        found = tiny.generate(src.expand(200, -1), 'bo', max_new_tokens=1, temperature=1.0, **options)
+        tokens = {ids[0] if ids else EOS for ((ids, _),) in found}
+        assert tokens == {[EOS, 4, 5, 6, 7][i] for i in allowed}
+
+
+@pytest.mark.parametrize('options', CHOICES)
+def test_save_and_load(encoder_folder, tmp_path, options):
+    model = swcm(encoder_folder, **options)
+    model.save(tmp_path)
+    again = SWCM.load(tmp_path).eval()
+    src = sources(model)
+    assert torch.equal(model.loss(src, src)[0], again.loss(src, src)[0]) and again.config == model.config
+    assert again.sentencepiece == model.sentencepiece
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors', module.SENTENCEPIECE]
+
+
+def damage(folder, how):
+    weights, settings = folder / 'model.safetensors', folder / 'config.json'
+    state, sizes = load_file(weights), json.loads(settings.read_text())
+    if how == 'truncated':
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif how in ('config.json', 'model.safetensors', module.SENTENCEPIECE):
+        (folder / how).unlink()
+    elif how == 'missing':
+        del state['roberta.encoder.layer.2.output.dense.bias']
+        save_file(state, weights)
+    elif how == 'surplus':
+        save_file({**state, 'roberta.encoder.layer.4.output.dense.bias': torch.zeros(32)}, weights)
+    elif how == 'shape':
+        state['roberta.embeddings.word_embeddings.weight'] = torch.zeros(100, 32)
+        save_file(state, weights)
+    elif how == 'gelu':
+        settings.write_text(json.dumps({**sizes, 'hidden_act': 'relu'}))
+    elif how == 'json':
+        settings.write_text('{')
+    elif how == 'pickle':
+        weights.unlink()
+        (folder / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n(S"touch hacked"\ntR.')
+
+
+@pytest.mark.parametrize('how, message', [
+    ('config.json', 'config.json does not exist'), ('model.safetensors', 'neither model.safetensors nor pytorch_model'),
+    (module.SENTENCEPIECE, 'sentencepiece.bpe.model does not exist'), ('truncated', 'model.safetensors is damaged'),
+    ('missing', 'Missing: roberta.encoder.layer.2.output.dense.bias'),
+    ('surplus', 'Not expected: roberta.encoder.layer.4.output.dense.bias'),
+    ('shape', r'word_embeddings.weight has shape \(100, 32\), where config.json asks for'),
+    ('gelu', "hidden_act is 'relu'"), ('json', 'config.json is not JSON'), ('pickle', 'pytorch_model.bin is damaged')])
+def test_bad_encoder_folders(encoder_folder, tmp_path, how, message):
+    for file in encoder_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    damage(tmp_path, how)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        SWCM.from_encoder(tmp_path)
+    assert '\n' not in str(error.value)
+
+
+def test_bad_options(encoder_folder):
+    for options, message in ((dict(share='both'), "share='both': choose one of copy, none, tie, alternate"),
+                             (dict(insert_every=-1), 'insert_every=-1'), (dict(head='x'), "head='x'")):
+        with pytest.raises(ValueError, match=message):
+            SWCM.from_encoder(encoder_folder, **options)
+    with pytest.raises(ValueError, match='not a nanoSWCM checkpoint'):
+        SWCM.load(encoder_folder)
