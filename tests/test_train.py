@@ -1,0 +1,277 @@
+"""train.py and sample.py: the loop, resume, and the command lines as a user types them."""
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import LANGUAGES, ROOT
+from safetensors.torch import load_file
+
+import config
+import sample
+import train
+from data import tokens
+from data.batches import collate
+from model import PAD, SWCM
+
+
+@pytest.fixture(scope='module')
+def run_root(tmp_path_factory):
+    """Token files go to a temporary folder; it is kept for the module, so that they are made once."""
+    folder, before = tmp_path_factory.mktemp('runs'), tokens.token_folder
+    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
+    yield folder
+    tokens.token_folder = before
+
+
+@pytest.fixture
+def cfg(run_root, corpus, encoder_folder, tmp_path):
+    return config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder), languages=LANGUAGES,
+                        block_size=64, batch_tokens=400, accumulate=2, val_fraction=0.2, max_steps=6, eval_interval=3,
+                        save_interval=2, eval_segments=4, device='cpu', out_dir=str(tmp_path / 'out'))
+
+
+def weights(cfg, which='last'):
+    return load_file(f'{cfg.out_dir}/{which}/model.safetensors')
+
+
+def log(cfg):
+    """The lines of the log without what depends on the clock."""
+    lines = [json.loads(line) for line in open(f'{cfg.out_dir}/log.jsonl', encoding='utf-8')]
+    return [{k: v for k, v in line.items() if k != 'tokens_per_s'} for line in lines]
+
+
+@pytest.mark.parametrize('options', [dict(), dict(objective='mlm'), dict(share='tie', head='untied')])
+def test_resume_changes_no_bit(cfg, tmp_path, options, capsys):
+    cfg = replace(cfg, **options)
+    train.train(cfg)
+    whole = weights(cfg)
+    for stopped_at in (1, 4):
+        interrupted = replace(cfg, out_dir=str(tmp_path / f'at{stopped_at}'))
+        stop_after(stopped_at, interrupted)
+        train.train(interrupted)
+        again = weights(interrupted)
+        assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+        assert log(interrupted) == log(cfg)
+    assert len({tuple(line['val'].values()) for line in log(cfg) if 'val' in line}) == 3
+
+
+def stop_after(step, cfg):
+    """Runs cfg and sends Ctrl-C in the step with this number."""
+    original = train.schedule
+
+    def interrupt(at, settings):
+        if at == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(at, settings)
+
+    train.schedule = interrupt
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train.train(cfg)
+    finally:
+        train.schedule = original
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert stopped.value.code == 130
+
+
+def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
+    """Two ragged micro-batches and one that holds both give the same step."""
+    torch.manual_seed(0)
+    start = SWCM.from_encoder(encoder_folder, languages=LANGUAGES, dropout=0.0)
+    g = np.random.default_rng(0)
+    long, short = ([(np.r_[0, 161, g.integers(4, 150, n), 2], np.r_[0, 162, g.integers(4, 150, m), 2]) for n, m in sizes]
+                   for sizes in ([(30, 40), (20, 25)], [(5, 3)]))
+    results = []
+    for batches, accumulate in (([collate(long), collate(short)], 2), ([collate(long + short)], 1)):
+        model = SWCM.from_encoder(encoder_folder, languages=LANGUAGES, dropout=0.0)
+        model.load_state_dict(start.state_dict())
+        settings = replace(cfg, accumulate=accumulate, max_steps=1, out_dir=f'{cfg.out_dir}{accumulate}')
+        train.fit(settings, model, batches, lambda model: ({'x': 1.0}, []))
+        results.append((log(settings)[-2], model.state_dict()))
+    (a, first), (b, second) = results
+    assert abs(a['loss'] - b['loss']) < 1e-5 and abs(a['grad_norm'] / b['grad_norm'] - 1) < 1e-5
+    assert a['tokens'] == 41 + 26 + 4
+    # AdamW's first step has the size of the rate whatever the gradient, so tiny gradients may differ in sign
+    close = torch.cat([((first[k] - second[k]).abs() < 1e-5).flatten() for k in first])
+    assert close.float().mean() > 0.99
+
+
+def test_schedule():
+    cfg = config.Train(max_steps=100, warmup=0.1)
+    rates = [train.schedule(step, cfg) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(1 / 90) and np.all(np.diff(rates[10:]) < 0)
+
+
+def test_training_learns_and_keeps_the_best(cfg, capsys):
+    cfg = replace(cfg, max_steps=60, eval_interval=20, lr=3e-3, accumulate=1)
+    train.train(cfg)
+    means = {line['step']: line['val_mean'] for line in log(cfg) if 'val_mean' in line}
+    assert means[60] < 0.9 * means[0]
+    printed = capsys.readouterr().out
+    for word in ('copied from encoder', 'random', 'held-out loss', 'mt zh-bo', 'source', 'output', 'reference'):
+        assert word in printed
+    best, src = SWCM.load(f'{cfg.out_dir}/best'), torch.tensor([[0, 161, 30, 40, 2]])
+    assert best.generate(src, 'zh', beams=2, max_new_tokens=5)
+
+
+def test_gradient_that_is_no_number_stops_the_run(cfg):
+    model = SWCM.from_encoder(cfg.encoder, languages=LANGUAGES)
+    with torch.no_grad():
+        model.encoder[0].ffn.up.weight[0, 0] = float('nan')
+    batch = collate([(np.array([0, 161, 5, 2]), np.array([0, 161, 5, 2]))])
+    with pytest.raises(ValueError, match='step 0: the gradient is nan'):
+        train.fit(cfg, model, [batch] * 12, lambda model: ({'x': 1.0}, []))
+
+
+def test_a_run_with_other_settings_is_not_continued(cfg):
+    train.train(replace(cfg, max_steps=2))
+    with pytest.raises(ValueError, match="holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"):
+        train.train(replace(cfg, share='none'))
+    train.train(replace(cfg, max_steps=3))                                        # may be longer
+    train.train(replace(cfg, share='none', resume=False, max_steps=1))
+
+
+def test_finished_run_is_left_alone(cfg, capsys):
+    train.train(replace(cfg, max_steps=2))
+    before = os.stat(f'{cfg.out_dir}/last/model.safetensors').st_mtime_ns
+    train.train(replace(cfg, max_steps=2))
+    assert 'has done its 2 steps' in capsys.readouterr().out
+    assert os.stat(f'{cfg.out_dir}/last/model.safetensors').st_mtime_ns == before
+
+
+def test_encoder_config_is_trained_first(cfg, tmp_path, corpus, capsys):
+    encoder = tmp_path / 'encoder.py'
+    encoder.write_text(f"""objective = 'mlm'  # ང་
+encoder = ''
+dataset = 'text'
+data_from = {str(corpus)!r}
+languages = 'bo,kk,mn,ug,zh'.split(',')
+out_dir = {str(tmp_path / 'small')!r}
+vocab_size, n_layer, n_head, n_embd, n_ffn = 150, 2, 2, 16, 32
+max_steps = eval_interval = 2
+block_size = 64
+batch_tokens = 300
+val_fraction = 0.2
+""", encoding='utf-8')
+    train.train(replace(cfg, encoder=str(encoder), max_steps=2, share='tie'))
+    printed = capsys.readouterr().out
+    assert printed.index('mlm on text') < printed.index('swcm on text') and 'small/best' in printed
+    assert SWCM.load(f'{cfg.out_dir}/last').config.n_layer == 2
+    train.train(replace(cfg, encoder=str(encoder), max_steps=2, resume=False))
+    assert 'small has done its 2 steps' in capsys.readouterr().out
+
+
+def call(*command, cwd, **kwargs):
+    """Runs a script as a user does; returns exit status, output and error output."""
+    done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, encoding='utf-8', **kwargs)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_lists_every_key(tmp_path):
+    started = time.perf_counter()
+    for script, cls in (('train.py', config.Train), ('sample.py', sample.Sample)):
+        status, out, _ = call(script, '--help', cwd=tmp_path)
+        assert status == 0
+        for name in cls.__dataclass_fields__:
+            assert re.search(rf'--{name}=\S+ .*\w', out), name
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize('args, message', [
+    (['--max_step=3'], '--max_step: unknown key; did you mean max_steps?'),
+    (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
+    (['--lr=True'], "--lr=True: the value must be a number"), (['--resume=1'], '--resume=1: the value must be True or False'),
+    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/encoder.py, config/tib'),
+    (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'], "'x.py': one config file comes first"),
+    (['--objective=x'], "objective='x': choose swcm or mlm"), (['--encoder='], "encoder='': objective=swcm starts from"),
+    (['--encoder=nowhere'], 'nowhere/config.json does not exist'), (['--device=cuda:9'], "device='cuda:9' is not there"),
+    (['--dtype=int8'], "dtype='int8': choose auto"), (['--block_size=600'], 'block_size=600: the encoder reads at most 64'),
+    (['--languages=xx'], 'no val text for languages=xx'), (['--share=all'], "share='all': choose one of copy"),
+    (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
+    (['--data_from=nowhere'], 'nowhere does not exist')])
+def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
+    """As typed, but in this process, which has torch already."""
+    settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
+    argv = args if args[0].endswith('.py') or args == ['--lr'] else [*settings, *args]
+    monkeypatch.setattr(sys, 'argv', ['train.py', *argv])
+    with pytest.raises(SystemExit) as stopped:
+        config.run(train.main)
+    assert stopped.value.code.startswith('error: ') and '\n' not in stopped.value.code
+    assert message in stopped.value.code
+    assert not os.path.exists(f'{cfg.out_dir}/last')
+
+
+def test_command_lines(cfg, tmp_path, corpus, encoder_folder):
+    """Train, stop with Ctrl-C, go on, and write, as a user does."""
+    (tmp_path / 'mine.py').write_text(f'''dataset = 'text'
+encoder = {str(encoder_folder)!r}
+out_dir = 'out/mine'
+block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 0.2, 1000, 4
+''', encoding='utf-8')
+    command = [sys.executable, str(ROOT / 'train.py'), 'mine.py', f'--data_from={corpus}', '--max_steps=3000']
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, encoding='utf-8')
+    while not (tmp_path / 'out/mine/log.jsonl').exists() or (tmp_path / 'out/mine/log.jsonl').read_text().count('\n') < 3:
+        time.sleep(0.1)
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 130 and 'stopped and saved at step' in out and 'the same command goes on' in out
+    step = int(re.search(r'saved at step (\d+) of 3000', out)[1])
+    status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}', f'--max_steps={step + 2}', cwd=tmp_path)
+    assert status == 0, err
+    assert f'step {step + 2}: held-out loss' in out
+    status, out, err = call('sample.py', '--examples=1', cwd=tmp_path)
+    assert status == 0, err
+    assert out.count('source  ') == out.count('output  ') == out.count('reference  ') >= 5
+    (tmp_path / 'zh.txt').write_text('我有两本书。\n\n' + '他看见了三只羊。' * 30 + '\n', encoding='utf-8')
+    status, out, err = call('sample.py', '--to=bo', '--file=zh.txt', '--beams=2', '--max_new_tokens=9', cwd=tmp_path)
+    assert status == 0 and out.count('\n') == 3, err
+    status, piped, err = call('sample.py', '--to=bo', '--file=-', '--beams=2', '--max_new_tokens=9', cwd=tmp_path,
+                              input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
+    assert status == 0 and piped == out, err
+    for args, message in ((['--text=x', '--to=fr'], "language 'fr' has no token in this model; it knows bo ug kk mn zh"),
+                          (['--text=x', '--to=zh'], 'translate from zh to zh: name another language'),
+                          (['--file=none.txt'], 'none.txt'), (['--task=sing'], "task='sing': choose translate or denoise"),
+                          ([f'--checkpoint={encoder_folder}', '--to=bo'], 'not a nanoSWCM checkpoint')):
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+            sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])
+
+
+def test_sample_without_a_checkpoint(tmp_path):
+    status, _, err = call('sample.py', cwd=tmp_path)
+    assert status == 1 and err.startswith('error: no checkpoint in out/; `python train.py config/tibetan.py` makes one')
+
+
+def test_sampling_fills_masks(cfg):
+    train.train(replace(cfg, max_steps=1))
+    writer = sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', beams=2, max_new_tokens=12))
+    ids = writer.encode('ང་ལ་<mask>གཉིས་ཡོད།')
+    assert (ids == writer.tokenizer.mask).sum() == 1 and PAD not in ids
+    assert len(writer.answer(['ང་ལ་<mask>གཉིས་ཡོད།', ''], 'bo', 'bo')) == 2
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
+    train.train(replace(cfg, max_steps=2))
+    before = {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()}
+    code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));'
+            'import config, train; from data import tokens; from pathlib import Path;'
+            f'tokens.token_folder = lambda dataset: Path({str(tokens.token_folder("text").parent)!r}) / dataset;'
+            'config.run(train.main)')
+    settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
+    done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith('error: ') and 'Traceback' not in done.stderr, done.stderr
+    assert {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()} == before
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
