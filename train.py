@@ -20,6 +20,7 @@ if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torc
     print(__doc__)
     config.load(config.Train, sys.argv[1:])
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
@@ -76,7 +77,7 @@ def build(cfg):
         kept = Path(cfg.out_dir, 'last', SENTENCEPIECE)
         with main_process_first():
             pieces = kept.read_bytes() if cfg.resume and kept.exists() else train_sentencepiece(
-                *vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from or None), cfg.vocab_size)
+                *vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from or None), cfg.vocab_size, cfg.character_coverage)
         model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
                                 n_embd=cfg.n_embd, n_ffn=cfg.n_ffn, n_positions=cfg.block_size + 2,
                                 dropout=cfg.dropout), pieces)
@@ -213,25 +214,22 @@ def evaluate(model, val, tokenizer, cfg):
             loss, n = model.loss(torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device))
             total += torch.tensor([loss.item(), n.item()], dtype=torch.float64)
         losses[task.name] = (total[0] / total[1]).item()
-    first = {}
-    for task in sorted(val, key=lambda t: t.source != 'zh'):              # out of zh, if any, into the others
-        first.setdefault(task.kind, task)
     lines = []
-    for task in list(first.values())[:3]:
-        src, tgt = val_batches(task, cfg)[-1]
-        source, target = tokenizer.decode(src[-1]), tokenizer.decode(tgt[-1])
-        lines += [f'  {task.name}', f'    source     {source}',
-                  f'    output     {write(model, task, src[-1:], tgt[-1:], tokenizer)}', f'    reference  {target}']
+    for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
+        i = np.argsort(task.lengths[1])[len(task) // 2]                   # one of middling length
+        src, tgt = task.example(i, np.random.default_rng((cfg.seed, 4, int(i))))
+        lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}',
+                  f'    output     {write(model, task, src, tgt, tokenizer)}',
+                  f'    reference  {tokenizer.decode(tgt)}']
     return losses, lines
 
 
 def write(model, task, src, tgt, tokenizer):
-    """What the model makes of one source (1,S): its greedy output, or for mlm its guesses of the masked tokens."""
-    src, tgt = (torch.from_numpy(x).to(next(model.parameters()).device) for x in (src, tgt))
+    """What the model makes of one source (S,): its greedy output, or for mlm its guesses of the masked tokens."""
+    src, tgt = (torch.from_numpy(x)[None].to(next(model.parameters()).device) for x in (src, tgt))
     if task.kind == 'mlm':
-        real = tgt != PAD
-        return tokenizer.decode(model.head(model.encode(src)[real]).argmax(-1).tolist())
-    room = min(2 * tgt.shape[1], model.config.max_length - 2)
+        return tokenizer.decode(model.head(model.encode(src)[tgt != PAD]).argmax(-1).tolist())
+    room = min(tgt.shape[1] + 20, model.config.max_length - 2)
     return tokenizer.decode(model.generate(src, task.target, max_new_tokens=room)[0][0][0])
 
 

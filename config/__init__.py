@@ -26,6 +26,7 @@ class Train:
     dropout: float = 0.1             # in encoder and decoder
     # an encoder from scratch (objective mlm, encoder '')
     vocab_size: int = 3000           # SentencePiece pieces, trained on the corpus
+    character_coverage: float = 1.0  # share of the text whose characters must be in it
     n_layer: int = 4                 # layers
     n_head: int = 4                  # attention heads
     n_embd: int = 128                # channels

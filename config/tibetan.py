@@ -2,6 +2,7 @@
 dataset = 'udhr'
 encoder = 'config/encoder.py'    # trained first
 out_dir = 'out/tibetan'
-languages = 'bo,ug,kk,mn,zh,en'.split(',')
+languages = ('bo', 'ug', 'kk', 'mn', 'zh', 'en')
+batch_tokens = 2048
 max_steps = 400
 lr = 1e-3

@@ -5,6 +5,8 @@ Language tokens <bo> <zh> ... follow, in the order given.
 """
 import io
 import unicodedata
+from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -81,22 +83,29 @@ class Tokenizer:
         return float(np.mean(ids == UNK)) if len(ids) else 0.0, len(ids) / max(len(text), 1)
 
 
-def train_sentencepiece(lines, characters, vocab_size):
-    """A SentencePiece unigram model of XLM-R's kind (NFKC) trained on `lines` that has all `characters`, as bytes.
+def train_sentencepiece(lines, counts, vocab_size, coverage=1.0):
+    """A SentencePiece unigram model of XLM-R's kind (NFKC) trained on `lines`, as bytes.
 
-    vocab_size counts XLM-R's <pad> and <mask>; where the lines cannot fill it, the model is smaller. Raises
-    ValueError where it cannot hold the characters.
+    `counts`: how often each character occurs; the most frequent ones that make up the share `coverage` are all in,
+    the others become <unk>. vocab_size counts XLM-R's <pad> and <mask>; where the lines cannot fill it, the model is
+    smaller. Raises ValueError where it cannot hold the characters.
     """
-    model = io.BytesIO()
-    required = ''.join(sorted({c for c in unicodedata.normalize('NFKC', ''.join(characters)) if not c.isspace()}))
+    normal = Counter()
+    for character, n in counts.items():
+        normal.update({c: n for c in unicodedata.normalize('NFKC', character) if not c.isspace()})
+    ranked, total = normal.most_common(), sum(normal.values())
+    covered = list(accumulate(n for _, n in ranked))
+    kept = ''.join(c for (c, n), before in zip(ranked, [0, *covered]) if before < coverage * total)
+    drop = {ord(c): ' ' for c in normal if c not in set(kept)}
     # SentencePiece leaves out lines of over 4,192 bytes, so long ones come in parts
-    parts = (line[i:i + 1000] for line in lines for i in range(0, len(line), 1000))
+    parts = (line[i:i + 1000].translate(drop) for line in lines for i in range(0, len(line), 1000))
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=parts, model_writer=model, vocab_size=vocab_size - 2, hard_vocab_limit=False,
-            model_type='unigram', character_coverage=1.0, required_chars=required, num_threads=4, minloglevel=2,
+            model_type='unigram', character_coverage=1.0, required_chars=kept, num_threads=4, minloglevel=2,
             normalization_rule_name='nmt_nfkc', input_sentence_size=1_000_000, shuffle_input_sentence=True)
     except RuntimeError as e:
         raise ValueError(f'vocab_size={vocab_size}: SentencePiece cannot train that on this text, which has '
-                         f'{len(required)} different characters: {e}') from e
+                         f'{len(kept)} different characters: {e}') from e
     return model.getvalue()

@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from array import array
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 from data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent
+VOCABULARY_CHARACTERS = 2_000_000
 SPECIALS = 3                                          # <s> <lang> </s>, which stand around a segment in the model
 
 
@@ -61,16 +63,23 @@ def corpus_module(dataset):
 
 
 def vocabulary_text(dataset, val_fraction, source=None):
-    """What a vocabulary is trained on: the lines of a corpus that are not held out, and the characters of all."""
+    """What a vocabulary is trained on: (lines, count of each character), the characters from the whole corpus.
+
+    The lines are not held out, and about VOCABULARY_CHARACTERS of each language where there are more, so that no
+    language crowds out the others.
+    """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
-    is_val, lines, characters = held_out(corpus.documents(files), val_fraction), [], set()
+    is_val, lines, counts, size = held_out(corpus.documents(files), val_fraction), [], Counter(), Counter()
+    for _, texts in corpus.documents(files):
+        for lang, text in texts.items():
+            counts.update(text)
+            size[lang] += len(text)
     for key, texts in corpus.documents(files):
-        for text in texts.values():
-            characters.update(text)
-            if not is_val(key, texts):
-                lines += text.splitlines()
-    return lines, characters
+        if not is_val(key, texts):
+            lines += [line for lang, text in texts.items() for line in text.splitlines()
+                      if digest('vocabulary', line) < VOCABULARY_CHARACTERS / size[lang] * 2**64]
+    return lines, counts
 
 
 def held_out(documents, val_fraction):

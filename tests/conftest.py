@@ -1,6 +1,7 @@
 """Small real inputs: sentences in five languages, a vocabulary trained on them, and encoders with random weights."""
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def corpus(tmp_path_factory):
 def pieces():
     """A SentencePiece model of the sentences, as bytes."""
     lines = [line for language in LANGUAGES for line in sentences(language)]
-    return train_sentencepiece(lines, set(''.join(lines)), 300)
+    return train_sentencepiece(lines, Counter(''.join(lines)), 300)
 
 
 @pytest.fixture(scope='session')

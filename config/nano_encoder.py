@@ -1,0 +1,19 @@
+# The encoder in data/nano: five languages, from scratch, on text of your own (data/nano/README.md says which).
+#     python train.py config/nano_encoder.py --data_from=FOLDER
+objective = 'mlm'
+dataset = 'text'
+encoder = ''
+out_dir = 'out/nano_encoder'
+languages = ('bo', 'kk', 'mn', 'ug', 'zh')
+vocab_size = 12000
+character_coverage = 0.9998
+n_layer = 6
+n_head = 4
+n_embd = 256
+n_ffn = 1024
+mlm_ratio = 0.25                 # more to learn from each pass than BERT's 0.15
+batch_tokens = 8192
+max_steps = 2600
+lr = 1e-3
+val_fraction = 0.02
+eval_interval = 100
