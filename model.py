@@ -7,19 +7,16 @@ embeddings, attention, FFN, encoder layer, the two decoder layers, the encoder w
 Axes: B batch, S source, T target, C channels (n_embd), H heads, D head size, V vocabulary, K beams,
 R = B*K rows, N real target tokens. Masks are boolean and True means "attend".
 """
-import json
 import os
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
-SENTENCEPIECE = 'sentencepiece.bpe.model'    # the name that the XLM-R family uses
+from data import BOS, EOS, PAD, UNK
+from data.files import SENTENCEPIECE, few, read_file, read_json, read_tensors, write_model
 
 
 @dataclass
@@ -191,7 +188,7 @@ class DecoderLayer(nn.Module):
 
 
 class CustomDecoderLayer(DecoderLayer):
-    """Self-attention, FFN1, cross-attention, FFN2; all weights come from the encoder (paper, section 3.2)."""
+    """Self-attention, FFN1, cross-attention, FFN2; all weights come from the encoder (paper)."""
 
     def __init__(self, c):
         super().__init__()
@@ -385,7 +382,7 @@ class XLMR(nn.Module):
             if part == 'decoder':
                 part += ', custom' if isinstance(self.decoder[int(rest[0])], CustomDecoderLayer) else ', inserted'
             origin = self.origins[name]
-            if origin.startswith(('copied', 'tied')):                             # from which part: encoder, decoder ...
+            if origin.startswith(('copied', 'tied')):                             # from encoder, decoder, ...
                 origin = origin.split('.')[0]
             key = part, origin
             count[key] = count.get(key, 0) + (0 if p in seen else p.numel())
@@ -553,7 +550,7 @@ class SWCM(XLMR):
         folder = Path(folder)
         config = read_json(folder / 'config.json')
         if config.pop('model_type', None) != 'swcm':
-            raise ValueError(f'{folder}: not a nanoSWCM checkpoint but perhaps an encoder; SWCM.from_encoder reads those')
+            raise ValueError(f'{folder}: not a nanoSWCM checkpoint; SWCM.from_encoder reads encoders')
         model, state = cls(SWCMConfig(**config), read_file(folder / SENTENCEPIECE)), read_tensors(folder)
         parameters = dict(model.named_parameters())
         if wrong := sorted(set(parameters) ^ set(state)):
@@ -569,7 +566,7 @@ class SWCM(XLMR):
 
 def custom_sources(c):
     """For each custom layer, the encoder layers of its (self-attention, FFN1) and (cross-attention, FFN2)."""
-    if c.share == 'alternate':                                                    # DeltaLM, arXiv 2106.13736, section 3.2
+    if c.share == 'alternate':                                                    # DeltaLM, arXiv 2106.13736
         return [(i, i + 1) for i in range(0, c.n_layer, 2)]
     return [(i, i) for i in range(c.n_layer)]
 
@@ -692,61 +689,3 @@ def read_huggingface(folder):
         raise ValueError(f'{folder}: lm_head.decoder.weight differs from the embeddings; only a tied head is read')
     state = {name: t for name, t in state.items() if not name.startswith(UNUSED)}
     return {**sizes, 'mlm_head': 'lm_head.bias' in state}, state
-
-
-def read_tensors(folder):
-    """Tensors by name, from model.safetensors or else pytorch_model.bin, which is read without running its code."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    path = folder / 'model.safetensors'
-    try:
-        if path.exists():
-            return load_file(path)
-        path = folder / 'pytorch_model.bin'
-        if path.exists():
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as e:
-        raise ValueError(f'{path} is damaged or no weight file ({str(e).splitlines()[0]}); copy or download it again')
-    raise FileNotFoundError(f'{folder} has neither model.safetensors nor pytorch_model.bin')
-
-
-def read_json(path):
-    try:
-        return json.loads(read_file(path))
-    except ValueError as e:
-        raise ValueError(f'{path} is not JSON: {e}')
-
-
-def read_file(path):
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist; an encoder or checkpoint folder needs it')
-    return path.read_bytes()
-
-
-def write_model(folder, state, sentencepiece, config):
-    """Writes a folder whose files are each whole at any time; model.safetensors comes last."""
-    from safetensors.torch import save_file
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / 'config.json') as path:
-        path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-    if sentencepiece is not None:
-        with replacing(folder / SENTENCEPIECE) as path:
-            path.write_bytes(sentencepiece)
-    with replacing(folder / 'model.safetensors') as path:
-        save_file(state, path, metadata={'format': 'pt'})
-
-
-@contextmanager
-def replacing(path):
-    """Gives a temporary path beside `path`; what was written there takes its place at once, or not at all."""
-    temporary = path.with_name(path.name + '.tmp')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def few(names):
-    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '') if names else 'none'

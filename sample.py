@@ -42,8 +42,9 @@ if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torc
 import numpy as np
 import torch
 
+from data import BOS, EOS
 from data.batches import collate, tasks
-from data.tokenizer import BOS, EOS, Tokenizer
+from data.tokenizer import Tokenizer
 from data.tokens import cut, prepare, read_lines
 from model import SWCM, find_device
 

@@ -28,10 +28,12 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from data import PAD
 from data.batches import Batches, tasks, val_batches
-from data.tokenizer import PAD, Tokenizer, train_sentencepiece
+from data.files import SENTENCEPIECE, replacing
+from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import prepare, vocabulary_text
-from model import SENTENCEPIECE, SWCM, XLMR, SWCMConfig, find_device, replacing
+from model import SWCM, XLMR, SWCMConfig, find_device
 
 STATE = 'training.safetensors'
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
@@ -76,8 +78,11 @@ def build(cfg):
     elif cfg.objective == 'mlm':
         kept = Path(cfg.out_dir, 'last', SENTENCEPIECE)
         with main_process_first():
-            pieces = kept.read_bytes() if cfg.resume and kept.exists() else train_sentencepiece(
-                *vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from or None), cfg.vocab_size, cfg.character_coverage)
+            if cfg.resume and kept.exists():
+                pieces = kept.read_bytes()
+            else:
+                lines, counts = vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from or None)
+                pieces = train_sentencepiece(lines, counts, cfg.vocab_size, cfg.character_coverage)
         model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
                                 n_embd=cfg.n_embd, n_ffn=cfg.n_ffn, n_positions=cfg.block_size + 2,
                                 dropout=cfg.dropout), pieces)

@@ -90,8 +90,8 @@ def load(cls, argv):
 def read_config(cls, path):
     """The assignments of a config file, checked against the fields of cls."""
     if not Path(path).is_file():
-        known = ', '.join(sorted(f'config/{p.name}' for p in Path(__file__).parent.glob('*.py') if p.stem != '__init__'))
-        raise FileNotFoundError(f'config file {path} does not exist; there are {known}')
+        known = sorted(f'config/{p.name}' for p in Path(__file__).parent.glob('*.py') if p.stem != '__init__')
+        raise FileNotFoundError(f'config file {path} does not exist; there are {", ".join(known)}')
     values = {}
     exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), {}, values)
     return {key: convert(check_key(cls, key, f'{path}: {key}'), value, f'{path}: {key}')
@@ -102,7 +102,8 @@ def check_key(cls, key, where):
     known = {f.name: f for f in fields(cls)}
     if key not in known:
         near = difflib.get_close_matches(key, known, 1)
-        raise ValueError(f'{where}: unknown key' + (f'; did you mean {near[0]}?' if near else '; --help lists them all'))
+        hint = f'did you mean {near[0]}?' if near else '--help lists them all'
+        raise ValueError(f'{where}: unknown key; {hint}')
     return known[key]
 
 

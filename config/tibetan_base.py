@@ -1,4 +1,4 @@
-# The paper's run (Su et al. 2025, section 4.1): CINO-base-v2, MC2 and THUCNews, 2 x A800-80GB for 92 hours.
+# The paper's run (Su et al. 2025): CINO-base-v2, MC2 and THUCNews, 2 x A800-80GB for 92 hours.
 #     torchrun --nproc_per_node=2 train.py config/tibetan_base.py --data_from=MC2_FOLDER --encoder=CINO_FOLDER
 dataset = 'mc2'
 encoder = 'cino-base-v2'         # the folder of huggingface.co/hfl/cino-base-v2

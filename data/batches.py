@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from data import BOS, EOS, PAD
 from data.noise import infill, mask_tokens, permute_sentences
-from data.tokenizer import BOS, EOS, PAD
 from data.tokens import SPECIALS, open_streams
 
 POOL = 128                                             # batches planned together, a power of two

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
+from data import BOS, EOS, UNK
+
 SPACE = '\u2581'                                      # SentencePiece's mark of a space before a piece
 STOPS = '།༎༏༐༑༔。！？｡…؟۔!?.'                         # ends of sentences: Tibetan shads, CJK, Arabic, Latin
 ASCII_STOPS = '!?.'                                   # end a sentence only before a space: not in 3.5 or a.m.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import UNK
 from data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent
@@ -116,7 +117,7 @@ def write_streams(folder, documents, is_val, tokenizer, block_size):
             s['documents'] += 1
             s['characters'] += sum(len(t) for t in texts.values())
             s['tokens'] += sum(len(i) for i in ids.values())
-            s['unknown'] += sum(int((i == 3).sum()) for i in ids.values())
+            s['unknown'] += sum(int((i == UNK).sum()) for i in ids.values())
             split = 'val' if is_val(key, texts) else 'train'
             if len(texts) == 1:
                 segments = cut(parts[stream], tokenizer, limit)
@@ -236,8 +237,8 @@ def identity(path):
 
 
 def main(dataset):
-    """The command line of data/NAME/prepare.py: prepares a corpus with an encoder's vocabulary and prints how it fits."""
-    parser = argparse.ArgumentParser(prog=f'python -m data.{dataset}.prepare', description=corpus_module(dataset).__doc__,
+    """The command line of data/NAME/prepare.py: prepares a corpus with an encoder's vocabulary, prints how it fits."""
+    parser = argparse.ArgumentParser(f'python -m data.{dataset}.prepare', description=corpus_module(dataset).__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--from', dest='source', help='where the corpus lies')
     parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file, or the file')

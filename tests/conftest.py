@@ -12,14 +12,16 @@ sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 torch.set_num_threads(1)                            # the models are tiny; more threads only wait
 
+from data.files import SENTENCEPIECE  # noqa: E402
 from data.tokenizer import Tokenizer, train_sentencepiece  # noqa: E402
-from model import SENTENCEPIECE, XLMR, SWCMConfig  # noqa: E402
+from model import XLMR, SWCMConfig  # noqa: E402
 
 LANGUAGES = ('bo', 'kk', 'mn', 'ug', 'zh')
 # two sentences, "I have N X." and "He saw N X.", with the words for N and X
 SENTENCES = {
     'bo': (('ང་ལ་{x}་{n}་ཡོད།', 'ཁོས་{x}་{n}་མཐོང་།'), 'གཉིས གསུམ བཞི ལྔ དྲུག བདུན བརྒྱད དགུ བཅུ', 'དེབ ཁྱི རྟ ཁང་པ ལུག'),
-    'kk': (('Менде {n} {x} бар.', 'Ол {n} {x} көрді.'), 'екі үш төрт бес алты жеті сегіз тоғыз он', 'кітап ит ат үй қой'),
+    'kk': (('Менде {n} {x} бар.', 'Ол {n} {x} көрді.'),
+           'екі үш төрт бес алты жеті сегіз тоғыз он', 'кітап ит ат үй қой'),
     'mn': (('Надад {n} {x} бий.', 'Тэр {n} {x} харсан.'),
            'хоёр гурван дөрвөн таван зургаан долоон найман есөн арван', 'ном нохой морь байшин хонь'),
     'ug': (('مەندە {n} {x} بار.', 'ئۇ {n} {x} كۆردى.'), 'ئىككى ئۈچ تۆت بەش ئالتە يەتتە سەككىز توققۇز ئون',

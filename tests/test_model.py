@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import model as module
-from model import BOS, EOS, PAD, SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig
+from data import BOS, EOS, PAD
+from data.files import SENTENCEPIECE
+from model import SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig
 
 CHOICES = [dict(), dict(insert_every=0), dict(insert_every=1, inserted='duplicate'), dict(inserted='quiet'),
            dict(share='none'), dict(share='tie'), dict(share='alternate', insert_every=1), dict(head='untied')]
@@ -29,7 +31,8 @@ def sources(model, lengths=(20, 13, 7, 1), seed=0):
     return src
 
 
-@pytest.mark.parametrize('layers, heads, embd, ffn, vocab', [(2, 2, 32, 64, 100), (12, 12, 96, 384, 333), (3, 4, 64, 96, 250)])
+@pytest.mark.parametrize('layers, heads, embd, ffn, vocab',
+                         [(2, 2, 32, 64, 100), (12, 12, 96, 384, 333), (3, 4, 64, 96, 250)])
 @pytest.mark.parametrize('kind', ['safetensors', 'no prefix', 'bin', 'no head'])
 def test_encoder_equals_transformers(tmp_path, pieces, layers, heads, embd, ffn, vocab, kind):
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
@@ -40,7 +43,7 @@ def test_encoder_equals_transformers(tmp_path, pieces, layers, heads, embd, ffn,
     for p in theirs.parameters():
         p.data += 0.05 * torch.randn_like(p)
     theirs.save_pretrained(tmp_path)
-    (tmp_path / module.SENTENCEPIECE).write_bytes(pieces)
+    (tmp_path / SENTENCEPIECE).write_bytes(pieces)
     state = load_file(tmp_path / 'model.safetensors')
     if kind == 'no prefix':
         state = {name.removeprefix('roberta.'): t for name, t in state.items()}
@@ -67,7 +70,8 @@ def test_encoder_equals_transformers(tmp_path, pieces, layers, heads, embd, ffn,
 
 def test_saved_encoder_is_read_by_transformers(encoder_folder):
     from transformers import XLMRobertaForMaskedLM
-    theirs, ours = XLMRobertaForMaskedLM.from_pretrained(encoder_folder).eval(), XLMR.from_encoder(encoder_folder).eval()
+    theirs = XLMRobertaForMaskedLM.from_pretrained(encoder_folder).eval()
+    ours = XLMR.from_encoder(encoder_folder).eval()
     ids = torch.randint(4, ours.config.vocab_size, (2, 30))
     with torch.no_grad():
         assert (ours.head(ours.encode(ids)) - theirs(input_ids=ids).logits).abs().max() < 1e-5
@@ -339,7 +343,7 @@ def test_save_and_load(encoder_folder, tmp_path, options):
     src = sources(model)
     assert torch.equal(model.loss(src, src)[0], again.loss(src, src)[0]) and again.config == model.config
     assert again.sentencepiece == model.sentencepiece
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors', module.SENTENCEPIECE]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors', SENTENCEPIECE]
 
 
 def damage(folder, how):
@@ -347,7 +351,7 @@ def damage(folder, how):
     state, sizes = load_file(weights), json.loads(settings.read_text())
     if how == 'truncated':
         weights.write_bytes(weights.read_bytes()[:1000])
-    elif how in ('config.json', 'model.safetensors', module.SENTENCEPIECE):
+    elif how in ('config.json', 'model.safetensors', SENTENCEPIECE):
         (folder / how).unlink()
     elif how == 'missing':
         del state['roberta.encoder.layer.2.output.dense.bias']
@@ -368,7 +372,7 @@ def damage(folder, how):
 
 @pytest.mark.parametrize('how, message', [
     ('config.json', 'config.json does not exist'), ('model.safetensors', 'neither model.safetensors nor pytorch_model'),
-    (module.SENTENCEPIECE, 'sentencepiece.bpe.model does not exist'), ('truncated', 'model.safetensors is damaged'),
+    (SENTENCEPIECE, 'sentencepiece.bpe.model does not exist'), ('truncated', 'model.safetensors is damaged'),
     ('missing', 'Missing: roberta.encoder.layer.2.output.dense.bias'),
     ('surplus', 'Not expected: roberta.encoder.layer.4.output.dense.bias'),
     ('shape', r'word_embeddings.weight has shape \(100, 32\), where config.json asks for'),

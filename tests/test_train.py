@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 import config
 import sample
 import train
-from data import tokens
+from data import PAD, tokens
 from data.batches import collate
-from model import PAD, SWCM
+from model import SWCM
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +88,7 @@ def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     torch.manual_seed(0)
     start = SWCM.from_encoder(encoder_folder, languages=LANGUAGES, dropout=0.0)
     g = np.random.default_rng(0)
-    long, short = ([(np.r_[0, 161, g.integers(4, 150, n), 2], np.r_[0, 162, g.integers(4, 150, m), 2]) for n, m in sizes]
+    long, short = ([tuple(np.r_[0, 161, g.integers(4, 150, n), 2] for n in pair) for pair in sizes]
                    for sizes in ([(30, 40), (20, 25)], [(5, 3)]))
     results = []
     for batches, accumulate in (([collate(long), collate(short)], 2), ([collate(long + short)], 1)):
@@ -173,8 +173,8 @@ val_fraction = 0.2
 
 def call(*command, cwd, **kwargs):
     """Runs a script as a user does; returns exit status, output and error output."""
-    done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, encoding='utf-8', **kwargs)
+    done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=cwd, capture_output=True,
+                          text=True, encoding='utf-8', **kwargs)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -191,12 +191,16 @@ def test_help_lists_every_key(tmp_path):
 @pytest.mark.parametrize('args, message', [
     (['--max_step=3'], '--max_step: unknown key; did you mean max_steps?'),
     (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
-    (['--lr=True'], "--lr=True: the value must be a number"), (['--resume=1'], '--resume=1: the value must be True or False'),
+    (['--lr=True'], "--lr=True: the value must be a number"),
+    (['--resume=1'], '--resume=1: the value must be True or False'),
     (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/encoder.py, config/tib'),
     (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'], "'x.py': one config file comes first"),
-    (['--objective=x'], "objective='x': choose swcm or mlm"), (['--encoder='], "encoder='': objective=swcm starts from"),
-    (['--encoder=nowhere'], 'nowhere/config.json does not exist'), (['--device=cuda:9'], "device='cuda:9' is not there"),
-    (['--dtype=int8'], "dtype='int8': choose auto"), (['--block_size=600'], 'block_size=600: the encoder reads at most 64'),
+    (['--objective=x'], "objective='x': choose swcm or mlm"),
+    (['--encoder='], "encoder='': objective=swcm starts from"),
+    (['--encoder=nowhere'], 'nowhere/config.json does not exist'),
+    (['--device=cuda:9'], "device='cuda:9' is not there"),
+    (['--dtype=int8'], "dtype='int8': choose auto"),
+    (['--block_size=600'], 'block_size=600: the encoder reads at most 64'),
     (['--languages=xx'], 'no val text for languages=xx'), (['--share=all'], "share='all': choose one of copy"),
     (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
     (['--data_from=nowhere'], 'nowhere does not exist')])
@@ -221,7 +225,8 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
 ''', encoding='utf-8')
     command = [sys.executable, str(ROOT / 'train.py'), 'mine.py', f'--data_from={corpus}', '--max_steps=3000']
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, encoding='utf-8')
-    while not (tmp_path / 'out/mine/log.jsonl').exists() or (tmp_path / 'out/mine/log.jsonl').read_text().count('\n') < 3:
+    written = tmp_path / 'out/mine/log.jsonl'
+    while not written.exists() or written.read_text().count('\n') < 3:
         time.sleep(0.1)
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
@@ -240,9 +245,10 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     status, piped, err = call('sample.py', '--to=bo', '--file=-', '--beams=2', '--max_new_tokens=9', cwd=tmp_path,
                               input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
     assert status == 0 and piped == out, err
-    for args, message in ((['--text=x', '--to=fr'], "language 'fr' has no token in this model; it knows bo ug kk mn zh"),
+    for args, message in ((['--text=x', '--to=fr'], "'fr' has no token in this model; it knows bo ug kk mn zh"),
                           (['--text=x', '--to=zh'], 'translate from zh to zh: name another language'),
-                          (['--file=none.txt'], 'none.txt'), (['--task=sing'], "task='sing': choose translate or denoise"),
+                          (['--file=none.txt'], 'none.txt'),
+                          (['--task=sing'], "task='sing': choose translate or denoise"),
                           ([f'--checkpoint={encoder_folder}', '--to=bo'], 'not a nanoSWCM checkpoint')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])

@@ -41,8 +41,8 @@ def fetch(source=None):
                     shutil.move(file, RAW / file.name)
                 break
         else:
-            raise FileNotFoundError(f'UDHR could not be fetched ({"; ".join(failures)}). Put the files udhr_bod.xml ... '
-                                    'or bod.html ... into a folder and name it with --data_from=FOLDER')
+            raise FileNotFoundError(f'UDHR could not be fetched ({"; ".join(failures)}). Put the files udhr_bod.xml '
+                                    '... or bod.html ... into a folder and name it with --data_from=FOLDER')
     files = [find(folder, name) for name in NAMES.values()]
     if not all(files):
         missing = [name for name, file in zip(NAMES.values(), files) if not file]
