@@ -23,7 +23,7 @@ if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torc
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -129,7 +129,6 @@ def fit(cfg, model, batches, evaluate, state=None):
         batches, batch_size=None, num_workers=cfg.workers, pin_memory=device.type == 'cuda',
         sampler=[k * cfg.accumulate + rank + world * i for k in range(step, cfg.max_steps) for i in range(mine)]))
     log = Log(out, cfg, step) if rank == 0 else None
-    stop = StopSignals()
     bar = tqdm(total=cfg.max_steps, initial=step, unit='step', disable=True if rank else None, dynamic_ncols=True)
 
     def check(save):
@@ -156,11 +155,11 @@ def fit(cfg, model, batches, evaluate, state=None):
 
     if step == 0:
         check(save=False)
+    stop = StopSignals()
     while step < cfg.max_steps:
         started, lr = time.perf_counter(), cfg.lr * schedule(step, cfg)
         torch.manual_seed(cfg.seed + 1_000_003 * (step * world + rank))   # dropout: a function of seed, step and rank
-        total = torch.zeros(2, dtype=torch.float64, device='cpu' if device.type == 'mps' else device)  # loss, targets
-        source_tokens = 0
+        total, source_tokens = torch.zeros(3, dtype=torch.float64), 0     # loss, targets, signal
         for i in range(mine):
             src, tgt = next(loader)
             source_tokens += int((src != PAD).sum())
@@ -169,10 +168,12 @@ def fit(cfg, model, batches, evaluate, state=None):
                 with mixed:
                     loss, n = forward(src, tgt)
                 loss.backward()
-            total += torch.stack([loss.detach(), n]).to(total)
+            total[:2] += torch.stack([loss.detach(), n]).cpu()
+        total[2] = stop.signal
         if world > 1:
+            total = total.to(device)
             dist.all_reduce(total)
-        loss_sum, n_targets = total.tolist()
+        loss_sum, n_targets, signalled = total.tolist()
         for p in parameters.values():
             p.grad.mul_(world / n_targets)                                # DDP has divided the sums by world
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), cfg.grad_clip).item()
@@ -195,13 +196,15 @@ def fit(cfg, model, batches, evaluate, state=None):
         last = step == cfg.max_steps
         if step % cfg.eval_interval == 0 or last:
             check(save=True)
-        if step % cfg.save_interval == 0 or last or stop.signal:
+        if step % cfg.save_interval == 0 or last or signalled:
             save_last()
-        if stop.signal:
-            bar.close()
-            say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
-            sys.exit(128 + stop.signal)
+        if signalled:
+            break
     bar.close()
+    stop.restore()
+    if step < cfg.max_steps:
+        say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
+        sys.exit(128 + (stop.signal or signal.SIGTERM))
 
 
 def schedule(step, cfg):
@@ -265,7 +268,10 @@ def read_state(cfg):
     path = Path(cfg.out_dir, 'last', STATE)
     if not cfg.resume or not path.exists():
         return None
-    file = safe_open(path, 'pt')
+    try:
+        file = safe_open(path, 'pt')
+    except SafetensorError as e:
+        raise ValueError(f'{path} is damaged ({e}); --resume=False starts over') from e
     state = json.loads(file.metadata()['json'])
     ours = json.loads(json.dumps(asdict(cfg)))
     changed = [key for key in ours if key not in FREE and ours[key] != state['config'].get(key)]
@@ -310,13 +316,16 @@ class StopSignals:
 
     def __init__(self):
         self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(self, number, frame):
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
         say('stopping after this step')
+
+    def restore(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 class main_process_first:

@@ -142,8 +142,10 @@ def help_text(cls):
 
 
 def run(main):
-    """Calls main(argv); a user's mistake becomes one line and exit 1."""
+    """Calls main(argv); a user's mistake or a failing disk becomes one line and exit 1."""
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError, OSError) as e:
+    except (ValueError, OSError) as e:
         sys.exit(f'error: {e}')
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -193,7 +193,7 @@ def test_help_lists_every_key(tmp_path):
     (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
     (['--lr=True'], "--lr=True: the value must be a number"),
     (['--resume=1'], '--resume=1: the value must be True or False'),
-    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/encoder.py, config/tib'),
+    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/encoder.py, config/nano_encoder.py, '),
     (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'], "'x.py': one config file comes first"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
     (['--encoder='], "encoder='': objective=swcm starts from"),
