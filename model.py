@@ -7,7 +7,6 @@ embeddings, attention, FFN, encoder layer, the two decoder layers, the encoder w
 Axes: B batch, S source, T target, C channels (n_embd), H heads, D head size, V vocabulary, K beams,
 R = B*K rows, N real target tokens. Masks are boolean and True means "attend".
 """
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +37,8 @@ class SWCMConfig:
     mlm_head: bool = True                    # the encoder's checkpoint has the masked-token head
 
     def __post_init__(self):
+        if isinstance(self.languages, str):
+            raise ValueError(f'languages={self.languages!r}: give a tuple of them')
         self.languages = tuple(self.languages)
         for name, choices in (('share', ('copy', 'none', 'tie', 'alternate')), ('head', ('tied', 'untied')),
                               ('inserted', ('random', 'duplicate', 'quiet'))):
@@ -335,7 +336,7 @@ class XLMR(nn.Module):
         sizes, state = read_huggingface(folder)
         model = cls(SWCMConfig(**{**sizes, **options}), read_file(folder / SENTENCEPIECE))
         model.copy_encoder(state, folder)
-        return model
+        return model.eval()
 
     @torch.no_grad()
     def copy_encoder(self, state, folder):
@@ -498,6 +499,8 @@ class SWCM(XLMR):
         c, device, (B, K) = self.config, src.device, (len(src), beams)
         if max_new_tokens + 2 > c.max_length:
             raise ValueError(f'max_new_tokens={max_new_tokens}: this model writes at most {c.max_length - 2} tokens')
+        if min_new_tokens > max_new_tokens:
+            raise ValueError(f'min_new_tokens={min_new_tokens} is above max_new_tokens={max_new_tokens}')
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
         langs = [lang] * B if isinstance(lang, str) else lang
@@ -551,6 +554,8 @@ class SWCM(XLMR):
         config = read_json(folder / 'config.json')
         if config.pop('model_type', None) != 'swcm':
             raise ValueError(f'{folder}: not a nanoSWCM checkpoint; SWCM.from_encoder reads encoders')
+        if unknown := sorted(set(config) - set(SWCMConfig.__dataclass_fields__)):
+            raise ValueError(f'{folder}/config.json: unknown {few(unknown)}')
         model, state = cls(SWCMConfig(**config), read_file(folder / SENTENCEPIECE)), read_tensors(folder)
         parameters = dict(model.named_parameters())
         if wrong := sorted(set(parameters) ^ set(state)):
@@ -561,7 +566,7 @@ class SWCM(XLMR):
                     raise ValueError(f'{folder}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}')
                 p.copy_(state[name])
         model.origins = {name: f'read from {folder}' for name in model.origins}
-        return model
+        return model.eval()
 
 
 def custom_sources(c):
@@ -625,23 +630,6 @@ def n_weights(module):
     return sum(p.numel() for p in module.parameters() if p.dim() == 2)
 
 
-def find_device(device, dtype):
-    """The torch device and dtype for the settings' words; `auto` takes the fastest there is."""
-    if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
-        device = f'cuda:{os.environ["LOCAL_RANK"]}'
-    if dtype == 'auto':
-        dtype = 'bfloat16' if device.startswith('cuda') and torch.cuda.is_bf16_supported() else 'float32'
-    if dtype not in ('float32', 'bfloat16'):
-        raise ValueError(f'dtype={dtype!r}: choose auto, float32 or bfloat16')
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'device={device!r} is not there: {str(e).splitlines()[0]}') from e
-    return torch.device(device), getattr(torch, dtype)
-
-
 # Our sizes and config.json's
 SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
          'n_embd': 'hidden_size', 'n_ffn': 'intermediate_size', 'n_positions': 'max_position_embeddings',
@@ -685,7 +673,7 @@ def read_huggingface(folder):
     sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
     state = {name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}': t for name, t in state.items()}
     word, tied = (state.get(n) for n in ('roberta.embeddings.word_embeddings.weight', 'lm_head.decoder.weight'))
-    if tied is not None and not torch.equal(state.pop('lm_head.decoder.weight'), word):
+    if tied is not None and word is not None and not torch.equal(state.pop('lm_head.decoder.weight'), word):
         raise ValueError(f'{folder}: lm_head.decoder.weight differs from the embeddings; only a tied head is read')
     state = {name: t for name, t in state.items() if not name.startswith(UNUSED)}
     return {**sizes, 'mlm_head': 'lm_head.bias' in state}, state

@@ -16,7 +16,7 @@ import config
 
 @dataclass
 class Sample:
-    checkpoint: str = ''             # folder with config.json, model.safetensors; '': the newest out/*/best
+    checkpoint: str = ''             # folder with config.json, model.safetensors; '': the newest of out/
     text: str = ''                   # what to work on
     file: str = ''                   # or a UTF-8 file, a text a line; -: standard input
     task: str = 'translate'          # translate | denoise (fill in each <mask>)
@@ -46,14 +46,14 @@ from data import BOS, EOS
 from data.batches import collate, tasks
 from data.tokenizer import Tokenizer
 from data.tokens import cut, prepare, read_lines
-from model import SWCM, find_device
+from model import SWCM
 
 
 class Writer:
     """A checkpoint ready to write: model, tokenizer and how to decode."""
 
     def __init__(self, folder, cfg):
-        self.device, self.dtype = find_device(cfg.device, cfg.dtype)
+        self.device, self.dtype = config.find_device(cfg.device, cfg.dtype)
         self.model, self.cfg = SWCM.load(folder).eval().to(self.device), cfg
         c = self.model.config
         self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
@@ -69,12 +69,13 @@ class Writer:
         return [self.tokenizer.decode(hypotheses[0][0]) for hypotheses in found]
 
     def answer(self, texts, source, language):
-        """A text for each text; what is longer than the model reads is cut at sentence ends and put together again."""
-        tok, limit = self.tokenizer, self.model.config.max_length - 3
+        """A text for each text; a long one is cut at sentence ends and put together again."""
+        tok, limit = self.tokenizer, min(self.model.config.max_length - 3, self.cfg.max_new_tokens)
         pieces = [cut([self.encode(text)], tok, limit) for text in texts]
         dressed = [np.concatenate([[BOS, tok.language_id(source)], ids, [EOS]]) for p in pieces for ids in p]
-        written = iter(self.write(dressed, language) if dressed else [])
-        return [' '.join(next(written) for _ in p) for p in pieces]
+        batches = (dressed[i:i + self.cfg.batch] for i in range(0, len(dressed), self.cfg.batch))
+        written = iter([text for batch in batches for text in self.write(batch, language)])
+        return [('' if language == 'zh' else ' ').join(next(written) for _ in p) for p in pieces]
 
     def encode(self, text):
         """Ids of a text in which <mask> is the token."""
@@ -83,13 +84,13 @@ class Writer:
 
 
 def newest():
-    """The newest SWCM checkpoint below out/."""
-    found = [p.parent for p in Path('out').glob('*/best/config.json')
+    """The newest SWCM checkpoint below out/: the best of a run, or the last of one that has no best yet."""
+    found = [p.parent for p in [*Path('out').glob('*/best/config.json'), *Path('out').glob('*/last/config.json')]
              if json.loads(p.read_text(encoding='utf-8')).get('model_type') == 'swcm']
     if not found:
         raise FileNotFoundError('no checkpoint in out/; `python train.py config/tibetan.py` makes one, '
                                 'or name one with --checkpoint=FOLDER')
-    return max(found, key=lambda p: (p / 'model.safetensors').stat().st_mtime)
+    return max(found, key=lambda p: (p.name == 'best', (p / 'model.safetensors').stat().st_mtime))
 
 
 def show_examples(writer, folder, cfg):
@@ -128,8 +129,11 @@ def main(argv):
         print(writer.answer([cfg.text], source, to)[0])
     elif cfg.file == '-' and sys.stdin.isatty():
         print(f'{source} to {to}; an empty line ends')
-        while text := input('> '):
-            print(writer.answer([text], source, to)[0])
+        try:
+            while text := input('> '):
+                print(writer.answer([text], source, to)[0])
+        except EOFError:
+            print()
     else:
         lines = (line.rstrip('\r\n') for line in sys.stdin) if cfg.file == '-' else read_lines(cfg.file)
         while texts := list(islice(lines, cfg.batch)):

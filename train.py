@@ -6,12 +6,14 @@
 The same command goes on from where a run was stopped. Run only config files that you trust: they are Python.
 """
 import json
+import math
 import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 
 import config
@@ -24,22 +26,22 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import PAD
 from data.batches import Batches, tasks, val_batches
-from data.files import SENTENCEPIECE, replacing
+from data.files import SENTENCEPIECE, replacing, write_tensors
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import prepare, vocabulary_text
-from model import SWCM, XLMR, SWCMConfig, find_device
+from model import SWCM, XLMR, SWCMConfig
 
 STATE = 'training.safetensors'
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
 PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L40S': 362e12, '4090': 165e12,
-              '3090': 71e12, 'V100': 125e12}
-# What a resumed run may change: none of it bears on the model or on which batch comes when
+              '3090': 71e12}
+# What a resumed run may change: nothing that bears on the model or on which batch comes when. (max_steps bears on the
+# learning rate, which falls to 0 there, and device, dtype and compile on the last bits.)
 FREE = {'max_steps', 'out_dir', 'eval_interval', 'eval_segments', 'save_interval', 'resume', 'device', 'dtype',
         'compile', 'workers', 'data_from'}
 
@@ -52,7 +54,7 @@ def train(cfg):
     if state and state['step'] >= cfg.max_steps:
         say(f'{cfg.out_dir} has done its {state["step"]} steps. --max_steps=N goes on, --resume=False starts over')
         return
-    model, tokenizer = build(cfg)
+    model, tokenizer = build(cfg, state)
     with main_process_first():
         folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None)
     val = tasks(folder, 'val', tokenizer, cfg)
@@ -61,28 +63,32 @@ def train(cfg):
         lambda model: evaluate(model, val, tokenizer, cfg), state)
 
 
-def build(cfg):
-    """The model at step 0 and its tokenizer; cfg.encoder, where it is a config file, is trained first."""
-    encoder = cfg.encoder
-    if encoder.endswith('.py'):
-        first = replace(config.load(config.Train, [encoder]), device=cfg.device, dtype=cfg.dtype, workers=cfg.workers)
-        train(first)
-        encoder = f'{first.out_dir}/best'
+def build(cfg, state):
+    """The model and its tokenizer; cfg.encoder, where it is a config file, is trained first."""
     torch.manual_seed(cfg.seed)
-    if encoder:
+    encoder = cfg.encoder
+    if state:                                                             # `restore` then fills in its weights
+        last = Path(cfg.out_dir, 'last')
+        model = SWCM.load(last) if cfg.objective == 'swcm' else XLMR.from_encoder(last, dropout=cfg.dropout)
+    elif encoder:
+        if encoder.endswith('.py'):
+            encoder = train_encoder(cfg)
+            torch.manual_seed(cfg.seed)
         options = {'dropout': cfg.dropout}
         if cfg.objective == 'swcm':
             options.update(languages=cfg.languages, share=cfg.share, insert_every=cfg.insert_every,
                            inserted=cfg.inserted, head=cfg.head)
         model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(encoder, **options)
     elif cfg.objective == 'mlm':
-        kept = Path(cfg.out_dir, 'last', SENTENCEPIECE)
-        with main_process_first():
-            if cfg.resume and kept.exists():
-                pieces = kept.read_bytes()
-            else:
+        path = Path(cfg.out_dir, SENTENCEPIECE)
+        with main_process_first() as is_main:
+            if is_main:
                 lines, counts = vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from or None)
-                pieces = train_sentencepiece(lines, counts, cfg.vocab_size, cfg.character_coverage)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(train_sentencepiece(lines, counts, cfg.vocab_size, cfg.character_coverage,
+                                                              cfg.seed))
+            pieces = path.read_bytes()
         model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=cfg.n_layer, n_head=cfg.n_head,
                                 n_embd=cfg.n_embd, n_ffn=cfg.n_ffn, n_positions=cfg.block_size + 2,
                                 dropout=cfg.dropout), pieces)
@@ -93,6 +99,16 @@ def build(cfg):
     return model, Tokenizer(model.sentencepiece, model.config.languages, model.config.vocab_size)
 
 
+def train_encoder(cfg):
+    """Trains the config that cfg.encoder names, with this run's machine and files; returns the folder of its best."""
+    first = config.load(config.Train, [cfg.encoder])
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    train(replace(first, device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, workers=cfg.workers,
+                  accumulate=math.lcm(first.accumulate, world),
+                  data_from=cfg.data_from if first.dataset == cfg.dataset else first.data_from))
+    return f'{first.out_dir}/best'
+
+
 def fit(cfg, model, batches, evaluate, state=None):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes last/, best/ and log.jsonl.
 
@@ -101,12 +117,12 @@ def fit(cfg, model, batches, evaluate, state=None):
     is that of the loss per target token over all its micro-batches and processes. On a CPU the same settings give
     the same bits, whether the run was stopped and resumed or not.
     """
-    device, dtype = find_device(cfg.device, cfg.dtype)
+    device, dtype = config.find_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if cfg.accumulate % world:
         raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} processes')
     out, step, best, tokens = Path(cfg.out_dir), 0, float('inf'), 0
-    model.to(device)
+    model.to(device).train()
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
         [{'params': [p for p in parameters.values() if p.dim() == 2], 'weight_decay': cfg.weight_decay},
@@ -122,11 +138,12 @@ def fit(cfg, model, batches, evaluate, state=None):
     if world > 1:
         forward = DistributedDataParallel(model, device_ids=[device.index] if device.type == 'cuda' else None)
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-    peak = next((flops for name, flops in PEAK_FLOPS.items()
-                 if device.type == 'cuda' and name in torch.cuda.get_device_name(device)), None)
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' and dtype == torch.bfloat16 else ''
+    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
     mine = cfg.accumulate // world                                        # micro-batches of this process in a step
     loader = iter(torch.utils.data.DataLoader(
-        batches, batch_size=None, num_workers=cfg.workers, pin_memory=device.type == 'cuda',
+        batches, batch_size=None, num_workers=cfg.workers, worker_init_fn=ignore_interrupt,
+        pin_memory=device.type == 'cuda',
         sampler=[k * cfg.accumulate + rank + world * i for k in range(step, cfg.max_steps) for i in range(mine)]))
     log = Log(out, cfg, step) if rank == 0 else None
     bar = tqdm(total=cfg.max_steps, initial=step, unit='step', disable=True if rank else None, dynamic_ncols=True)
@@ -202,7 +219,9 @@ def fit(cfg, model, batches, evaluate, state=None):
             break
     bar.close()
     stop.restore()
-    if step < cfg.max_steps:
+    if world > 1:
+        dist.barrier()                                                    # till the main process has written all
+    if stop.signal or signalled:
         say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
         sys.exit(128 + (stop.signal or signal.SIGTERM))
 
@@ -257,7 +276,7 @@ def write_state(path, cfg, parameters, optimizer, **figures):
         for key in ('exp_avg', 'exp_avg_sq', 'step'):
             tensors[f'{key}.{name}'] = optimizer.state[p][key]
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={'json': json.dumps({**figures, 'config': asdict(cfg)})})
+        write_tensors(temporary, tensors, {'json': json.dumps({**figures, 'config': asdict(cfg)})})
 
 
 def read_state(cfg):
@@ -283,7 +302,7 @@ def read_state(cfg):
 
 
 def restore(state, parameters, optimizer):
-    tensors, order = state['tensors'], [p for group in optimizer.param_groups for p in group['params']]
+    tensors, order = state.pop('tensors'), [p for group in optimizer.param_groups for p in group['params']]
     names, moments = {p: name for name, p in parameters.items()}, {}
     with torch.no_grad():
         for i, p in enumerate(order):
@@ -328,16 +347,20 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-class main_process_first:
-    """The main process does the block alone; the others follow and find its files."""
+def ignore_interrupt(worker):
+    """Ctrl-C reaches all processes of the terminal; the main one decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def __enter__(self):
-        if dist.is_initialized() and dist.get_rank():
-            dist.barrier()
 
-    def __exit__(self, *error):
-        if dist.is_initialized() and not dist.get_rank():
-            dist.barrier()
+@contextmanager
+def main_process_first():
+    """The main process (True) does the block before the others (False) do, so that they find its files."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if rank:
+        dist.barrier()
+    yield rank == 0
+    if dist.is_initialized() and rank == 0:
+        dist.barrier()
 
 
 def say(text):
@@ -348,7 +371,7 @@ def say(text):
 def main(argv):
     cfg = config.load(config.Train, argv)
     if 'RANK' in os.environ:                                              # torchrun
-        dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+        dist.init_process_group(timeout=timedelta(hours=24))              # the main process may prepare text for long
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     train(cfg)

@@ -5,6 +5,7 @@ A config file is Python with one assignment a line. It is executed: run only fil
 import ast
 import difflib
 import inspect
+import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,6 +85,8 @@ def load(cls, argv):
         if not equals and not rest:
             raise ValueError(f'--{key}: write --{key}=VALUE')
         values[key] = convert(field, text if equals else rest.pop(0), f'--{key}')
+    for key, value in values.items():
+        check_range(key, value)
     return cls(**values)
 
 
@@ -93,7 +96,10 @@ def read_config(cls, path):
         known = sorted(f'config/{p.name}' for p in Path(__file__).parent.glob('*.py') if p.stem != '__init__')
         raise FileNotFoundError(f'config file {path} does not exist; there are {", ".join(known)}')
     values = {}
-    exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), {}, values)
+    try:
+        exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), {}, values)
+    except Exception as e:
+        raise ValueError(f'{path}: {type(e).__name__}: {e}') from e
     return {key: convert(check_key(cls, key, f'{path}: {key}'), value, f'{path}: {key}')
             for key, value in values.items() if not key.startswith('_')}
 
@@ -105,6 +111,23 @@ def check_key(cls, key, where):
         hint = f'did you mean {near[0]}?' if near else '--help lists them all'
         raise ValueError(f'{where}: unknown key; {hint}')
     return known[key]
+
+
+# Numbers have to be positive, but for these
+MAY_BE_ZERO = {'insert_every', 'workers', 'seed', 'no_repeat_ngram', 'top_k', 'temperature', 'length_penalty',
+               'dropout', 'mt_share', 'alpha', 'val_fraction', 'mask_ratio', 'warmup', 'weight_decay', 'beta1', 'beta2'}
+# ... and these at most 1
+SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1', 'beta2',
+          'top_p', 'character_coverage'}
+
+
+def check_range(key, value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if value < 0 or value == 0 and key not in MAY_BE_ZERO or value > 1 and key in SHARES or value != value:
+            raise ValueError(f'{key}={value}: give a number {"of at least" if key in MAY_BE_ZERO else "above"} 0'
+                             + (' and at most 1' if key in SHARES else ''))
+    if key == 'block_size' and value < 8:
+        raise ValueError(f'block_size={value}: give at least 8 tokens, of which <s> <lang> </s> are three')
 
 
 def convert(field, value, where):
@@ -122,10 +145,30 @@ def convert(field, value, where):
             return value
     except (ValueError, SyntaxError, TypeError):
         pass
-    raise ValueError(f'{where}={value!r}: the value must be {a_kind[field.type]}')
+    raise ValueError(f'{where}={value!r}: the value must be {KINDS[field.type]}')
 
 
-a_kind = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text', tuple: 'a list like bo,zh'}
+KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text', tuple: 'a list like bo,zh'}
+
+
+def find_device(device, dtype):
+    """The torch device and dtype for the settings' words; `auto` takes the fastest there is."""
+    import torch  # late, so that --help and a wrong key answer at once
+
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+    if dtype == 'auto':
+        fast = device.startswith('cuda') and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = 'bfloat16' if fast else 'float32'
+    if dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f'dtype={dtype!r}: choose auto, float32 or bfloat16')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'device={device!r} is not there: {str(e).splitlines()[0]}') from e
+    return torch.device(device), getattr(torch, dtype)
 
 
 def help_text(cls):
@@ -143,6 +186,8 @@ def help_text(cls):
 
 def run(main):
     """Calls main(argv); a user's mistake or a failing disk becomes one line and exit 1."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding='utf-8')          # whatever the console's own is
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as e:

@@ -3,7 +3,6 @@
 Examples of all tasks and languages are drawn in pools of `POOL` batches. A pool is parted into
 batches of like lengths, of about `batch_tokens` tokens, source and target together, and the batches are shuffled.
 """
-from functools import lru_cache
 
 import numpy as np
 
@@ -95,14 +94,22 @@ class Batches:
         self.tasks, self.cfg, self.p = tasks, cfg, shares(tasks, cfg.mt_share, cfg.alpha)
         tokens = sum(p * t.lengths.sum(0).mean() for p, t in zip(self.p, tasks))      # of an example, on average
         self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / tokens))
-        self.order = lru_cache(maxsize=2 * len(tasks))(self._order)
-        self.plan = lru_cache(maxsize=2)(self._plan)
+        self.orders, self.planned = {}, (None, None)  # what was asked for last
 
-    def _order(self, t, epoch):
-        return np.random.default_rng((self.cfg.seed, 1, t, epoch)).permutation(len(self.tasks[t]))
+    def order(self, t, epoch):
+        """The examples of task t in the order of an epoch."""
+        if self.orders.get(t, (None,))[0] != epoch:
+            rng = np.random.default_rng((self.cfg.seed, 1, t, epoch))
+            self.orders[t] = epoch, rng.permutation(len(self.tasks[t]))
+        return self.orders[t][1]
 
-    def _plan(self, pool):
+    def plan(self, pool):
         """The POOL batches of a pool: arrays (n,2) of task and example."""
+        if self.planned[0] != pool:
+            self.planned = pool, self.new_plan(pool)
+        return self.planned[1]
+
+    def new_plan(self, pool):
         chosen = []
         for t, p in enumerate(self.p):                # task t has had pool * pool_size * p examples before
             first, last = (int(x * self.pool_size * p) for x in (pool, pool + 1))

@@ -1,7 +1,7 @@
 """Files of a model: read without running their code, and written so that each is whole at any time."""
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -40,16 +40,22 @@ def read_file(path):
 
 
 def write_model(folder, state, sentencepiece, config):
-    """Writes a folder whose files are each whole at any time; model.safetensors comes last."""
+    """Writes a model's folder: all of it, or on an error, which is an OSError, nothing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / 'config.json') as path:
-        path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-    if sentencepiece is not None:
-        with replacing(folder / SENTENCEPIECE) as path:
-            path.write_bytes(sentencepiece)
-    with replacing(folder / 'model.safetensors') as path:
-        save_file(state, path, metadata={'format': 'pt'})
+    with ExitStack() as stack:                        # the files take their places only when all are written
+        new = [stack.enter_context(replacing(folder / name)) for name in ('model.safetensors', 'config.json')]
+        write_tensors(new[0], state, {'format': 'pt'})
+        new[1].write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        if sentencepiece is not None:
+            stack.enter_context(replacing(folder / SENTENCEPIECE)).write_bytes(sentencepiece)
+
+
+def write_tensors(path, tensors, metadata):
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as e:
+        raise OSError(f'{path} cannot be written: {e}') from e
 
 
 @contextmanager
@@ -57,6 +63,7 @@ def replacing(path):
     """Gives a temporary path beside `path`; what was written there takes its place at once, or not at all."""
     temporary = path.with_name(path.name + '.tmp')
     try:
+        temporary.touch()                             # with the mode that the user's files have
         yield temporary
         os.replace(temporary, path)
     finally:

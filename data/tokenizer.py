@@ -84,7 +84,7 @@ class Tokenizer:
         return float(np.mean(ids == UNK)) if len(ids) else 0.0, len(ids) / max(len(text), 1)
 
 
-def train_sentencepiece(lines, counts, vocab_size, coverage=1.0):
+def train_sentencepiece(lines, counts, vocab_size, coverage=1.0, seed=1):
     """A SentencePiece unigram model of XLM-R's kind (NFKC) trained on `lines`, as bytes.
 
     `counts`: how often each character occurs; the most frequent ones that make up the share `coverage` are all in,
@@ -101,6 +101,7 @@ def train_sentencepiece(lines, counts, vocab_size, coverage=1.0):
     # SentencePiece leaves out lines of over 4,192 bytes, so long ones come in parts
     parts = (line[i:i + 1000].translate(drop) for line in lines for i in range(0, len(line), 1000))
     model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=parts, model_writer=model, vocab_size=vocab_size - 2, hard_vocab_limit=False,

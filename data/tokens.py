@@ -28,13 +28,13 @@ SPECIALS = 3                                          # <s> <lang> </s>, which s
 def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     """Tokenises data/DATASET if that has not been done; returns the folder.
 
-    A segment has at most block_size - 3 tokens. A document is held out as `held_out` says, about val_fraction of
-    them. `source`: where the corpus lies (for a dataset that can fetch itself, None). The folder's name is a hash of
+    A segment has at most block_size - 3 tokens. About val_fraction of the documents are for validation, as `splits`
+    says. `source`: where the corpus lies (for a dataset that can fetch itself, None). The folder's name is a hash of
     all this and of the text files' size and ends, so that a changed corpus or vocabulary is prepared anew.
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
-    fingerprint = digest(tokenizer.model, block_size, val_fraction, *(part for f in files for part in identity(f)))
+    fingerprint = digest(tokenizer.model, tokenizer.vocab_size, block_size, val_fraction, *map(identity, files))
     folder = token_folder(dataset) / f'{fingerprint:016x}'
     if (folder / 'meta.json').exists():
         return folder
@@ -43,7 +43,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     temporary.mkdir(parents=True)
     print(f'preparing {dataset} from {len(files)} files')
     try:
-        write_streams(temporary, corpus.documents(files), held_out(corpus.documents(files), val_fraction),
+        write_streams(temporary, corpus.documents(files), splits(corpus.documents(files), val_fraction),
                       tokenizer, block_size)
         temporary.rename(folder)
     finally:
@@ -66,43 +66,44 @@ def corpus_module(dataset):
 def vocabulary_text(dataset, val_fraction, source=None):
     """What a vocabulary is trained on: (lines, count of each character), the characters from the whole corpus.
 
-    The lines are not held out, and about VOCABULARY_CHARACTERS of each language where there are more, so that no
+    The lines are training text, and about VOCABULARY_CHARACTERS of each language where there are more, so that no
     language crowds out the others.
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
-    is_val, lines, counts, size = held_out(corpus.documents(files), val_fraction), [], Counter(), Counter()
+    split_of, lines, counts, size = splits(corpus.documents(files), val_fraction), [], Counter(), Counter()
     for _, texts in corpus.documents(files):
         for lang, text in texts.items():
             counts.update(text)
             size[lang] += len(text)
     for key, texts in corpus.documents(files):
-        if not is_val(key, texts):
+        if split_of(key, texts) == 'train':
             lines += [line for lang, text in texts.items() for line in text.splitlines()
                       if digest('vocabulary', line) < VOCABULARY_CHARACTERS / size[lang] * 2**64]
     return lines, counts
 
 
-def held_out(documents, val_fraction):
-    """Returns the function of a document (key, {language: text}) that says whether it is for validation.
+def splits(documents, val_fraction):
+    """Returns the function of a document (key, {language: text}) that says 'train', 'val' or None.
 
-    It is when the hash of its key, or where it has none of its text, is in the lowest val_fraction; that of a pair is
-    the text of the last language by name. So it is stable when the corpus grows. Whatever has a text in common with a
-    held-out pair is held out too, so that no part of a held-out translation is trained on.
+    It is for validation when the hash of its key, or where it has none of its text, is in the lowest val_fraction;
+    that of a pair is the text of the last language by name. So this is stable when the corpus grows. Other documents
+    and pairs that have a text in common with one for validation are for neither (None).
     """
-    def is_drawn(key, texts):
+    def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64
 
-    pairs = [(is_drawn(key, texts), *map(digest, texts.values())) for key, texts in documents if len(texts) > 1]
-    pairs = np.array(pairs, np.uint64).reshape(-1, 3)
-    is_val, texts = pairs[:, 0] > 0, pairs[:, 1:]
-    while not np.array_equal(wider := np.isin(texts, texts[is_val]).any(1), is_val):
-        is_val = wider
-    seen = set(texts[is_val].flatten().tolist())
-    return lambda key, texts: is_drawn(key, texts) or any(digest(t) in seen for t in texts.values())
+    held_out = {digest(text) for key, texts in documents if is_val(key, texts) for text in texts.values()}
+
+    def split_of(key, texts):
+        if is_val(key, texts):
+            return 'val'
+        return None if any(digest(text) in held_out for text in texts.values()) else 'train'
+
+    return split_of
 
 
-def write_streams(folder, documents, is_val, tokenizer, block_size):
+def write_streams(folder, documents, split_of, tokenizer, block_size):
     """Writes the token files of `documents` and meta.json, and prints a line per stream."""
     limit, dtype = block_size - SPECIALS, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     writers, stats = {}, {}
@@ -111,14 +112,17 @@ def write_streams(folder, documents, is_val, tokenizer, block_size):
         encoded = iter(tokenizer.encode(lines))
         for key, texts in chunk:
             stream = '-'.join(sorted(texts))
-            s = stats.setdefault(stream, dict(documents=0, characters=0, tokens=0, unknown=0, too_long=0))
+            s = stats.setdefault(stream, dict(documents=0, characters=0, tokens=0, unknown=0, too_long=0, held_out=0))
             parts = {lang: [next(encoded) for _ in text.splitlines()] for lang, text in texts.items()}
             ids = {lang: np.concatenate(p) for lang, p in parts.items()}
             s['documents'] += 1
             s['characters'] += sum(len(t) for t in texts.values())
             s['tokens'] += sum(len(i) for i in ids.values())
             s['unknown'] += sum(int((i == UNK).sum()) for i in ids.values())
-            split = 'val' if is_val(key, texts) else 'train'
+            split = split_of(key, texts)
+            if split is None:
+                s['held_out'] += 1
+                continue
             if len(texts) == 1:
                 segments = cut(parts[stream], tokenizer, limit)
             elif max(len(i) for i in ids.values()) <= limit:
@@ -154,6 +158,8 @@ def report(meta):
               f'{s["tokens"] / max(s["characters"], 1):13.2f}{share:7.2%}')
         if s['too_long']:
             print(f'  {s["too_long"]} pairs of over {meta["block_size"] - SPECIALS} tokens a side are left out')
+        if s['held_out']:
+            print(f'  {s["held_out"]} with a text that stands in the validation part are left out')
         if share > 0.01:
             print(f'warning: {share:.1%} of the tokens of {stream} are <unk>: the vocabulary lacks its characters. '
                   'Use an encoder that has them (for Tibetan: CINO), or one trained on this text', file=sys.stderr)
@@ -191,6 +197,12 @@ class Stream:
         self.ids = np.memmap(path, meta['dtype'], 'r')
         if (largest := int(self.ids.max())) >= meta['vocab_size']:
             raise ValueError(f'{path} has id {largest}, and the vocabulary ends at {meta["vocab_size"] - 1}')
+
+    def __getstate__(self):                           # for worker processes: map the file again, do not copy it
+        return {**self.__dict__, 'ids': (self.ids.filename, self.ids.dtype)}
+
+    def __setstate__(self, state):
+        self.__dict__ = {**state, 'ids': np.memmap(*state['ids'], 'r')}
 
     def __len__(self):
         return len(self.lengths)
@@ -233,7 +245,7 @@ def identity(path):
     with open(path, 'rb') as file:
         head, size = file.read(2**16), file.seek(0, 2)
         file.seek(max(size - 2**16, 0))
-        return path.name, size, head, file.read()
+        return digest(path.name, size, head, file.read())
 
 
 def main(dataset):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import LANGUAGES, sentences
 
 import config
@@ -15,7 +16,7 @@ from data.batches import Batches, tasks, val_batches
 from data.noise import infill, mask_tokens, permute_sentences
 from data.text import prepare as text
 from data.tokenizer import Tokenizer, train_sentencepiece
-from data.tokens import Stream, cut, digest, held_out, open_streams, prepare, read_lines
+from data.tokens import Stream, cut, digest, open_streams, prepare, read_lines, splits
 from data.udhr import prepare as udhr
 
 HARD = ['', ' ', '  two  spaces ', 'Ａｂｃ ﬁne ½', '<s> </s> <mask> <pad>', '3.5 Tb', '😀 བོད།', '\u200bx\u00a0y',
@@ -160,15 +161,15 @@ def test_cut_keeps_all_and_ends_at_sentences(tokenizer):
 def test_held_out_texts_are_nowhere_else():
     pairs = [(None, {'bo': f'b{i}', 'zh': f'z{i % 400}'}) for i in range(1000)]
     mono = [(None, {'bo': f'b{i}'}) for i in range(1500)]
-    is_val = held_out(pairs + mono, 0.1)
-    val = [p for p in pairs if is_val(*p)]
-    assert 50 < len(val) < 150
-    zh, bo = {p[1]['zh'] for p in val}, {p[1]['bo'] for p in val}
-    assert not zh & {p[1]['zh'] for p in pairs if not is_val(*p)}
-    assert not bo & {p[1]['bo'] for p in mono if not is_val(*p)}
-    grown = held_out(pairs + mono + [(None, {'bo': f'c{i}', 'zh': f'y{i}'}) for i in range(500)], 0.1)
-    assert all(grown(*p) == is_val(*p) for p in pairs + mono)
-    keyed = held_out([], 0.5)
+    split_of = splits(pairs + mono, 0.1)
+    texts = {'train': set(), 'val': set(), None: set()}
+    for document in pairs + mono:
+        texts[split_of(*document)] |= set(document[1].values())
+    assert not texts['train'] & texts['val'] and texts[None] & texts['val']
+    assert 50 < len([p for p in pairs if split_of(*p) == 'val']) < 150 < len(texts['val']) < 400
+    grown = splits(pairs + mono + [(None, {'bo': f'b{i}', 'zh': f'y{i}'}) for i in range(1500)], 0.1)
+    assert all((grown(*d) == 'val') == (split_of(*d) == 'val') for d in pairs + mono)
+    keyed = splits([], 0.5)
     assert len({keyed('section 4', {'bo': str(i)}) for i in range(20)}) == 1
 
 
@@ -179,7 +180,7 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
     for language in LANGUAGES:
         lines = (corpus / f'{language}.txt').read_text(encoding='utf-8').splitlines()
         total = sum(s[language].lengths.sum() for s in (train, val) if language in s)
-        assert total == sum(len(ids) for ids in tokenizer.encode(lines))
+        assert total == sum(len(ids) for ids in tokenizer.encode(lines)) and meta['streams'][language]['held_out'] == 0
         assert max(train[language].lengths) <= cfg.block_size - 3
     stream = train['bo-zh']
     pairs = dict(zip(sentences('bo'), sentences('zh')))
@@ -195,7 +196,7 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
             return [ids + 200_000 for ids in super().encode(text)]
 
     wide = Wide(tokenizer.model, LANGUAGES, vocab_size=250_002)
-    tokens.write_streams(tmp_path, text.documents(text.fetch(corpus)), lambda k, t: False, wide, 64)
+    tokens.write_streams(tmp_path, text.documents(text.fetch(corpus)), lambda key, texts: 'train', wide, 64)
     stream = open_streams(tmp_path, 'train')['zh']
     assert stream.ids.dtype == np.uint32 and stream[0].min() > 200_000
     meta = json.loads((tmp_path / 'meta.json').read_text())
@@ -224,6 +225,14 @@ def test_batches_are_a_function_of_their_number(prepared, tokenizer, cfg, object
     for k, batch in zip((300, 3, 129, 0), late):
         assert all(np.array_equal(a, b) for a, b in zip(one[k], batch))
     assert not np.array_equal(Batches(found, replace(cfg, seed=2))[0][0][:4, :4], one[0][0][:4, :4])
+
+
+def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
+    batches = Batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(9), num_workers=2,
+                                         multiprocessing_context='spawn')
+    for k, pair in enumerate(loader):
+        assert all(np.array_equal(a, b) for a, b in zip(batches[k], pair))
 
 
 def test_batches_have_the_promised_form(prepared, tokenizer, cfg):

@@ -85,13 +85,27 @@ def test_copy_is_the_encoder(encoder_folder):
         for part, theirs in (('self_attn', 'attn'), ('cross_attn', 'attn'), ('ffn1', 'ffn'), ('ffn2', 'ffn')):
             pairs = zip(getattr(layer, part).parameters(), getattr(source, theirs).parameters(), strict=True)
             assert all(torch.equal(a, b) and a is not b for a, b in pairs)
+
+
+def test_custom_layers_without_their_second_half_are_the_encoder(encoder_folder, monkeypatch):
+    model = swcm(encoder_folder, insert_every=0)
     src = sources(model)
     mask = (src != PAD)[:, None, None]
+    monkeypatch.setattr(module.DecoderLayer, 'attend_self',                       # sees all: not causal
+                        lambda layer, x, cache: layer.self_attn(x, *layer.self_attn.keys_values(x), mask))
+    for layer in model.decoder:
+        monkeypatch.setattr(layer.cross_attn, 'forward', lambda x, k, v, mask: x)
+        monkeypatch.setattr(layer.ffn2, 'forward', lambda x: x)
     with torch.no_grad():
-        x = model.embeddings(src)
-        for layer in custom:
-            x = layer.ffn1(layer.self_attn(x, *layer.self_attn.keys_values(x), mask))
-        assert torch.equal(x, model.encode(src))
+        memory = model.encode(src)
+        assert torch.equal(model.decode_hidden(src, memory, src), memory)
+
+
+def test_order_in_a_custom_layer(encoder_folder):
+    layer, x, memory = swcm(encoder_folder).decoder[0], torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    a, c = layer.self_attn, layer.cross_attn
+    y = layer.ffn1(a(x, *a.keys_values(x), causal=True))
+    assert torch.equal(layer(x, memory, None), layer.ffn2(c(y, *c.keys_values(memory))))
 
 
 def test_tie_is_one_set_of_weights(encoder_folder):
@@ -311,6 +325,8 @@ def test_limits_of_generation(encoder_folder):
     model.head.bias[EOS] += 50
     assert all(len(f[0][0]) == 0 for f in model.generate(src, 'zh', max_new_tokens=9))
     assert all(len(f[0][0]) == 6 for f in model.generate(src, 'zh', min_new_tokens=6, max_new_tokens=6))
+    with pytest.raises(ValueError, match='min_new_tokens=9 is above max_new_tokens=8'):
+        model.generate(src, 'zh', min_new_tokens=9, max_new_tokens=8)
     with pytest.raises(ValueError, match='max_new_tokens=63: this model writes at most 62'):
         model.generate(src, 'zh', max_new_tokens=63)
     with pytest.raises(ValueError, match="language 'xx' has no token in this model; it knows bo zh"):
@@ -339,7 +355,8 @@ def test_sampling_follows_the_model(tiny):
 def test_save_and_load(encoder_folder, tmp_path, options):
     model = swcm(encoder_folder, **options)
     model.save(tmp_path)
-    again = SWCM.load(tmp_path).eval()
+    again = SWCM.load(tmp_path)
+    assert not again.training
     src = sources(model)
     assert torch.equal(model.loss(src, src)[0], again.loss(src, src)[0]) and again.config == model.config
     assert again.sentencepiece == model.sentencepiece
@@ -365,6 +382,9 @@ def damage(folder, how):
         settings.write_text(json.dumps({**sizes, 'hidden_act': 'relu'}))
     elif how == 'json':
         settings.write_text('{')
+    elif how == 'no embeddings':
+        del state['roberta.embeddings.word_embeddings.weight']
+        save_file({**state, 'lm_head.decoder.weight': torch.zeros(9, 32)}, weights)
     elif how == 'pickle':
         weights.unlink()
         (folder / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n(S"touch hacked"\ntR.')
@@ -376,7 +396,7 @@ def damage(folder, how):
     ('missing', 'Missing: roberta.encoder.layer.2.output.dense.bias'),
     ('surplus', 'Not expected: roberta.encoder.layer.4.output.dense.bias'),
     ('shape', r'word_embeddings.weight has shape \(100, 32\), where config.json asks for'),
-    ('gelu', "hidden_act is 'relu'"), ('json', 'config.json is not JSON'), ('pickle', 'pytorch_model.bin is damaged')])
+    ('no embeddings', 'Missing: roberta.embeddings.word_embeddings.weight'), ('gelu', "hidden_act is 'relu'"), ('json', 'config.json is not JSON'), ('pickle', 'pytorch_model.bin is damaged')])
 def test_bad_encoder_folders(encoder_folder, tmp_path, how, message):
     for file in encoder_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -393,3 +413,5 @@ def test_bad_options(encoder_folder):
             SWCM.from_encoder(encoder_folder, **options)
     with pytest.raises(ValueError, match='not a nanoSWCM checkpoint'):
         SWCM.load(encoder_folder)
+    with pytest.raises(ValueError, match="languages='bo': give a tuple"):
+        SWCM.from_encoder(encoder_folder, languages='bo')

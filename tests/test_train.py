@@ -194,6 +194,9 @@ def test_help_lists_every_key(tmp_path):
     (['--lr=True'], "--lr=True: the value must be a number"),
     (['--resume=1'], '--resume=1: the value must be True or False'),
     (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/encoder.py, config/nano_encoder.py, '),
+    (['--accumulate=0'], 'accumulate=0: give a number above 0'),
+    (['--warmup=2'], 'warmup=2.0: give a number of at least 0'),
+    (['--mlm_ratio=0'], 'mlm_ratio=0.0: give a number above 0 and at most 1'), (['--block_size=3'], 'block_size=3: give'),
     (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'], "'x.py': one config file comes first"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
     (['--encoder='], "encoder='': objective=swcm starts from"),
@@ -208,6 +211,9 @@ def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
     """As typed, but in this process, which has torch already."""
     settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
     argv = args if args[0].endswith('.py') or args == ['--lr'] else [*settings, *args]
+    monkeypatch.setattr(sys, 'stdin', open(os.devnull))
+    monkeypatch.setattr(sys, 'stdout', open(os.devnull, 'w'))
+    monkeypatch.setattr(sys, 'stderr', open(os.devnull, 'w'))
     monkeypatch.setattr(sys, 'argv', ['train.py', *argv])
     with pytest.raises(SystemExit) as stopped:
         config.run(train.main)
@@ -271,7 +277,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     train.train(replace(cfg, max_steps=2))
     before = {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()}
     code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, 350_000));'
             'import config, train; from data import tokens; from pathlib import Path;'
             f'tokens.token_folder = lambda dataset: Path({str(tokens.token_folder("text").parent)!r}) / dataset;'
             'config.run(train.main)')
@@ -279,5 +285,31 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith('error: ') and 'Traceback' not in done.stderr, done.stderr
+    assert 'model.safetensors' in last or 'training.safetensors' in last
     assert {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()} == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_two_processes_do_what_one_does(cfg, tmp_path, corpus):
+    """Under torchrun, an encoder from scratch and then the model: the same losses as in one process."""
+    sizes = 'vocab_size, n_layer, n_head, n_embd, n_ffn, dropout = 150, 2, 2, 16, 32, 0.0'
+    same = f"""dataset = 'text'
+data_from = {str(corpus)!r}
+languages = ('bo', 'zh')
+block_size, batch_tokens, val_fraction, max_steps, eval_segments = 64, 300, 0.2, 3, 2
+accumulate, dropout = 2, 0.0
+"""
+    (tmp_path / 'encoder.py').write_text(f"{same}{sizes}\nobjective, encoder, out_dir = 'mlm', '', 'out/encoder'")
+    (tmp_path / 'mine.py').write_text(f"{same}encoder, out_dir = 'encoder.py', 'out/mine'")
+    losses = []
+    for n in (1, 2):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        for name in ('encoder.py', 'mine.py'):
+            (folder / name).write_text((tmp_path / name).read_text())
+        command = ['torch.distributed.run', f'--nproc_per_node={n}', ROOT / 'train.py', 'mine.py', '--device=cpu']
+        done = subprocess.run([sys.executable, '-m', *command], cwd=folder, capture_output=True, text=True,
+                              env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        assert done.returncode == 0, done.stderr
+        losses.append([line['loss'] for line in map(json.loads, open(folder / 'out/mine/log.jsonl')) if 'loss' in line])
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-5)
