@@ -30,7 +30,7 @@ class Sample:
     top_k: int = 0                   # sample from so many likeliest tokens; 0: all
     top_p: float = 1.0               # sample from the likeliest tokens that have this probability together
     seed: int = 1                    # of sampling
-    examples: int = 2                # held-out examples shown of each task and language
+    examples: int = 1                # held-out examples shown of each task and language
     batch: int = 16                  # texts at a time
     device: str = 'auto'             # auto | cpu | cuda | mps
     dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, else float32) | float32 | bfloat16
@@ -58,23 +58,22 @@ class Writer:
         c = self.model.config
         self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
 
-    def write(self, sources, language):
-        """sources: arrays of ids with <s> <lang> and </s> -> the best text of each."""
-        cfg = self.cfg
-        src = torch.from_numpy(collate([(s, s) for s in sources])[0]).to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            found = self.model.generate(
-                src, language, cfg.beams, min(cfg.max_new_tokens, self.model.config.max_length - 2), 0,
-                cfg.length_penalty, cfg.no_repeat_ngram, cfg.temperature, cfg.top_k, cfg.top_p)
-        return [self.tokenizer.decode(hypotheses[0][0]) for hypotheses in found]
+    def write(self, sources, languages):
+        """sources: arrays of ids with <s> <lang> and </s>; languages: what to write -> an iterator of the best texts."""
+        cfg, room = self.cfg, min(self.cfg.max_new_tokens, self.model.config.max_length - 2)
+        for i in range(0, len(sources), cfg.batch):
+            src = torch.from_numpy(collate([(s, s) for s in sources[i:i + cfg.batch]])[0]).to(self.device)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                found = self.model.generate(src, languages[i:i + cfg.batch], cfg.beams, room, 0, cfg.length_penalty,
+                                            cfg.no_repeat_ngram, cfg.temperature, cfg.top_k, cfg.top_p)
+            yield from (self.tokenizer.decode(hypotheses[0][0]) for hypotheses in found)
 
     def answer(self, texts, source, language):
         """A text for each text; a long one is cut at sentence ends and put together again."""
         tok, limit = self.tokenizer, min(self.model.config.max_length - 3, self.cfg.max_new_tokens)
         pieces = [cut([self.encode(text)], tok, limit) for text in texts]
         dressed = [np.concatenate([[BOS, tok.language_id(source)], ids, [EOS]]) for p in pieces for ids in p]
-        batches = (dressed[i:i + self.cfg.batch] for i in range(0, len(dressed), self.cfg.batch))
-        written = iter([text for batch in batches for text in self.write(batch, language)])
+        written = self.write(dressed, [language] * len(dressed))
         return [('' if language == 'zh' else ' ').join(next(written) for _ in p) for p in pieces]
 
     def encode(self, text):
@@ -101,12 +100,13 @@ def show_examples(writer, folder, cfg):
     trained = config.Train(**json.loads(path.read_text(encoding='utf-8')))
     encoder = Tokenizer(writer.model.sentencepiece, (), writer.model.config.vocab_size)
     data = prepare(trained.dataset, encoder, trained.block_size, trained.val_fraction, trained.data_from or None)
-    for task in tasks(data, 'val', writer.tokenizer, trained):
-        chosen = np.linspace(0, len(task) - 1, cfg.examples + 2)[1:-1].astype(int)
-        examples = [task.example(i, np.random.default_rng((trained.seed, 4, int(i)))) for i in chosen]
-        for (src, tgt), output in zip(examples, writer.write([s for s, _ in examples], task.target)):
-            print(f'{task.name}\n  source     {writer.tokenizer.decode(src)}\n  output     {output}\n'
-                  f'  reference  {writer.tokenizer.decode(tgt)}\n')
+    examples = [(task, *task.example(i, np.random.default_rng((trained.seed, 4, int(i)))))
+                for task in tasks(data, 'val', writer.tokenizer, trained)
+                for i in np.linspace(0, len(task) - 1, cfg.examples + 2)[1:-1].astype(int)]
+    outputs = writer.write([src for _, src, _ in examples], [task.target for task, _, _ in examples])
+    for (task, src, tgt), output in zip(examples, outputs):
+        print(f'{task.name}\n  source     {writer.tokenizer.decode(src)}\n  output     {output}\n'
+              f'  reference  {writer.tokenizer.decode(tgt)}\n')
 
 
 def main(argv):

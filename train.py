@@ -57,10 +57,13 @@ def train(cfg):
     model, tokenizer = build(cfg, state)
     with main_process_first():
         folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None)
+    if state and state['data'] != folder.name:
+        raise ValueError(f'{cfg.out_dir}: the text of {cfg.dataset} has changed since this run began. '
+                         '--resume=False starts over, --out_dir=NAME starts another beside it')
     val = tasks(folder, 'val', tokenizer, cfg)
     say(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{model.weight_report()}')
     fit(cfg, model, Batches(tasks(folder, 'train', tokenizer, cfg), cfg),
-        lambda model: evaluate(model, val, tokenizer, cfg), state)
+        lambda model: evaluate(model, val, tokenizer, cfg), state, folder.name)
 
 
 def build(cfg, state):
@@ -109,11 +112,12 @@ def train_encoder(cfg):
     return f'{first.out_dir}/best'
 
 
-def fit(cfg, model, batches, evaluate, state=None):
+def fit(cfg, model, batches, evaluate, state=None, data=''):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes last/, best/ and log.jsonl.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens; `batches[k]` a pair of
-    int64 arrays; `evaluate(model)` a dict of losses per token by name and some lines to show. The gradient of a step
+    int64 arrays; `evaluate(model)` a dict of losses per token by name and some lines to show; `data` names the text in
+    the state. The gradient of a step
     is that of the loss per target token over all its micro-batches and processes. On a CPU the same settings give
     the same bits, whether the run was stopped and resumed or not.
     """
@@ -168,7 +172,8 @@ def fit(cfg, model, batches, evaluate, state=None):
     def save_last():
         if rank == 0:
             model.save(out / 'last')
-            write_state(out / 'last' / STATE, cfg, parameters, optimizer, step=step, best=best, tokens=tokens)
+            write_state(out / 'last' / STATE, cfg, parameters, optimizer, step=step, best=best, tokens=tokens,
+                        data=data)
 
     if step == 0:
         check(save=False)

@@ -63,8 +63,10 @@ def replacing(path):
     """Gives a temporary path beside `path`; what was written there takes its place at once, or not at all."""
     temporary = path.with_name(path.name + '.tmp')
     try:
-        temporary.touch()                             # with the mode that the user's files have
+        temporary.touch()
+        mode = temporary.stat().st_mode               # the user's; safetensors makes files that others cannot read
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
