@@ -59,7 +59,7 @@ class Writer:
         self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
 
     def write(self, sources, languages):
-        """sources: arrays of ids with <s> <lang> and </s>; languages: what to write -> an iterator of the best texts."""
+        """sources: arrays of ids with <s> <lang> and </s>; languages: to write -> an iterator of the best texts."""
         cfg, room = self.cfg, min(self.cfg.max_new_tokens, self.model.config.max_length - 2)
         for i in range(0, len(sources), cfg.batch):
             src = torch.from_numpy(collate([(s, s) for s in sources[i:i + cfg.batch]])[0]).to(self.device)
