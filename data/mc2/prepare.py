@@ -40,7 +40,8 @@ def documents(files):
             for (text,) in objects(path):
                 yield None, {lang: text}
         elif is_news(path):
-            yield None, {'zh': '\n'.join(read_lines(path))}
+            if text := '\n'.join(read_lines(path)).strip():
+                yield None, {'zh': text}
         else:
             yield from read([path])
 
