@@ -8,3 +8,4 @@ vocab_size = 1500
 batch_tokens = 1024
 max_steps = 800
 lr = 1e-3
+eval_interval = 200

@@ -6,3 +6,4 @@ languages = ('bo', 'ug', 'kk', 'mn', 'zh', 'en')
 batch_tokens = 1024
 max_steps = 700
 lr = 1e-3
+eval_interval = 200

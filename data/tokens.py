@@ -150,12 +150,12 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
 
 def report(meta):
     """Prints a line per stream; warns where the vocabulary does not cover a language."""
-    print(f'{"stream":8}{"documents":>10}{"tokens":>12}{"train":>9}{"val":>7}  segments  tokens/char  <unk>')
+    print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"segments":>12}{"held out":>10}{"tokens/char":>13}{"<unk>":>9}')
     for stream, s in meta['streams'].items():
         train, val = (meta['segments'].get(f'{stream}.{split}', 0) for split in ('train', 'val'))
         share = s['unknown'] / max(s['tokens'], 1)
-        print(f'{stream:8}{s["documents"]:10,}{s["tokens"]:12,}{train:9,}{val:7,}{"":10}'
-              f'{s["tokens"] / max(s["characters"], 1):13.2f}{share:7.2%}')
+        print(f'{stream:8}{s["documents"]:10,}{s["tokens"]:13,}{train:12,}{val:10,}'
+              f'{s["tokens"] / max(s["characters"], 1):13.2f}{share:9.2%}')
         if s['too_long']:
             print(f'  {s["too_long"]} pairs of over {meta["block_size"] - SPECIALS} tokens a side are left out')
         if s['held_out']:
