@@ -15,7 +15,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import BOS, EOS, PAD, UNK
-from data.files import SENTENCEPIECE, few, read_file, read_json, read_tensors, write_model
+from data.files import (
+    SENTENCEPIECE,
+    few,
+    read_encoder,
+    read_file,
+    read_json,
+    read_tensors,
+    write_encoder,
+    write_model,
+)
+
+BY_ID = 'embeddings.word.weight', 'head.bias'    # have a row per id, and more than the encoder's file has
 
 
 @dataclass
@@ -332,45 +343,32 @@ class XLMR(nn.Module):
         `options` are the fields of SWCMConfig beside the sizes. Raises FileNotFoundError for a missing file and
         ValueError for a damaged one, or for tensors that are missing, surplus or misshapen, by name.
         """
-        folder = Path(folder)
-        sizes, state = read_huggingface(folder)
-        model = cls(SWCMConfig(**{**sizes, **options}), read_file(folder / SENTENCEPIECE))
+        sizes, state = read_encoder(Path(folder))
+        model = cls(SWCMConfig(**{**sizes, **options}), read_file(Path(folder) / SENTENCEPIECE))
         model.copy_encoder(state, folder)
         return model.eval()
 
     @torch.no_grad()
     def copy_encoder(self, state, folder):
-        names = huggingface_names(self.config)
-        missing, surplus = sorted(set(names.values()) - set(state)), sorted(set(state) - set(names.values()))
-        if missing or surplus:
-            raise ValueError(f'{folder}: not the tensors of an XLM-R with the sizes of its config.json. '
-                             f'Missing: {few(missing)}. Not expected: {few(surplus)}')
+        """Copies tensors by our names; `folder` is named in messages. Raises ValueError for one of another shape."""
         c, parameters = self.config, dict(self.named_parameters())
-        for ours, theirs in names.items():
-            if ours.startswith('head') and not self.head.tied:                    # it has no use for the MLM head
+        for name, value in state.items():
+            if name.startswith('head') and not self.head.tied:                    # it has no use for the MLM head
                 continue
-            p, value = parameters[ours], state[theirs]
-            rows = c.vocab_size if ours in ('embeddings.word.weight', 'head.bias') else len(p)
-            if value.shape != p[:rows].shape:
-                raise ValueError(f'{folder}: {theirs} has shape {tuple(value.shape)}, '
-                                 f'where config.json asks for {tuple(p[:rows].shape)}')
-            p[:rows] = value
-            self.origins[ours] = f'read from {folder}'
+            p = parameters[name][:c.vocab_size] if name in BY_ID else parameters[name]
+            if value.shape != p.shape:
+                raise ValueError(f'{folder}: {name} has shape {tuple(value.shape)}, '
+                                 f'where config.json asks for {tuple(p.shape)}')
+            p.copy_(value)
+            self.origins[name] = f'read from {folder}'
         word = self.embeddings.word.weight                                        # new rows start near the mean row
         word[c.vocab_size:] = word[:c.vocab_size].mean(0) + 0.02 * torch.randn_like(word[c.vocab_size:])
 
-    def save(self, folder, dtype=torch.float32):
+    def save(self, folder):
         """Writes encoder and MLM head as a Hugging Face folder, which transformers reads too."""
-        c, parameters = self.config, dict(self.named_parameters())
-        state = {theirs: parameters[ours].detach() for ours, theirs in huggingface_names(c).items()}
-        for name in ('roberta.embeddings.word_embeddings.weight', 'lm_head.bias'):
-            if name in state:
-                state[name] = state[name][:c.vocab_size]
-        write_model(folder, {name: t.to(dtype).contiguous() for name, t in state.items()}, self.sentencepiece, {
-            'model_type': 'xlm-roberta', 'architectures': ['XLMRobertaForMaskedLM'],
-            **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()}, 'hidden_act': 'gelu',
-            'hidden_dropout_prob': c.dropout, 'attention_probs_dropout_prob': c.dropout, 'type_vocab_size': 1,
-            'bos_token_id': BOS, 'pad_token_id': PAD, 'eos_token_id': EOS, 'tie_word_embeddings': True})
+        state = {name: p.detach()[:self.config.vocab_size] if name in BY_ID else p.detach()
+                 for name, p in self.named_parameters()}
+        write_encoder(folder, asdict(self.config), state, self.sentencepiece)
 
     def weight_report(self):
         """A few lines for the reader: parameters of each part, and where they come from.
@@ -628,52 +626,3 @@ def draw(logp, temperature, top_k, top_p):
 def n_weights(module):
     """Entries of the weight matrices below module: what multiplies, so no biases and no LayerNorms."""
     return sum(p.numel() for p in module.parameters() if p.dim() == 2)
-
-
-# Our sizes and config.json's
-SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
-         'n_embd': 'hidden_size', 'n_ffn': 'intermediate_size', 'n_positions': 'max_position_embeddings',
-         'layer_norm_eps': 'layer_norm_eps'}
-# Our modules and Hugging Face's, below `roberta.` and `roberta.encoder.layer.N.`
-EMBEDDING_NAMES = {'word': 'word_embeddings', 'position': 'position_embeddings', 'token_type': 'token_type_embeddings',
-                   'norm': 'LayerNorm'}
-LAYER_NAMES = {'attn.query': 'attention.self.query', 'attn.key': 'attention.self.key',
-               'attn.value': 'attention.self.value', 'attn.out': 'attention.output.dense',
-               'attn.norm': 'attention.output.LayerNorm', 'ffn.up': 'intermediate.dense', 'ffn.down': 'output.dense',
-               'ffn.norm': 'output.LayerNorm'}
-HEAD_NAMES = {'head.dense.weight': 'lm_head.dense.weight', 'head.dense.bias': 'lm_head.dense.bias',
-              'head.norm.weight': 'lm_head.layer_norm.weight', 'head.norm.bias': 'lm_head.layer_norm.bias',
-              'head.bias': 'lm_head.bias'}
-# What a checkpoint may hold that this model does not use
-UNUSED = ('roberta.pooler.', 'roberta.embeddings.position_ids', 'lm_head.decoder.bias')
-
-
-def huggingface_names(c):
-    """Name of each parameter of XLMR -> its name in a Hugging Face XLMRobertaForMaskedLM."""
-    names = {}
-    for ours, theirs in EMBEDDING_NAMES.items():
-        for kind in ('weight', 'bias') if ours == 'norm' else ('weight',):
-            names[f'embeddings.{ours}.{kind}'] = f'roberta.embeddings.{theirs}.{kind}'
-    for i in range(c.n_layer):
-        for ours, theirs in LAYER_NAMES.items():
-            for kind in ('weight', 'bias'):
-                names[f'encoder.{i}.{ours}.{kind}'] = f'roberta.encoder.layer.{i}.{theirs}.{kind}'
-    return {**names, **HEAD_NAMES} if c.mlm_head else names
-
-
-def read_huggingface(folder):
-    """Returns the sizes of an encoder's folder as fields of SWCMConfig, and its tensors by full name, on the CPU."""
-    config, state = read_json(folder / 'config.json'), read_tensors(folder)
-    expected = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'pad_token_id': PAD, 'type_vocab_size': 1}
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; an XLM-R encoder has {value!r}')
-    if missing := [key for key in SIZES.values() if key not in config]:
-        raise ValueError(f'{folder}/config.json lacks {few(missing)}')
-    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
-    state = {name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}': t for name, t in state.items()}
-    word, tied = (state.get(n) for n in ('roberta.embeddings.word_embeddings.weight', 'lm_head.decoder.weight'))
-    if tied is not None and word is not None and not torch.equal(state.pop('lm_head.decoder.weight'), word):
-        raise ValueError(f'{folder}: lm_head.decoder.weight differs from the embeddings; only a tied head is read')
-    state = {name: t for name, t in state.items() if not name.startswith(UNUSED)}
-    return {**sizes, 'mlm_head': 'lm_head.bias' in state}, state

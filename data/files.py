@@ -1,4 +1,4 @@
-"""Files of a model: read without running their code, and written so that each is whole at any time."""
+"""Files of a model: XLM-R's names, reading without running code, writing so that a file is always whole."""
 import json
 import os
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,78 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from data import BOS, EOS, PAD
+
 SENTENCEPIECE = 'sentencepiece.bpe.model'             # the name that the XLM-R family uses
+
+
+# Our sizes and config.json's
+SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
+         'n_embd': 'hidden_size', 'n_ffn': 'intermediate_size', 'n_positions': 'max_position_embeddings',
+         'layer_norm_eps': 'layer_norm_eps'}
+# Our modules and Hugging Face's, below `roberta.` and `roberta.encoder.layer.N.`
+EMBEDDING_NAMES = {'word': 'word_embeddings', 'position': 'position_embeddings', 'token_type': 'token_type_embeddings',
+                   'norm': 'LayerNorm'}
+LAYER_NAMES = {'attn.query': 'attention.self.query', 'attn.key': 'attention.self.key',
+               'attn.value': 'attention.self.value', 'attn.out': 'attention.output.dense',
+               'attn.norm': 'attention.output.LayerNorm', 'ffn.up': 'intermediate.dense', 'ffn.down': 'output.dense',
+               'ffn.norm': 'output.LayerNorm'}
+HEAD_NAMES = {'head.dense.weight': 'lm_head.dense.weight', 'head.dense.bias': 'lm_head.dense.bias',
+              'head.norm.weight': 'lm_head.layer_norm.weight', 'head.norm.bias': 'lm_head.layer_norm.bias',
+              'head.bias': 'lm_head.bias'}
+# What a checkpoint may hold that this model does not use
+UNUSED = ('roberta.pooler.', 'roberta.embeddings.position_ids', 'lm_head.decoder.bias')
+
+
+def huggingface_names(n_layer, mlm_head):
+    """Name of each parameter of model.XLMR -> its name in a Hugging Face XLMRobertaForMaskedLM."""
+    names = {}
+    for ours, theirs in EMBEDDING_NAMES.items():
+        for kind in ('weight', 'bias') if ours == 'norm' else ('weight',):
+            names[f'embeddings.{ours}.{kind}'] = f'roberta.embeddings.{theirs}.{kind}'
+    for i in range(n_layer):
+        for ours, theirs in LAYER_NAMES.items():
+            for kind in ('weight', 'bias'):
+                names[f'encoder.{i}.{ours}.{kind}'] = f'roberta.encoder.layer.{i}.{theirs}.{kind}'
+    return {**names, **HEAD_NAMES} if mlm_head else names
+
+
+def read_encoder(folder):
+    """An XLM-R folder's sizes, as fields of model.SWCMConfig, and its tensors by our names, on the CPU.
+
+    Raises ValueError, which names them, for settings that are not XLM-R's and for tensors that lack or are too many.
+    """
+    config, state = read_json(folder / 'config.json'), read_tensors(folder)
+    expected = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'pad_token_id': PAD, 'type_vocab_size': 1}
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; an XLM-R encoder has {value!r}')
+    if missing := [key for key in SIZES.values() if key not in config]:
+        raise ValueError(f'{folder}/config.json lacks {few(missing)}')
+    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
+    state = {name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}': t for name, t in state.items()}
+    word, head = state.get('roberta.embeddings.word_embeddings.weight'), state.pop('lm_head.decoder.weight', None)
+    if head is not None and word is not None and not torch.equal(head, word):
+        raise ValueError(f'{folder}: lm_head.decoder.weight differs from the embeddings; only a tied head is read')
+    state = {name: t for name, t in state.items() if not name.startswith(UNUSED)}
+    mlm_head = 'lm_head.bias' in state
+    names = huggingface_names(sizes['n_layer'], mlm_head)
+    missing, surplus = sorted(set(names.values()) - set(state)), sorted(set(state) - set(names.values()))
+    if missing or surplus:
+        raise ValueError(f'{folder}: not the tensors of an XLM-R with the sizes of its config.json. '
+                         f'Missing: {few(missing)}. Not expected: {few(surplus)}')
+    return {**sizes, 'mlm_head': mlm_head}, {ours: state[theirs] for ours, theirs in names.items()}
+
+
+def write_encoder(folder, config, state, sentencepiece):
+    """Writes tensors by our names and the sizes of a model.SWCMConfig as a folder that transformers reads too."""
+    names = huggingface_names(config['n_layer'], config['mlm_head'])
+    write_model(folder, {names[name]: t.contiguous() for name, t in state.items()}, sentencepiece, {
+        'model_type': 'xlm-roberta', 'architectures': ['XLMRobertaForMaskedLM'],
+        **{theirs: config[ours] for ours, theirs in SIZES.items()}, 'hidden_act': 'gelu',
+        'hidden_dropout_prob': config['dropout'], 'attention_probs_dropout_prob': config['dropout'],
+        'type_vocab_size': 1, 'bos_token_id': BOS, 'pad_token_id': PAD, 'eos_token_id': EOS,
+        'tie_word_embeddings': True})
 
 
 def read_tensors(folder):

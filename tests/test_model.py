@@ -395,7 +395,7 @@ def damage(folder, how):
     (SENTENCEPIECE, 'sentencepiece.bpe.model does not exist'), ('truncated', 'model.safetensors is damaged'),
     ('missing', 'Missing: roberta.encoder.layer.2.output.dense.bias'),
     ('surplus', 'Not expected: roberta.encoder.layer.4.output.dense.bias'),
-    ('shape', r'word_embeddings.weight has shape \(100, 32\), where config.json asks for'),
+    ('shape', r'embeddings.word.weight has shape \(100, 32\), where config.json asks for'),
     ('no embeddings', 'Missing: roberta.embeddings.word_embeddings.weight'), ('gelu', "hidden_act is 'relu'"),
     ('json', 'config.json is not JSON'), ('pickle', 'pytorch_model.bin is damaged')])
 def test_bad_encoder_folders(encoder_folder, tmp_path, how, message):
