@@ -276,6 +276,17 @@ def test_denoising_keeps_language_and_ends(prepared, tokenizer, cfg):
         assert set(src[2:-1]) - {tokenizer.mask} <= set(tgt) and tokenizer.mask not in tgt
 
 
+def test_translation_goes_both_ways(prepared, tokenizer, cfg):
+    pairs = set(zip(sentences('bo'), sentences('zh')))
+    for task in tasks(prepared, 'train', tokenizer, replace(cfg, languages=('bo', 'zh'), mt_share=1.0)):
+        for i in range(len(task)):
+            src, tgt = task.example(i, rng(0))
+            assert [src[1], tgt[1]] == [tokenizer.language_id(x) for x in (task.source, task.target)]
+            assert [len(src), len(tgt)] == task.lengths[:, i].tolist()
+            texts = {task.source: tokenizer.decode(src), task.target: tokenizer.decode(tgt)}
+            assert (texts['bo'], texts['zh']) in pairs
+
+
 def test_val_batches_are_the_same_each_time(prepared, tokenizer, cfg):
     for task in tasks(prepared, 'val', tokenizer, cfg):
         a, b = val_batches(task, cfg), val_batches(task, cfg)
