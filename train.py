@@ -60,10 +60,9 @@ def train(cfg):
     if state and state['data'] != folder.name:
         raise ValueError(f'{cfg.out_dir}: the text of {cfg.dataset} has changed since this run began. '
                          '--resume=False starts over, --out_dir=NAME starts another beside it')
-    val = tasks(folder, 'val', tokenizer, cfg)
+    found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     say(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{model.weight_report()}')
-    fit(cfg, model, Batches(tasks(folder, 'train', tokenizer, cfg), cfg),
-        lambda model: evaluate(model, val, tokenizer, cfg), state, folder.name)
+    fit(cfg, model, Batches(found, cfg), lambda model: evaluate(model, val, tokenizer, cfg), state, folder.name)
 
 
 def build(cfg, state):

@@ -56,10 +56,14 @@ class Task:
 def tasks(folder, split, tokenizer, cfg):
     """The tasks that cfg asks for, on the streams of a prepared folder whose languages the tokenizer has.
 
-    Raises ValueError when none is left.
+    Raises ValueError when none is left, or when a language has no text to train on.
     """
-    found = []
-    for name, stream in open_streams(folder, split).items():
+    found, streams = [], open_streams(folder, split)
+    there = sorted({language for name in streams for language in name.split('-')})
+    if split == 'train' and (missing := [language for language in cfg.languages if language not in there]):
+        raise ValueError(f'languages={",".join(cfg.languages)}: the corpus has no text in {" ".join(missing)}; '
+                         f'it has {" ".join(there)}')
+    for name, stream in streams.items():
         languages = name.split('-')
         if not set(languages) <= set(cfg.languages):
             continue

@@ -208,7 +208,8 @@ def test_help_lists_every_key(tmp_path):
     (['--device=cuda:9'], "device='cuda:9' is not there"),
     (['--dtype=int8'], "dtype='int8': choose auto"),
     (['--block_size=600'], 'block_size=600: the encoder reads at most 64'),
-    (['--languages=xx'], 'no val text for languages=xx'), (['--share=all'], "share='all': choose one of copy"),
+    (['--languages=bo,xx'], 'languages=bo,xx: the corpus has no text in xx; it has bo kk mn ug zh'),
+    (['--share=all'], "share='all': choose one of copy"),
     (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
     (['--data_from=nowhere'], 'nowhere does not exist')])
 def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
