@@ -551,7 +551,7 @@ class SWCM(XLMR):
         folder = Path(folder)
         config = read_json(folder / 'config.json')
         if config.pop('model_type', None) != 'swcm':
-            raise ValueError(f'{folder}: not a nanoSWCM checkpoint; SWCM.from_encoder reads encoders')
+            raise ValueError(f'{folder} is not a nanoSWCM model but perhaps an encoder, from which train.py makes one')
         if unknown := sorted(set(config) - set(SWCMConfig.__dataclass_fields__)):
             raise ValueError(f'{folder}/config.json: unknown {few(unknown)}')
         model, state = cls(SWCMConfig(**config), read_file(folder / SENTENCEPIECE)), read_tensors(folder)

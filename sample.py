@@ -1,4 +1,4 @@
-"""Text in, text out, with a checkpoint that train.py or finetune.py wrote.
+"""Text in, text out, with a checkpoint that train.py wrote.
 
     python sample.py                                    the newest model of out/ on held-out examples
     python sample.py --text=你好 --to=bo                 translates from zh; --source=LANG for other languages
@@ -116,13 +116,15 @@ def main(argv):
     torch.manual_seed(cfg.seed)
     folder = cfg.checkpoint or newest()
     writer = Writer(folder, cfg)
+    print(f'model: {folder}', file=sys.stderr)
     if not cfg.text and not cfg.file:
-        print(f'{folder} on held-out examples\n')
         return show_examples(writer, folder, cfg)
     to = cfg.to or writer.model.config.languages[0]
     source = cfg.source or (to if cfg.task == 'denoise' else 'zh')
     if cfg.task == 'translate' and source == to:
         raise ValueError(f'translate from {source} to {to}: name another language with --source or --to')
+    if cfg.task == 'denoise' and source != to:
+        raise ValueError(f'denoise from {source} to {to}: give one language, --to={source}')
     for language in (source, to):
         writer.model.config.language_id(language)
     if cfg.text:
@@ -136,8 +138,12 @@ def main(argv):
             print()
     else:
         lines = (line.rstrip('\r\n') for line in sys.stdin) if cfg.file == '-' else read_lines(cfg.file)
-        while texts := list(islice(lines, cfg.batch)):
+        texts = list(islice(lines, cfg.batch))
+        if not texts:
+            raise ValueError(f'{cfg.file} has no text')
+        while texts:
             print('\n'.join(writer.answer(texts, source, to)), flush=True)
+            texts = list(islice(lines, cfg.batch))
 
 
 if __name__ == '__main__':

@@ -190,7 +190,9 @@ def run(main):
         stream.reconfigure(encoding='utf-8')          # whatever the console's own is
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as e:
+    except OSError as e:
+        sys.exit(f'error: {e.filename}: {e.strerror}' if e.filename else f'error: {e}')
+    except ValueError as e:
         sys.exit(f'error: {e}')
     except KeyboardInterrupt:
         sys.exit(130)

@@ -51,6 +51,8 @@ def read_encoder(folder):
     Raises ValueError, which names them, for settings that are not XLM-R's and for tensors that lack or are too many.
     """
     config, state = read_json(folder / 'config.json'), read_tensors(folder)
+    if config.get('model_type') == 'swcm':
+        raise ValueError(f'{folder} is a nanoSWCM model; an encoder is asked for')
     expected = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'pad_token_id': PAD, 'type_vocab_size': 1}
     for key, value in expected.items():
         if config.get(key, value) != value:
@@ -105,6 +107,10 @@ def read_json(path):
 
 
 def read_file(path):
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'the folder {path.parent} does not exist')
+    if (path.parent / 'best').is_dir():
+        raise FileNotFoundError(f'{path.parent} is the folder of a run; its model is {path.parent / "best"}')
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist; an encoder or checkpoint folder needs it')
     return path.read_bytes()

@@ -37,11 +37,12 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     fingerprint = digest(tokenizer.model, tokenizer.vocab_size, block_size, val_fraction, *map(identity, files))
     folder = token_folder(dataset) / f'{fingerprint:016x}'
     if (folder / 'meta.json').exists():
+        report(json.loads((folder / 'meta.json').read_text(encoding='utf-8')))
         return folder
     temporary = folder.with_suffix('.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    print(f'preparing {dataset} from {len(files)} files')
+    print(f'preparing {dataset} from {", ".join(f.name for f in files[:9])}{" ..." if len(files) > 9 else ""}')
     try:
         write_streams(temporary, corpus.documents(files), splits(corpus.documents(files), val_fraction),
                       tokenizer, block_size)
@@ -149,12 +150,13 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
 
 
 def report(meta):
-    """Prints a line per stream; warns where the vocabulary does not cover a language."""
-    print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"segments":>12}{"held out":>10}{"tokens/char":>13}{"<unk>":>9}')
+    """Prints a line per stream, in segments or pairs; warns where the vocabulary does not cover a language."""
+    print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"for training":>14}{"held out":>10}{"tokens/char":>13}{"<unk>":>9}')
     for stream, s in meta['streams'].items():
-        train, val = (meta['segments'].get(f'{stream}.{split}', 0) for split in ('train', 'val'))
+        of_one = len(stream.split('-'))               # a pair is two segments
+        train, val = (meta['segments'].get(f'{stream}.{split}', 0) // of_one for split in ('train', 'val'))
         share = s['unknown'] / max(s['tokens'], 1)
-        print(f'{stream:8}{s["documents"]:10,}{s["tokens"]:13,}{train:12,}{val:10,}'
+        print(f'{stream:8}{s["documents"]:10,}{s["tokens"]:13,}{train:14,}{val:10,}'
               f'{s["tokens"] / max(s["characters"], 1):13.2f}{share:9.2%}')
         if s['too_long']:
             print(f'  {s["too_long"]} pairs of over {meta["block_size"] - SPECIALS} tokens a side are left out')
@@ -258,6 +260,7 @@ def main(dataset):
     parser.add_argument('--val_fraction', type=float, default=0.1, help='documents held out (0.1)')
     args = parser.parse_args()
     try:
-        print(prepare(dataset, Tokenizer(args.encoder), args.block_size, args.val_fraction, args.source))
+        folder = prepare(dataset, Tokenizer(args.encoder), args.block_size, args.val_fraction, args.source)
+        print(f'the token files are in {folder}')
     except (ValueError, OSError) as e:
         sys.exit(f'error: {e}')

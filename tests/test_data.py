@@ -186,7 +186,8 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
     pairs = dict(zip(sentences('bo'), sentences('zh')))
     assert all(pairs[tokenizer.decode(stream[2 * i])] == tokenizer.decode(stream[2 * i + 1]) for i in range(20))
     capsys.readouterr()
-    assert prepare('text', tokenizer, cfg.block_size, 0.2, corpus) == prepared and capsys.readouterr().out == ''
+    assert prepare('text', tokenizer, cfg.block_size, 0.2, corpus) == prepared
+    assert 'preparing' not in capsys.readouterr().out
     assert prepare('text', tokenizer, 32, 0.2, corpus) != prepared
 
 
@@ -296,7 +297,7 @@ def test_val_batches_are_the_same_each_time(prepared, tokenizer, cfg):
         tasks(prepared, 'val', tokenizer, replace(cfg, languages=('xx',)))
 
 
-def test_text_formats(tmp_path):
+def test_text_formats(tmp_path, capsys):
     def write(name, content):
         (tmp_path / name).write_bytes(content.encode('utf-8'))
 
@@ -305,9 +306,11 @@ def test_text_formats(tmp_path):
     write('x.mn.jsonl', '{"title": "т", "text": "нэг\\nхоёр", "url": "u"}\n\n{"text": "гурав"}\n')
     write('b.ug-zh.tsv', 'بىر\t一\n\t\nئىككى\t二\n')
     write('README.md', 'not text')
+    write('bo_news.txt', 'ཀ')
     read = [(*texts,) + (*texts.values(),) for _, texts in text.documents(text.fetch(tmp_path))]
     assert read == [('bo', 'ཀ'), ('bo', 'ཁ'), ('ug', 'zh', 'بىر', '一'), ('ug', 'zh', 'ئىككى', '二'),
                     ('kk', 'бір\nекі'), ('kk', 'үш'), ('mn', 'т\nнэг\nхоёр'), ('mn', 'гурав')]
+    assert 'says no language: bo_news.txt' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name, content, message', [

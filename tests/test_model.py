@@ -355,6 +355,8 @@ def test_sampling_follows_the_model(tiny):
 def test_save_and_load(encoder_folder, tmp_path, options):
     model = swcm(encoder_folder, **options)
     model.save(tmp_path)
+    with pytest.raises(ValueError, match='is a nanoSWCM model; an encoder is asked for'):
+        SWCM.from_encoder(tmp_path)
     again = SWCM.load(tmp_path)
     assert not again.training
     src = sources(model)
@@ -412,7 +414,9 @@ def test_bad_options(encoder_folder):
                              (dict(insert_every=-1), 'insert_every=-1'), (dict(head='x'), "head='x'")):
         with pytest.raises(ValueError, match=message):
             SWCM.from_encoder(encoder_folder, **options)
-    with pytest.raises(ValueError, match='not a nanoSWCM checkpoint'):
+    with pytest.raises(ValueError, match='is not a nanoSWCM model but perhaps an encoder'):
         SWCM.load(encoder_folder)
+    with pytest.raises(FileNotFoundError, match='the folder nowhere does not exist'):
+        SWCM.load('nowhere')
     with pytest.raises(ValueError, match="languages='bo': give a tuple"):
         SWCM.from_encoder(encoder_folder, languages='bo')

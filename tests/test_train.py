@@ -204,7 +204,7 @@ def test_help_lists_every_key(tmp_path):
     (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'], "'x.py': one config file comes first"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
     (['--encoder='], "encoder='': objective=swcm starts from"),
-    (['--encoder=nowhere'], 'nowhere/config.json does not exist'),
+    (['--encoder=nowhere'], 'the folder nowhere does not exist'),
     (['--device=cuda:9'], "device='cuda:9' is not there"),
     (['--dtype=int8'], "dtype='int8': choose auto"),
     (['--block_size=600'], 'block_size=600: the encoder reads at most 64'),
@@ -260,7 +260,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                           (['--text=x', '--to=zh'], 'translate from zh to zh: name another language'),
                           (['--file=none.txt'], 'none.txt'),
                           (['--task=sing'], "task='sing': choose translate or denoise"),
-                          ([f'--checkpoint={encoder_folder}', '--to=bo'], 'not a nanoSWCM checkpoint')):
+                          ([f'--checkpoint={encoder_folder}', '--to=bo'], 'is not a nanoSWCM model')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])
 

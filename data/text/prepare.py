@@ -29,9 +29,12 @@ def fetch(source):
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f'{path} does not exist')
-    found = sorted({f for p in paths for f in ([p] if p.is_file() else p.rglob('*')) if languages(f)})
+    files = sorted({f for p in paths for f in ([p] if p.is_file() else p.rglob('*')) if f.is_file()})
+    found = [f for f in files if languages(f)]
     if not found:
         raise FileNotFoundError(f'{source} has no file named like bo.txt, news.bo.jsonl or web.bo-zh.tsv')
+    if ignored := [f.name for f in files if f not in found and f.suffix in ('.txt', '.jsonl', '.tsv')]:
+        print(f'not read, as the name says no language: {", ".join(ignored)}')
     return found
 
 
