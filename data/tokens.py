@@ -151,7 +151,8 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
 
 def report(meta):
     """Prints a line per stream, in segments or pairs; warns where the vocabulary does not cover a language."""
-    print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"for training":>14}{"held out":>10}{"tokens/char":>13}{"<unk>":>9}')
+    print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"for training":>14}{"held out":>10}{"tokens/char":>13}'
+          f'{"<unk>":>9}')
     for stream, s in meta['streams'].items():
         of_one = len(stream.split('-'))               # a pair is two segments
         train, val = (meta['segments'].get(f'{stream}.{split}', 0) // of_one for split in ('train', 'val'))
