@@ -364,9 +364,9 @@ class XLMR(nn.Module):
         word = self.embeddings.word.weight                                        # new rows start near the mean row
         word[c.vocab_size:] = word[:c.vocab_size].mean(0) + 0.02 * torch.randn_like(word[c.vocab_size:])
 
-    def save(self, folder):
+    def save(self, folder, dtype=torch.float32):
         """Writes encoder and MLM head as a Hugging Face folder, which transformers reads too."""
-        state = {name: p.detach()[:self.config.vocab_size] if name in BY_ID else p.detach()
+        state = {name: (p.detach()[:self.config.vocab_size] if name in BY_ID else p.detach()).to(dtype)
                  for name, p in self.named_parameters()}
         write_encoder(folder, asdict(self.config), state, self.sentencepiece)
 

@@ -6,13 +6,12 @@
 The same command goes on from where a run was stopped. Run only config files that you trust: they are Python.
 """
 import json
-import math
 import os
 import signal
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from data import PAD
 from data.batches import Batches, tasks, val_batches
 from data.files import SENTENCEPIECE, replacing, write_tensors
+from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import prepare, vocabulary_text
 from model import SWCM, XLMR, SWCMConfig
@@ -42,8 +42,8 @@ PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L
               '3090': 71e12}
 # What a resumed run may change: nothing that bears on the model or on which batch comes when. (max_steps bears on the
 # learning rate, which falls to 0 there, and device, dtype and compile on the last bits.)
-FREE = {'max_steps', 'out_dir', 'eval_interval', 'eval_segments', 'save_interval', 'resume', 'device', 'dtype',
-        'compile', 'workers', 'data_from'}
+FREE = {'max_steps', 'out_dir', 'eval_interval', 'eval_segments', 'eval_translations', 'test_dataset', 'test_from',
+        'save_interval', 'resume', 'device', 'dtype', 'compile', 'workers', 'data_from'}
 
 
 def train(cfg):
@@ -57,30 +57,30 @@ def train(cfg):
     model, tokenizer = build(cfg, state)
     with main_process_first():
         folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None)
+        tests = prepare(cfg.test_dataset, tokenizer, cfg.block_size, 1.0, cfg.test_from or None) \
+            if cfg.test_dataset else None
     if state and state['data'] != folder.name:
         raise ValueError(f'{cfg.out_dir}: the text of {cfg.dataset} has changed since this run began. '
                          '--resume=False starts over, --out_dir=NAME starts another beside it')
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
+    tests = [task for task in tasks(tests, 'val', tokenizer, cfg) if task.kind == 'mt'] if tests else []
     say(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{model.weight_report()}')
-    fit(cfg, model, Batches(found, cfg), lambda model: evaluate(model, val, tokenizer, cfg), state, folder.name)
+    fit(cfg, model, Batches(found, cfg), lambda model, last: evaluate(model, last, val, tests, tokenizer, cfg), state,
+        folder.name)
 
 
 def build(cfg, state):
-    """The model and its tokenizer; cfg.encoder, where it is a config file, is trained first."""
+    """The model, from cfg.encoder or from scratch, and its tokenizer."""
     torch.manual_seed(cfg.seed)
-    encoder = cfg.encoder
     if state:                                                             # `restore` then fills in its weights
         last = Path(cfg.out_dir, 'last')
         model = SWCM.load(last) if cfg.objective == 'swcm' else XLMR.from_encoder(last, dropout=cfg.dropout)
-    elif encoder:
-        if encoder.endswith('.py'):
-            encoder = train_encoder(cfg)
-            torch.manual_seed(cfg.seed)
+    elif cfg.encoder:
         options = {'dropout': cfg.dropout}
         if cfg.objective == 'swcm':
             options.update(languages=cfg.languages, share=cfg.share, insert_every=cfg.insert_every,
                            inserted=cfg.inserted, head=cfg.head)
-        model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(encoder, **options)
+        model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(cfg.encoder, **options)
     elif cfg.objective == 'mlm':
         path = Path(cfg.out_dir, SENTENCEPIECE)
         with main_process_first() as is_main:
@@ -95,29 +95,20 @@ def build(cfg, state):
                                 n_embd=cfg.n_embd, n_ffn=cfg.n_ffn, n_positions=cfg.block_size + 2,
                                 dropout=cfg.dropout), pieces)
     else:
-        raise ValueError("encoder='': objective=swcm starts from an encoder's folder or config file")
+        raise ValueError("encoder='': objective=swcm starts from an encoder's folder, such as data/nano")
     if cfg.block_size > model.config.max_length:
         raise ValueError(f'block_size={cfg.block_size}: the encoder reads at most {model.config.max_length} tokens')
     return model, Tokenizer(model.sentencepiece, model.config.languages, model.config.vocab_size)
-
-
-def train_encoder(cfg):
-    """Trains the config that cfg.encoder names, with this run's machine and files; returns the folder of its best."""
-    first = config.load(config.Train, [cfg.encoder])
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    train(replace(first, device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, workers=cfg.workers,
-                  accumulate=math.lcm(first.accumulate, world),
-                  data_from=cfg.data_from if first.dataset == cfg.dataset else first.data_from))
-    return f'{first.out_dir}/best'
 
 
 def fit(cfg, model, batches, evaluate, state=None, data=''):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes last/, best/ and log.jsonl.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens; `batches[k]` a pair of
-    int64 arrays; `evaluate(model)` a dict of losses per token by name and some lines to show; `data` names the text,
-    so that no run goes on with another. The gradient of a step is that of the loss per target token over all its
-    micro-batches and processes. On a CPU the same settings give the same bits, whether the run was stopped or not.
+    int64 arrays; `evaluate(model, last)` a dict of losses per token by name, one of other scores, and some lines to
+    show (last: the run is at its end); `data` names the text, so that no run goes on with another. The gradient of a step is that of the loss per target
+    token over all its micro-batches and processes. On a CPU the same settings give the same bits, whether the run was
+    stopped or not.
     """
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -157,12 +148,12 @@ def fit(cfg, model, batches, evaluate, state=None, data=''):
             return
         with mixed, torch.inference_mode(), torch.compiler.set_stance('force_eager'):
             model.eval()
-            losses, lines = evaluate(model)
+            losses, scores, lines = evaluate(model, step == cfg.max_steps)
             model.train()
         mean = sum(losses.values()) / len(losses)
-        log.write(step=step, tokens=tokens, val=losses, val_mean=mean)
+        log.write(step=step, tokens=tokens, val=losses, val_mean=mean, scores=scores)
         tqdm.write(f'step {step}: held-out loss {mean:.3f} nats a token, mean of:')
-        tqdm.write('\n'.join([*table(losses), *lines]))
+        tqdm.write('\n'.join([*table(losses), *table(scores), *lines]))
         if save and mean < best:
             best = mean
             model.save(out / 'best')
@@ -174,6 +165,8 @@ def fit(cfg, model, batches, evaluate, state=None, data=''):
                         data=data)
 
     if step == 0:
+        if rank == 0:
+            log.write(step=0, parameters=sum(p.numel() for p in parameters.values()))
         check(save=False)
     stop = StopSignals()
     while step < cfg.max_steps:
@@ -235,40 +228,68 @@ def schedule(step, cfg):
     return min((step + 1) / rise, (cfg.max_steps - step) / max(1, cfg.max_steps - rise))
 
 
-def evaluate(model, val, tokenizer, cfg):
-    """Losses per target token (nats) by task, and for a few tasks a source, what the model writes, the reference."""
-    device, losses = next(model.parameters()).device, {}
+def evaluate(model, last, val, tests, tokenizer, cfg):
+    """Losses per target token (nats) and scores, by task, and lines that show a few sources, outputs and references.
+
+    Scores: for mlm the share of masked tokens at which the likeliest token is `right`, and at which the `commonest`
+    one would be; for translation, at the end, chrF++ on the held-out pairs and on the test corpus.
+    """
+    device, losses, scores = next(model.parameters()).device, {}, {}
     for task in val:
-        total = torch.zeros(2, dtype=torch.float64)
-        for src, tgt in val_batches(task, cfg):
-            loss, n = model.loss(torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device))
+        total, right, seen = torch.zeros(2, dtype=torch.float64), 0, []
+        for src, tgt in val_batches(task, cfg, cfg.eval_segments):
+            src, tgt = torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device)
+            loss, n = model.loss(src, tgt)
             total += torch.tensor([loss.item(), n.item()], dtype=torch.float64)
+            if task.kind == 'mlm':
+                seen.append(tgt[tgt != PAD].cpu())
+                right += (guess(model, src, tgt).cpu() == seen[-1]).sum().item()
         losses[task.name] = (total[0] / total[1]).item()
+        if task.kind == 'mlm':
+            scores[f'right {task.source}'] = right / total[1].item()
+            scores[f'commonest {task.source}'] = torch.cat(seen).bincount().max().item() / total[1].item()
+    if last and cfg.eval_translations:
+        for kind, found in (('chrF++', [task for task in val if task.kind == 'mt']), (cfg.test_dataset, tests)):
+            for task in found:
+                scores[f'{kind} {task.source}-{task.target}'] = translate(model, task, tokenizer, cfg)
     lines = []
     for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
         i = np.argsort(task.lengths[1])[len(task) // 2]                   # one of middling length
         src, tgt = task.example(i, np.random.default_rng((cfg.seed, 4, int(i))))
-        lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}',
-                  f'    output     {write(model, task, src, tgt, tokenizer)}',
+        [output] = write(model, task, *(torch.from_numpy(x)[None].to(device) for x in (src, tgt)), tokenizer)
+        lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}', f'    output     {output}',
                   f'    reference  {tokenizer.decode(tgt)}']
-    return losses, lines
+    return losses, scores, lines
+
+
+def guess(model, src, tgt):
+    """The likeliest token (N,) at each of the N masked places of src (B,S)."""
+    return model.head(model.encode(src)[tgt != PAD]).argmax(-1)
+
+
+def translate(model, task, tokenizer, cfg):
+    """chrF++ of greedy output on at most cfg.eval_translations pairs; the references are what the tokens spell."""
+    device, outputs, references = next(model.parameters()).device, [], []
+    for src, tgt in val_batches(task, cfg, cfg.eval_translations):
+        outputs += write(model, task, *(torch.from_numpy(x).to(device) for x in (src, tgt)), tokenizer)
+        references += map(tokenizer.decode, tgt)
+    return chrf(outputs, references)
 
 
 def write(model, task, src, tgt, tokenizer):
-    """What the model makes of one source (S,): its greedy output, or for mlm its guesses of the masked tokens."""
-    src, tgt = (torch.from_numpy(x)[None].to(next(model.parameters()).device) for x in (src, tgt))
+    """What the model makes of src (B,S): a greedy output a row, or for mlm one text of its guesses."""
     if task.kind == 'mlm':
-        return tokenizer.decode(model.head(model.encode(src)[tgt != PAD]).argmax(-1).tolist())
+        return [tokenizer.decode(guess(model, src, tgt).tolist())]
     room = min(tgt.shape[1] + 20, model.config.max_length - 2)
-    return tokenizer.decode(model.generate(src, task.target, max_new_tokens=room)[0][0][0])
+    return [tokenizer.decode(best[0][0]) for best in model.generate(src, task.target, max_new_tokens=room)]
 
 
-def table(losses):
-    """Lines of at most six losses, a task a block."""
-    for kind in dict.fromkeys(name.split()[0] for name in losses):
-        cells = [f'{name.split()[1]} {value:.3f}' for name, value in losses.items() if name.startswith(kind + ' ')]
+def table(figures):
+    """Lines of at most six figures, a kind of task a block."""
+    for kind in dict.fromkeys(name.split()[0] for name in figures):
+        cells = [f'{name.split()[1]} {value:.3f}' for name, value in figures.items() if name.startswith(kind + ' ')]
         for i in range(0, len(cells), 6):
-            yield f'  {kind:5}' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
+            yield f'  {kind:10}' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
 
 
 def write_state(path, cfg, parameters, optimizer, **figures):

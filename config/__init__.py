@@ -18,7 +18,7 @@ class Train:
     dataset: str = 'udhr'            # a corpus: data/NAME/prepare.py reads it
     data_from: str = ''              # where the corpus lies, for datasets that cannot fetch themselves
     languages: tuple = ('bo', 'ug', 'kk', 'mn', 'zh')  # what the model reads and writes
-    encoder: str = 'config/encoder.py'  # an XLM-R family folder, or the config file that trains one; '': from scratch
+    encoder: str = 'data/nano'       # an XLM-R family folder; '': from scratch
     # the model above the encoder
     share: str = 'copy'              # decoder weights: copy (of the encoder's) | none | tie | alternate
     insert_every: int = 3            # a new layer after every so many custom layers; 0: none
@@ -56,6 +56,9 @@ class Train:
     out_dir: str = 'out/tibetan'     # gets last/, best/ and log.jsonl
     eval_interval: int = 100         # steps between evaluations; the best checkpoint is kept
     eval_segments: int = 100         # held-out segments per task and language
+    eval_translations: int = 0       # held-out pairs per direction that are translated at the end, for chrF++
+    test_dataset: str = ''           # another corpus of pairs to translate, such as ntrex
+    test_from: str = ''              # where it lies
     save_interval: int = 100         # steps between writes of last/
     resume: bool = True              # go on from out_dir/last if it is there; False: start over
     device: str = 'auto'             # auto | cpu | cuda | cuda:1 | mps
@@ -114,8 +117,9 @@ def check_key(cls, key, where):
 
 
 # Numbers have to be positive, but for these
-MAY_BE_ZERO = {'insert_every', 'workers', 'seed', 'no_repeat_ngram', 'top_k', 'temperature', 'length_penalty',
-               'dropout', 'mt_share', 'alpha', 'val_fraction', 'mask_ratio', 'warmup', 'weight_decay', 'beta1', 'beta2'}
+MAY_BE_ZERO = {'insert_every', 'eval_translations', 'workers', 'seed', 'no_repeat_ngram', 'top_k', 'temperature',
+               'length_penalty', 'dropout', 'mt_share', 'alpha', 'val_fraction', 'mask_ratio', 'warmup', 'weight_decay',
+               'beta1', 'beta2'}
 # ... and these at most 1
 SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1', 'beta2',
           'top_p', 'character_coverage'}

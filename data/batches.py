@@ -158,11 +158,14 @@ def collate(examples):
     return tuple(padded)
 
 
-def val_batches(task, cfg):
-    """The batches of one task for evaluation: at most cfg.eval_segments of its segments, the same noise each time."""
-    n = min(len(task), cfg.eval_segments)
+def val_batches(task, cfg, n):
+    """The batches of one task for evaluation: at most n of its segments, the same noise each time.
+
+    Without gradients there is room for four times the tokens.
+    """
+    n = min(len(task), n)
     chosen = np.linspace(0, len(task) - 1, n).astype(int)
     examples = [task.example(i, np.random.default_rng((cfg.seed, 4, int(i)))) for i in chosen]
     lengths = np.array([[len(s), len(t)] for s, t in examples])
-    n_batches = 2 ** max(0, int(np.log2(lengths.sum() / cfg.batch_tokens)))
+    n_batches = 2 ** max(0, int(np.log2(lengths.sum() / cfg.batch_tokens / 4)))
     return [collate([examples[i] for i in rows]) for rows in divide(lengths, np.arange(n), min(n_batches, n))]

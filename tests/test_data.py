@@ -13,7 +13,9 @@ from conftest import LANGUAGES, sentences
 import config
 from data import BOS, EOS, PAD, UNK, tokens
 from data.batches import Batches, tasks, val_batches
+from data.metrics import chrf
 from data.noise import infill, mask_tokens, permute_sentences
+from data.ntrex import prepare as ntrex
 from data.text import prepare as text
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import Stream, cut, digest, open_streams, prepare, read_lines, splits
@@ -290,9 +292,9 @@ def test_translation_goes_both_ways(prepared, tokenizer, cfg):
 
 def test_val_batches_are_the_same_each_time(prepared, tokenizer, cfg):
     for task in tasks(prepared, 'val', tokenizer, cfg):
-        a, b = val_batches(task, cfg), val_batches(task, cfg)
+        a, b = val_batches(task, cfg, 7), val_batches(task, cfg, 7)
         assert all(np.array_equal(x, y) for p, q in zip(a, b) for x, y in zip(p, q))
-        assert sum(len(src) for src, _ in a) == min(len(task), cfg.eval_segments)
+        assert sum(len(src) for src, _ in a) == min(len(task), 7)
     with pytest.raises(ValueError, match='no val text for languages=xx'):
         tasks(prepared, 'val', tokenizer, replace(cfg, languages=('xx',)))
 
@@ -409,7 +411,7 @@ def test_mc2(tmp_path):
 
 
 def test_unknown_dataset(tokenizer):
-    with pytest.raises(ValueError, match="dataset='none': there is no data/none/prepare.py; there are mc2, text, udhr"):
+    with pytest.raises(ValueError, match="there is no data/none/prepare.py; there are mc2, ntrex, text, udhr"):
         prepare('none', tokenizer, 64, 0.1)
 
 
@@ -417,3 +419,41 @@ def test_small_things(tmp_path):
     assert digest('ab', 'c') != digest('a', 'bc') and digest('a') == digest(b'a') < 2**64
     (tmp_path / 'x').write_bytes('a\u2028b\nc'.encode())
     assert list(read_lines(tmp_path / 'x')) == ['a\u2028b', 'c']
+
+
+@pytest.mark.parametrize('words', [0, 2])
+def test_chrf_equals_sacrebleu(words):
+    from sacrebleu.metrics import CHRF
+    for language in LANGUAGES:
+        references = [*sentences(language), '', 'a', '!a!', '..', '“x”, y']
+        for shift in (0, 1, 7):                       # the same, nearly the same, others
+            hypotheses = references[shift:] + references[:shift]
+            expected = CHRF(word_order=words).corpus_score(hypotheses, [references]).score
+            assert chrf(hypotheses, references, words=words) == pytest.approx(expected, abs=1e-9)
+    assert chrf(['བ'], ['x']) == 0 and chrf(['a b'], ['a b']) == pytest.approx(100)
+    with pytest.raises(ValueError, match='1 hypotheses for 2 references'):
+        chrf(['a'], ['a', 'b'])
+    with pytest.raises(ValueError, match='no text to score'):
+        chrf(['a'], [' '])
+
+
+def test_ntrex(tmp_path, monkeypatch):
+    for lang, name in ntrex.NAMES.items():
+        text = ''.join(f'{lang} {n}\n' for n in range(3))
+        name = f'newstest2019-ref.{name}.txt' if lang in ('bo', 'zh') else f'{lang}.txt'
+        (tmp_path / name).write_text(text, encoding='utf-8')
+    documents = [texts for _, texts in ntrex.documents(ntrex.fetch(tmp_path))]
+    assert len(documents) == 15 and {'bo': 'bo 2', 'zh': 'zh 2'} in documents
+    (tmp_path / 'kk.txt').write_text('one\n', encoding='utf-8')
+    with pytest.raises(ValueError, match='kk.txt ends before line 2'):
+        list(ntrex.documents(ntrex.fetch(tmp_path)))
+    (tmp_path / 'kk.txt').unlink()
+    with pytest.raises(FileNotFoundError, match='newstest2019-ref.kaz.txt nor kk.txt'):
+        ntrex.fetch(tmp_path)
+    monkeypatch.setattr(ntrex, 'RAW', tmp_path / 'raw')
+
+    def no(*args, **kwargs):
+        raise OSError('no network')
+    monkeypatch.setattr(ntrex.urllib.request, 'urlopen', no)
+    with pytest.raises(FileNotFoundError, match='ref.bod.txt could not be fetched .no network.'):
+        ntrex.fetch()

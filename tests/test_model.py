@@ -2,14 +2,19 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import LANGUAGES, ROOT, sentences
 from safetensors.torch import load_file, save_file
 
 import model as module
-from data import BOS, EOS, PAD
+from data import BOS, EOS, PAD, UNK
+from data.batches import collate
 from data.files import SENTENCEPIECE
+from data.noise import mask_tokens
+from data.tokenizer import Tokenizer
 from model import SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig
 
 CHOICES = [dict(), dict(insert_every=0), dict(insert_every=1, inserted='duplicate'), dict(inserted='quiet'),
@@ -75,6 +80,33 @@ def test_saved_encoder_is_read_by_transformers(encoder_folder):
     ids = torch.randint(4, ours.config.vocab_size, (2, 30))
     with torch.no_grad():
         assert (ours.head(ours.encode(ids)) - theirs(input_ids=ids).logits).abs().max() < 1e-5
+
+
+def test_nano_is_read_by_transformers_and_knows_the_languages():
+    """data/nano: the folder that is shipped. A sentence is likelier than the same tokens in another order."""
+    from transformers import XLMRobertaForMaskedLM
+    folder = ROOT / 'data/nano'
+    theirs = XLMRobertaForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ours, tokenizer = XLMR.from_encoder(folder), Tokenizer(folder)
+    assert {t.dtype for t in load_file(folder / 'model.safetensors').values()} == {torch.float16}
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 16e6
+    for language in LANGUAGES:
+        rows = [tokenizer.encode(line) for line in sentences(language)]
+        assert all(UNK not in row for row in rows)
+        losses = []
+        for shuffled in (False, True):
+            draw = np.random.default_rng(0)
+            examples = []
+            for row in rows:
+                row = draw.permutation(row) if shuffled else row
+                noisy, chosen = mask_tokens(row, tokenizer.mask, 0.15, EOS + 2, np.random.default_rng(len(row)))
+                examples.append((np.r_[BOS, noisy, EOS], np.r_[PAD, np.where(chosen, row, PAD), PAD]))
+            src, tgt = map(torch.from_numpy, collate(examples))
+            with torch.no_grad():
+                logits = theirs(input_ids=src, attention_mask=(src != PAD).long()).logits
+                assert (ours.head(ours.encode(src)) - logits)[src != PAD].abs().max() < 1e-4
+                losses.append(ours.loss(src, tgt)[0])
+        assert losses[0] < losses[1], language
 
 
 def test_copy_is_the_encoder(encoder_folder):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
         model = SWCM.from_encoder(encoder_folder, languages=LANGUAGES, dropout=0.0)
         model.load_state_dict(start.state_dict())
         settings = replace(cfg, accumulate=accumulate, max_steps=1, out_dir=f'{cfg.out_dir}{accumulate}')
-        train.fit(settings, model, batches, lambda model: ({'x': 1.0}, []))
+        train.fit(settings, model, batches, lambda model, last: ({'x': 1.0}, {}, []))
         results.append((log(settings)[-2], model.state_dict()))
     (a, first), (b, second) = results
     assert abs(a['loss'] - b['loss']) < 1e-5 and abs(a['grad_norm'] / b['grad_norm'] - 1) < 1e-5
@@ -124,13 +124,60 @@ def test_training_learns_and_keeps_the_best(cfg, capsys):
     assert best.generate(src, 'zh', beams=2, max_new_tokens=5)
 
 
+def test_scores(cfg, corpus, tmp_path):
+    (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\n', encoding='utf-8')
+    train.train(replace(cfg, max_steps=2, eval_interval=2, eval_translations=3, test_dataset='text',
+                        test_from=str(tmp_path / 'test.bo-zh.tsv')))
+    scores = log(cfg)[-1]['scores']
+    directions = {f'{a}-{b}' for x in LANGUAGES if x != 'zh' for a, b in ((x, 'zh'), ('zh', x))}
+    assert scores.keys() == {f'chrF++ {d}' for d in directions} | {'text bo-zh', 'text zh-bo'}
+    assert all(0 <= value <= 100 for value in scores.values())
+    assert [line['parameters'] for line in log(cfg) if 'parameters' in line] == \
+        [sum(w.numel() for w in weights(cfg).values())]
+
+
+def test_scores_of_masked_tokens(cfg, monkeypatch):
+    monkeypatch.setattr(train, 'guess', lambda model, src, tgt: tgt[tgt != PAD])      # a model that knows them all
+    train.train(replace(cfg, objective='mlm', max_steps=1))
+    scores = log(cfg)[-1]['scores']
+    assert scores.keys() == {f'{kind} {x}' for kind in ('right', 'commonest') for x in LANGUAGES}
+    assert all(scores[f'right {x}'] == 1 > scores[f'commonest {x}'] > 0 for x in LANGUAGES)
+    monkeypatch.undo()
+    train.train(replace(cfg, objective='mlm', max_steps=1, resume=False))
+    assert all(log(cfg)[-1]['scores'][f'right {x}'] < 1 for x in LANGUAGES)
+
+
+def test_curves(cfg, tmp_path):
+    """A table and a figure of two seeds of one arm, and of another arm that does not translate."""
+    train.train(replace(cfg, max_steps=2, eval_interval=1, out_dir=str(tmp_path / 'copy.1')))
+    lines = [json.loads(line) for line in open(tmp_path / 'copy.1/log.jsonl', encoding='utf-8')]
+    for path, gain in (('copy.2.jsonl', 0.25), ('alone.jsonl', 0)):
+        with open(tmp_path / path, 'w', encoding='utf-8') as file:
+            for line in lines:
+                val = {k: v - gain for k, v in line.get('val', {}).items() if gain or k.startswith('dae')}
+                file.write(json.dumps({**line, 'val': val} if val else line) + '\n')
+    status, out, err = call('tests/curves.py', 'copy.1', 'copy.2.jsonl', 'alone.jsonl', '--svg=c.svg', cwd=tmp_path)
+    assert (status, err) == (0, '')
+    header, _, copy, alone = [line.strip('| ').split(' | ') for line in out.splitlines()]
+    value = lines[-1]['val']['mt bo-zh']
+    copy, alone = dict(zip(header, copy)), dict(zip(header, alone))
+    assert copy['arm'] == 'copy' and copy['seeds'] == '2' and alone['seeds'] == '1'
+    assert copy['mt bo-zh'] == f'{value - 0.125:.3f} ± {0.25 / 2**0.5:.3f}' and alone['mt bo-zh'] == ''
+    assert alone['dae bo'] == f'{lines[-1]["val"]["dae bo"]:.3f}'
+    assert copy['parameters'] == f'{lines[0]["parameters"] / 1e6:.2f}M'
+    figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
+    assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation', 'denoising'))
+    (tmp_path / 'empty.jsonl').write_text('')
+    assert call('tests/curves.py', 'empty.jsonl', cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
+
+
 def test_gradient_that_is_no_number_stops_the_run(cfg):
     model = SWCM.from_encoder(cfg.encoder, languages=LANGUAGES)
     with torch.no_grad():
         model.encoder[0].ffn.up.weight[0, 0] = float('nan')
     batch = collate([(np.array([0, 161, 5, 2]), np.array([0, 161, 5, 2]))])
     with pytest.raises(ValueError, match='step 0: the gradient is nan'):
-        train.fit(cfg, model, [batch] * 12, lambda model: ({'x': 1.0}, []))
+        train.fit(cfg, model, [batch] * 12, lambda model, last: ({'x': 1.0}, {}, []))
 
 
 def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path):
@@ -150,28 +197,6 @@ def test_finished_run_is_left_alone(cfg, capsys):
     train.train(replace(cfg, max_steps=2))
     assert 'has done its 2 steps' in capsys.readouterr().out
     assert os.stat(f'{cfg.out_dir}/last/model.safetensors').st_mtime_ns == before
-
-
-def test_encoder_config_is_trained_first(cfg, tmp_path, corpus, capsys):
-    encoder = tmp_path / 'encoder.py'
-    encoder.write_text(f"""objective = 'mlm'  # ང་
-encoder = ''
-dataset = 'text'
-data_from = {str(corpus)!r}
-languages = 'bo,kk,mn,ug,zh'.split(',')
-out_dir = {str(tmp_path / 'small')!r}
-vocab_size, n_layer, n_head, n_embd, n_ffn = 150, 2, 2, 16, 32
-max_steps = eval_interval = 2
-block_size = 64
-batch_tokens = 300
-val_fraction = 0.2
-""", encoding='utf-8')
-    train.train(replace(cfg, encoder=str(encoder), max_steps=2, share='tie'))
-    printed = capsys.readouterr().out
-    assert printed.index('mlm on text') < printed.index('swcm on text') and 'small/best' in printed
-    assert SWCM.load(f'{cfg.out_dir}/last').config.n_layer == 2
-    train.train(replace(cfg, encoder=str(encoder), max_steps=2, resume=False))
-    assert 'small has done its 2 steps' in capsys.readouterr().out
 
 
 def call(*command, cwd, **kwargs):
@@ -196,7 +221,7 @@ def test_help_lists_every_key(tmp_path):
     (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
     (['--lr=True'], "--lr=True: the value must be a number"),
     (['--resume=1'], '--resume=1: the value must be True or False'),
-    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/encoder.py, config/'),
+    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/nano_encoder.py, '),
     (['--accumulate=0'], 'accumulate=0: give a number above 0'),
     (['--warmup=2'], 'warmup=2.0: give a number of at least 0'),
     (['--mlm_ratio=0'], 'mlm_ratio=0.0: give a number above 0 and at most 1'),
@@ -295,26 +320,17 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_two_processes_do_what_one_does(cfg, tmp_path, corpus):
-    """Under torchrun, an encoder from scratch and then the model: the same losses as in one process."""
-    sizes = 'vocab_size, n_layer, n_head, n_embd, n_ffn, dropout = 150, 2, 2, 16, 32, 0.0'
-    same = f"""dataset = 'text'
-data_from = {str(corpus)!r}
-languages = ('bo', 'zh')
-block_size, batch_tokens, val_fraction, max_steps, eval_segments = 64, 300, 0.2, 3, 2
-accumulate, dropout = 2, 0.0
-"""
-    (tmp_path / 'encoder.py').write_text(f"{same}{sizes}\nobjective, encoder, out_dir = 'mlm', '', 'out/encoder'")
-    (tmp_path / 'mine.py').write_text(f"{same}encoder, out_dir = 'encoder.py', 'out/mine'")
-    losses = []
-    for n in (1, 2):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        for name in ('encoder.py', 'mine.py'):
-            (folder / name).write_text((tmp_path / name).read_text())
-        command = ['torch.distributed.run', f'--nproc_per_node={n}', ROOT / 'train.py', 'mine.py', '--device=cpu']
-        done = subprocess.run([sys.executable, '-m', *command], cwd=folder, capture_output=True, text=True,
+def test_two_processes_do_what_one_does(cfg, tmp_path):
+    """Under torchrun, an encoder from scratch and a model from an encoder: the same losses as in one process."""
+    sizes = dict(vocab_size=150, n_layer=2, n_head=2, n_embd=16, n_ffn=32)
+    for options in (dict(objective='mlm', encoder='', **sizes), dict(languages=('bo', 'zh'))):
+        one = replace(cfg, dropout=0.0, max_steps=3, out_dir=str(tmp_path / f'one{len(options)}'), **options)
+        train.train(one)
+        two = replace(one, out_dir=str(tmp_path / f'two{len(options)}'))
+        keys = [f'--{key}={",".join(value) if key == "languages" else value}' for key, value in asdict(two).items()]
+        command = ['torch.distributed.run', '--nproc_per_node=2', ROOT / 'train.py', *keys]
+        done = subprocess.run([sys.executable, '-m', *command], capture_output=True, text=True,
                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
         assert done.returncode == 0, done.stderr
-        losses.append([line['loss'] for line in map(json.loads, open(folder / 'out/mine/log.jsonl')) if 'loss' in line])
-    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-5)
+        losses = [[line['loss'] for line in log(x) if 'loss' in line] for x in (one, two)]
+        assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-5)

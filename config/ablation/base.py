@@ -1,0 +1,20 @@
+# What all arms of the comparison share: the paper's decoder on the nano encoder, Tibetan and Chinese. Each arm is a
+# file beside this one; run it with several seeds:
+#     python train.py config/ablation/copy.py --data_from=MONO,PAIRS --test_from=NTREX --seed=2 \
+#         --out_dir=out/ablation/copy.2
+dataset = 'text'
+encoder = 'data/nano'
+languages = ('bo', 'zh')
+share = 'copy'
+insert_every = 3
+inserted = 'random'
+head = 'tied'
+val_fraction = 0.02              # as in config/nano_encoder.py: the encoder has not read what is held out
+block_size = 128
+batch_tokens = 2048
+max_steps = 600
+lr = 1e-3
+eval_interval = 100
+eval_segments = 150
+save_interval = 300
+test_dataset = 'ntrex'

@@ -1,0 +1,5 @@
+# The paper's BASE-A: copied layers alone
+from config.ablation.base import *
+
+out_dir = 'out/ablation/copy_x0.1'
+insert_every = 0

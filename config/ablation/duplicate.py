@@ -1,0 +1,5 @@
+# The paper's BASE-B: an inserted layer repeats the layer before it
+from config.ablation.base import *
+
+out_dir = 'out/ablation/duplicate.1'
+inserted = 'duplicate'

@@ -1,0 +1,5 @@
+# As copy.py, translation only
+from config.ablation.base import *
+
+out_dir = 'out/ablation/no_dae.1'
+mt_share = 1.0

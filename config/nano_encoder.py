@@ -1,0 +1,21 @@
+# The encoder in data/nano, from five languages' text: an hour or two on two CPU cores, minutes on a GPU.
+#     python train.py config/nano_encoder.py --data_from=MONO,PAIRS
+objective = 'mlm'
+dataset = 'text'
+encoder = ''
+out_dir = 'out/nano_encoder'
+languages = ('bo', 'ug', 'kk', 'mn', 'zh')
+vocab_size = 12000
+character_coverage = 0.9998     # all but the rarest Chinese characters
+n_embd = 192
+n_ffn = 768
+dropout = 0.0                   # the text is read twice or so: nothing to overfit
+mlm_ratio = 0.25                # learns more from each token than 0.15 (Wettig et al., arXiv 2202.08005)
+val_fraction = 0.02
+batch_tokens = 2048
+max_steps = 20000
+warmup = 0.05
+lr = 1e-3
+eval_interval = 1000
+eval_segments = 300
+save_interval = 250
