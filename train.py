@@ -106,9 +106,9 @@ def fit(cfg, model, batches, evaluate, state=None, data=''):
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens; `batches[k]` a pair of
     int64 arrays; `evaluate(model, last)` a dict of losses per token by name, one of other scores, and some lines to
-    show (last: the run is at its end); `data` names the text, so that no run goes on with another. The gradient of a step is that of the loss per target
-    token over all its micro-batches and processes. On a CPU the same settings give the same bits, whether the run was
-    stopped or not.
+    show (last: the run is at its end); `data` names the text, so that no run goes on with another. The gradient of a
+    step is that of the loss per target token over all its micro-batches and processes. On a CPU the same settings give
+    the same bits, whether the run was stopped or not.
     """
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -82,6 +82,16 @@ def test_saved_encoder_is_read_by_transformers(encoder_folder):
         assert (ours.head(ours.encode(ids)) - theirs(input_ids=ids).logits).abs().max() < 1e-5
 
 
+def test_encoder_saved_in_half_precision(encoder_folder, tmp_path):
+    XLMR.from_encoder(encoder_folder).save(tmp_path, torch.float16)
+    models = XLMR.from_encoder(encoder_folder), XLMR.from_encoder(tmp_path)
+    whole, half = (dict(model.named_parameters()) for model in models)
+    assert {t.dtype for t in load_file(tmp_path / 'model.safetensors').values()} == {torch.float16}
+    for name, p in half.items():
+        rows = slice(models[0].config.vocab_size if name in module.BY_ID else None)     # the rest are drawn anew
+        assert p.dtype == torch.float32 and torch.equal(p[rows], whole[name][rows].half().float())
+
+
 def test_nano_is_read_by_transformers_and_knows_the_languages():
     """data/nano: the folder that is shipped. A sentence is likelier than the same tokens in another order."""
     from transformers import XLMRobertaForMaskedLM
