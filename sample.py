@@ -100,7 +100,7 @@ def show_examples(writer, folder, cfg):
     trained = config.Train(**json.loads(path.read_text(encoding='utf-8')))
     encoder = Tokenizer(writer.model.sentencepiece, (), writer.model.config.vocab_size)
     data = prepare(trained.dataset, encoder, trained.block_size, trained.val_fraction, trained.data_from or None)
-    examples = [(task, *task.example(i, np.random.default_rng((trained.seed, 4, int(i)))))
+    examples = [(task, *task.val_example(i))
                 for task in tasks(data, 'val', writer.tokenizer, trained)
                 for i in np.linspace(0, len(task) - 1, cfg.examples + 2)[1:-1].astype(int)]
     outputs = writer.write([src for _, src, _ in examples], [task.target for task, _, _ in examples])

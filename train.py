@@ -33,7 +33,7 @@ from data.batches import Batches, tasks, val_batches
 from data.files import SENTENCEPIECE, replacing, write_tensors
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
-from data.tokens import prepare, vocabulary_text
+from data.tokens import open_streams, prepare, vocabulary_text
 from model import SWCM, XLMR, SWCMConfig
 
 STATE = 'training.safetensors'
@@ -57,16 +57,27 @@ def train(cfg):
     model, tokenizer = build(cfg, state)
     with main_process_first():
         folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None)
-        tests = prepare(cfg.test_dataset, tokenizer, cfg.block_size, 1.0, cfg.test_from or None) \
-            if cfg.test_dataset else None
     if state and state['data'] != folder.name:
         raise ValueError(f'{cfg.out_dir}: the text of {cfg.dataset} has changed since this run began. '
                          '--resume=False starts over, --out_dir=NAME starts another beside it')
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
-    tests = [task for task in tasks(tests, 'val', tokenizer, cfg) if task.kind == 'mt'] if tests else []
+    tests = to_translate(val, tokenizer, cfg, model.config.max_length)
     say(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{model.weight_report()}')
-    fit(cfg, model, Batches(found, cfg), lambda model, last: evaluate(model, last, val, tests, tokenizer, cfg), state,
-        folder.name)
+    fit(cfg, model, Batches(found, cfg),
+        lambda model, last: evaluate(model, val, tests if last else {}, tokenizer, cfg), state, folder.name)
+
+
+def to_translate(val, tokenizer, cfg, max_length):
+    """{name: task}: the held-out pairs and those of the test corpus, none where cfg asks for no translations."""
+    found = [('chrF++', task) for task in val if task.kind == 'mt' and cfg.eval_translations]
+    if found and cfg.test_dataset:
+        with main_process_first():
+            folder = prepare(cfg.test_dataset, tokenizer, max_length, 1.0, cfg.test_from or None)
+        if not any('-' in name and set(name.split('-')) <= set(cfg.languages) for name in open_streams(folder, 'val')):
+            raise ValueError(f'test_dataset={cfg.test_dataset!r} has no pairs of languages={",".join(cfg.languages)}')
+        found += [(f'chrF++/{cfg.test_dataset}', task) for task in tasks(folder, 'val', tokenizer, cfg)
+                  if task.kind == 'mt']
+    return {f'{kind} {task.source}-{task.target}': task for kind, task in found}
 
 
 def build(cfg, state):
@@ -217,7 +228,7 @@ def fit(cfg, model, batches, evaluate, state=None, data=''):
     stop.restore()
     if world > 1:
         dist.barrier()                                                    # till the main process has written all
-    if stop.signal or signalled:
+    if (stop.signal or signalled) and step < cfg.max_steps:
         say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
         sys.exit(128 + (stop.signal or signal.SIGTERM))
 
@@ -228,11 +239,11 @@ def schedule(step, cfg):
     return min((step + 1) / rise, (cfg.max_steps - step) / max(1, cfg.max_steps - rise))
 
 
-def evaluate(model, last, val, tests, tokenizer, cfg):
+def evaluate(model, val, tests, tokenizer, cfg):
     """Losses per target token (nats) and scores, by task, and lines that show a few sources, outputs and references.
 
     Scores: for mlm the share of masked tokens at which the likeliest token is `right`, and at which the `commonest`
-    one would be; for translation, at the end, chrF++ on the held-out pairs and on the test corpus.
+    one would be; for `tests`, a dict of translation tasks, chrF++ of the greedy output.
     """
     device, losses, scores = next(model.parameters()).device, {}, {}
     for task in val:
@@ -248,14 +259,12 @@ def evaluate(model, last, val, tests, tokenizer, cfg):
         if task.kind == 'mlm':
             scores[f'right {task.source}'] = right / total[1].item()
             scores[f'commonest {task.source}'] = torch.cat(seen).bincount().max().item() / total[1].item()
-    if last and cfg.eval_translations:
-        for kind, found in (('chrF++', [task for task in val if task.kind == 'mt']), (cfg.test_dataset, tests)):
-            for task in found:
-                scores[f'{kind} {task.source}-{task.target}'] = translate(model, task, tokenizer, cfg)
+    for name, task in tests.items():
+        scores[name] = score_translations(model, task, tokenizer, cfg)
     lines = []
     for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
         i = np.argsort(task.lengths[1])[len(task) // 2]                   # one of middling length
-        src, tgt = task.example(i, np.random.default_rng((cfg.seed, 4, int(i))))
+        src, tgt = task.val_example(i)
         [output] = write(model, task, *(torch.from_numpy(x)[None].to(device) for x in (src, tgt)), tokenizer)
         lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}', f'    output     {output}',
                   f'    reference  {tokenizer.decode(tgt)}']
@@ -264,10 +273,10 @@ def evaluate(model, last, val, tests, tokenizer, cfg):
 
 def guess(model, src, tgt):
     """The likeliest token (N,) at each of the N masked places of src (B,S)."""
-    return model.head(model.encode(src)[tgt != PAD]).argmax(-1)
+    return torch.cat([model.head(x).argmax(-1) for x in model.encode(src)[tgt != PAD].split(512)])
 
 
-def translate(model, task, tokenizer, cfg):
+def score_translations(model, task, tokenizer, cfg):
     """chrF++ of greedy output on at most cfg.eval_translations pairs; the references are what the tokens spell."""
     device, outputs, references = next(model.parameters()).device, [], []
     for src, tgt in val_batches(task, cfg, cfg.eval_translations):
@@ -277,10 +286,13 @@ def translate(model, task, tokenizer, cfg):
 
 
 def write(model, task, src, tgt, tokenizer):
-    """What the model makes of src (B,S): a greedy output a row, or for mlm one text of its guesses."""
+    """What the model makes of src (B,S): for mlm one text of its guesses, else a greedy output a row.
+
+    That has at most twice the tokens of the longest source and 20, so that its length owes nothing to the reference.
+    """
     if task.kind == 'mlm':
         return [tokenizer.decode(guess(model, src, tgt).tolist())]
-    room = min(tgt.shape[1] + 20, model.config.max_length - 2)
+    room = min(2 * src.shape[1] + 20, model.config.max_length - 2)
     return [tokenizer.decode(best[0][0]) for best in model.generate(src, task.target, max_new_tokens=room)]
 
 

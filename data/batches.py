@@ -49,6 +49,10 @@ class Task:
         noisy = infill(noisy, tok.mask, cfg.mask_ratio, cfg.span_length, rng)
         return self.dress(noisy, self.source), self.dress(ids, self.target)
 
+    def val_example(self, i):
+        """As `example`, with the noise that evaluation gives to i in all runs, whatever their seed."""
+        return self.example(i, np.random.default_rng((4, int(i))))
+
     def dress(self, ids, language):
         return np.concatenate([[BOS, self.tokenizer.language_id(language)], ids, [EOS]])
 
@@ -159,13 +163,10 @@ def collate(examples):
 
 
 def val_batches(task, cfg, n):
-    """The batches of one task for evaluation: at most n of its segments, the same noise each time.
-
-    Without gradients there is room for four times the tokens.
-    """
+    """The batches of one task for evaluation: at most n of its segments, the same noise each time."""
     n = min(len(task), n)
     chosen = np.linspace(0, len(task) - 1, n).astype(int)
-    examples = [task.example(i, np.random.default_rng((cfg.seed, 4, int(i)))) for i in chosen]
+    examples = [task.val_example(i) for i in chosen]
     lengths = np.array([[len(s), len(t)] for s, t in examples])
-    n_batches = 2 ** max(0, int(np.log2(lengths.sum() / cfg.batch_tokens / 4)))
+    n_batches = 2 ** max(0, int(np.log2(lengths.sum() / cfg.batch_tokens)))
     return [collate([examples[i] for i in rows]) for rows in divide(lengths, np.arange(n), min(n_batches, n))]

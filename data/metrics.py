@@ -5,18 +5,19 @@ from collections import Counter
 PUNCTUATION = set(string.punctuation)
 
 
-def chrf(hypotheses, references, characters=6, words=2, beta=2):
+def chrf(hypotheses, references, words=2):
     """chrF++ of a list of texts, 0 to 100 (Popović 2017, aclanthology.org/W17-4770); words=0 gives chrF.
 
-    The F score, recall weighted by beta, of the mean precision and the mean recall over the n-grams of characters
-    (without white space) and of words, counted over all texts, as sacrebleu computes it; orders of which hypotheses or
-    references have none are left out. Raises ValueError for lists of unequal length and for references without text.
+    The F score, recall counting twice, of the mean precision and the mean recall over the n-grams of up to 6
+    characters (without white space) and up to 2 words, counted over all texts, as sacrebleu computes it; orders of
+    which hypotheses or references have none are left out. Raises ValueError for lists of unequal length and for
+    references without text.
     """
     if len(hypotheses) != len(references):
         raise ValueError(f'{len(hypotheses)} hypotheses for {len(references)} references')
     if not any(text.strip() for text in references):
         raise ValueError('the references have no text to score against')
-    orders = [(to_characters, n) for n in range(1, characters + 1)] + [(to_words, n) for n in range(1, words + 1)]
+    orders = [(to_characters, n) for n in range(1, 7)] + [(to_words, n) for n in range(1, words + 1)]
     precision, recall = [], []
     for split, n in orders:
         of_hypotheses = of_references = matches = 0
@@ -30,7 +31,7 @@ def chrf(hypotheses, references, characters=6, words=2, beta=2):
             precision.append(matches / of_hypotheses)
             recall.append(matches / of_references)
     p, r = (sum(x) / max(len(x), 1) for x in (precision, recall))
-    return 100 * (1 + beta**2) * p * r / (beta**2 * p + r) if p and r else 0.0
+    return 100 * 5 * p * r / (4 * p + r) if p and r else 0.0
 
 
 def to_characters(text):

@@ -291,10 +291,13 @@ def test_translation_goes_both_ways(prepared, tokenizer, cfg):
 
 
 def test_val_batches_are_the_same_each_time(prepared, tokenizer, cfg):
+    cfg = replace(cfg, batch_tokens=60)
     for task in tasks(prepared, 'val', tokenizer, cfg):
-        a, b = val_batches(task, cfg, 7), val_batches(task, cfg, 7)
-        assert all(np.array_equal(x, y) for p, q in zip(a, b) for x, y in zip(p, q))
-        assert sum(len(src) for src, _ in a) == min(len(task), 7)
+        a, b = val_batches(task, cfg, 7), val_batches(task, replace(cfg, seed=2), 7)
+        assert all(np.array_equal(x, y) for p, q in zip(a, b) for x, y in zip(p, q)) and len(a) == len(b) > 1
+        chosen = np.linspace(0, len(task) - 1, min(len(task), 7)).astype(int)
+        assert sorted(tuple(row[row != PAD]) for src, _ in a for row in src) \
+            == sorted(tuple(task.val_example(i)[0]) for i in chosen)
     with pytest.raises(ValueError, match='no val text for languages=xx'):
         tasks(prepared, 'val', tokenizer, replace(cfg, languages=('xx',)))
 
@@ -438,22 +441,25 @@ def test_chrf_equals_sacrebleu(words):
 
 
 def test_ntrex(tmp_path, monkeypatch):
-    for lang, name in ntrex.NAMES.items():
-        text = ''.join(f'{lang} {n}\n' for n in range(3))
-        name = f'newstest2019-ref.{name}.txt' if lang in ('bo', 'zh') else f'{lang}.txt'
-        (tmp_path / name).write_text(text, encoding='utf-8')
+    for lang in ntrex.NAMES:
+        text = ''.join(f'{lang} {n}\n' for n in range(3)) + ('\n' if lang == 'mn' else 'end\n')
+        ntrex.names(tmp_path, lang)[lang in ('bo', 'zh')].write_text(text, encoding='utf-8')
     documents = [texts for _, texts in ntrex.documents(ntrex.fetch(tmp_path))]
-    assert len(documents) == 15 and {'bo': 'bo 2', 'zh': 'zh 2'} in documents
-    (tmp_path / 'kk.txt').write_text('one\n', encoding='utf-8')
-    with pytest.raises(ValueError, match='kk.txt ends before line 2'):
+    assert len(documents) == 5 * 4 - 1 and {'bo': 'bo 2', 'zh': 'zh 2'} in documents
+    for lang in ('kk', 'mn', 'en'):
+        (tmp_path / f'{lang}.txt').unlink()
+    assert len(list(ntrex.documents(ntrex.fetch(tmp_path)))) == 2 * 4
+    (tmp_path / 'ug.txt').write_text('one\n', encoding='utf-8')
+    with pytest.raises(ValueError, match='ug.txt ends before line 2'):
         list(ntrex.documents(ntrex.fetch(tmp_path)))
-    (tmp_path / 'kk.txt').unlink()
-    with pytest.raises(FileNotFoundError, match='newstest2019-ref.kaz.txt nor kk.txt'):
+    ntrex.names(tmp_path, 'zh')[1].unlink()
+    with pytest.raises(FileNotFoundError, match='needs zh.txt or newstest2019-ref.zho-CN.txt, and the like'):
         ntrex.fetch(tmp_path)
     monkeypatch.setattr(ntrex, 'RAW', tmp_path / 'raw')
 
     def no(*args, **kwargs):
         raise OSError('no network')
     monkeypatch.setattr(ntrex.urllib.request, 'urlopen', no)
-    with pytest.raises(FileNotFoundError, match='ref.bod.txt could not be fetched .no network.'):
+    with pytest.raises(FileNotFoundError, match='ref.bod.txt could not be fetched .no network.*--test_from=FOLDER'):
         ntrex.fetch()
+    assert not list((tmp_path / 'raw').iterdir())

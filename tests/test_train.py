@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -19,7 +20,8 @@ import config
 import sample
 import train
 from data import PAD, tokens
-from data.batches import collate
+from data.batches import collate, tasks, val_batches
+from data.tokenizer import Tokenizer
 from model import SWCM
 
 
@@ -124,26 +126,41 @@ def test_training_learns_and_keeps_the_best(cfg, capsys):
     assert best.generate(src, 'zh', beams=2, max_new_tokens=5)
 
 
-def test_scores(cfg, corpus, tmp_path):
-    (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\n', encoding='utf-8')
-    train.train(replace(cfg, max_steps=2, eval_interval=2, eval_translations=3, test_dataset='text',
-                        test_from=str(tmp_path / 'test.bo-zh.tsv')))
-    scores = log(cfg)[-1]['scores']
+def test_scores_of_translations(cfg, tmp_path, monkeypatch):
+    """A model that knows the references gets 100, one that writes those of other sources does not."""
+    (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\nབོད།\t藏语\n', encoding='utf-8')
+    cfg = replace(cfg, max_steps=1, eval_translations=3, test_dataset='text', batch_tokens=20,
+                  test_from=str(tmp_path / 'test.bo-zh.tsv'))
     directions = {f'{a}-{b}' for x in LANGUAGES if x != 'zh' for a, b in ((x, 'zh'), ('zh', x))}
-    assert scores.keys() == {f'chrF++ {d}' for d in directions} | {'text bo-zh', 'text zh-bo'}
-    assert all(0 <= value <= 100 for value in scores.values())
+    for shift in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, 'write', lambda model, task, src, tgt, tok: [*map(tok.decode, tgt.roll(shift, 0))])
+            train.train(replace(cfg, resume=False))
+        scores = log(cfg)[-1]['scores']
+        assert scores.keys() == {f'chrF++ {d}' for d in directions} | {'chrF++/text bo-zh', 'chrF++/text zh-bo'}
+        assert all(value == pytest.approx(100) for value in scores.values()) == (shift == 0)
+    train.train(replace(cfg, mt_share=0.0, resume=False))                 # has nothing to translate
+    assert log(cfg)[-1]['scores'] == {}
+    with pytest.raises(ValueError, match="test_dataset='text' has no pairs of languages=kk,zh"):
+        train.train(replace(cfg, languages=('kk', 'zh'), out_dir=str(tmp_path / 'kk')))
+    train.train(replace(cfg, resume=False))
+    assert log(cfg)[-1]['scores'].keys() == scores.keys()
     assert [line['parameters'] for line in log(cfg) if 'parameters' in line] == \
         [sum(w.numel() for w in weights(cfg).values())]
 
 
-def test_scores_of_masked_tokens(cfg, monkeypatch):
+def test_scores_of_masked_tokens(cfg, run_root, monkeypatch):
     monkeypatch.setattr(train, 'guess', lambda model, src, tgt: tgt[tgt != PAD])      # a model that knows them all
-    train.train(replace(cfg, objective='mlm', max_steps=1))
+    mlm = replace(cfg, objective='mlm', max_steps=1)
+    train.train(mlm)
     scores = log(cfg)[-1]['scores']
     assert scores.keys() == {f'{kind} {x}' for kind in ('right', 'commonest') for x in LANGUAGES}
-    assert all(scores[f'right {x}'] == 1 > scores[f'commonest {x}'] > 0 for x in LANGUAGES)
+    for task in tasks(next((run_root / 'tokens/text').iterdir()), 'val', Tokenizer(cfg.encoder), mlm):
+        labels = [t for _, tgt in val_batches(task, mlm, mlm.eval_segments) for t in tgt[tgt != PAD].tolist()]
+        assert scores[f'right {task.source}'] == 1
+        assert scores[f'commonest {task.source}'] == pytest.approx(Counter(labels).most_common(1)[0][1] / len(labels))
     monkeypatch.undo()
-    train.train(replace(cfg, objective='mlm', max_steps=1, resume=False))
+    train.train(replace(mlm, resume=False))
     assert all(log(cfg)[-1]['scores'][f'right {x}'] < 1 for x in LANGUAGES)
 
 
@@ -154,16 +171,21 @@ def test_curves(cfg, tmp_path):
     for path, gain in (('copy.2.jsonl', 0.25), ('alone.jsonl', 0)):
         with open(tmp_path / path, 'w', encoding='utf-8') as file:
             for line in lines:
-                val = {k: v - gain for k, v in line.get('val', {}).items() if gain or k.startswith('dae')}
-                file.write(json.dumps({**line, 'val': val} if val else line) + '\n')
+                if 'val' in line:
+                    line = {**line, 'scores': {'chrF++ bo-zh': 10 + gain},
+                            'val': {k: v - gain for k, v in line['val'].items() if gain or k.startswith('dae')}}
+                file.write(json.dumps(line) + '\n')
+            if gain:                                  # a seed that is a step ahead, and still running
+                file.write(json.dumps({**line, 'step': 3}) + '\n{"step": 4, ')
     status, out, err = call('tests/curves.py', 'copy.1', 'copy.2.jsonl', 'alone.jsonl', '--svg=c.svg', cwd=tmp_path)
-    assert (status, err) == (0, '')
-    header, _, copy, alone = [line.strip('| ').split(' | ') for line in out.splitlines()]
+    assert status == 0, err
+    header, _, copy, alone = [line[2:-2].split(' | ') for line in out.splitlines()]
     value = lines[-1]['val']['mt bo-zh']
     copy, alone = dict(zip(header, copy)), dict(zip(header, alone))
     assert copy['arm'] == 'copy' and copy['seeds'] == '2' and alone['seeds'] == '1'
     assert copy['mt bo-zh'] == f'{value - 0.125:.3f} ± {0.25 / 2**0.5:.3f}' and alone['mt bo-zh'] == ''
     assert alone['dae bo'] == f'{lines[-1]["val"]["dae bo"]:.3f}'
+    assert (copy['chrF++ bo-zh'], alone['chrF++ bo-zh']) == ('', '10.0')  # one of two seeds has it; all have
     assert copy['parameters'] == f'{lines[0]["parameters"] / 1e6:.2f}M'
     figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
     assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation', 'denoising'))

@@ -1,5 +1,5 @@
 # DeltaLM: two encoder layers make one of the decoder
-from config.ablation.base import *
+from config.ablation.copy import *
 
 out_dir = 'out/ablation/alternate.1'
 share = 'alternate'

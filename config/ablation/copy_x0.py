@@ -1,5 +1,5 @@
 # The paper's BASE-A: copied layers alone
-from config.ablation.base import *
+from config.ablation.copy import *
 
 out_dir = 'out/ablation/copy_x0.1'
 insert_every = 0

@@ -1,5 +1,5 @@
 # As copy.py, translation only
-from config.ablation.base import *
+from config.ablation.copy import *
 
 out_dir = 'out/ablation/no_dae.1'
 mt_share = 1.0

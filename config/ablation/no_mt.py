@@ -1,5 +1,5 @@
 # As copy.py, denoising only
-from config.ablation.base import *
+from config.ablation.copy import *
 
 out_dir = 'out/ablation/no_mt.1'
 mt_share = 0.0

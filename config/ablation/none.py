@@ -1,5 +1,5 @@
 # A random decoder of the same layers as copy.py
-from config.ablation.base import *
+from config.ablation.copy import *
 
 out_dir = 'out/ablation/none.1'
 share = 'none'

@@ -1,5 +1,5 @@
 # One set of weights for encoder and decoder
-from config.ablation.base import *
+from config.ablation.copy import *
 
 out_dir = 'out/ablation/tie.1'
 share = 'tie'

@@ -1,5 +1,5 @@
 # As copy.py, with an output matrix of its own (the published code)
-from config.ablation.base import *
+from config.ablation.copy import *
 
 out_dir = 'out/ablation/untied.1'
 head = 'untied'
