@@ -6,4 +6,5 @@ languages = ('bo', 'ug', 'kk', 'mn', 'zh')
 batch_tokens = 1024
 max_steps = 700
 lr = 1e-3
-eval_interval = 200
+eval_interval = 100
+eval_translations = 20           # chrF++ at the end

@@ -15,6 +15,7 @@ block_size = 128
 batch_tokens = 2048
 max_steps = 600
 lr = 1e-3
+dropout = 0.0                    # each text is read once at most
 eval_interval = 100
 eval_segments = 150
 eval_translations = 150
