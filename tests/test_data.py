@@ -348,7 +348,7 @@ def declaration(language, kind):
         items = ''.join(f'<{p}>{x}</{p}>\n' for x in paragraphs)
         return f'<{tag} number="{number}"><{h}>{title}</{h}>{items}</{tag}>\n'
 
-    preamble = ['a'] * (2 if language == 'zh' else 3)
+    preamble = ['a\u2010b'] * (2 if language == 'zh' else 3)
     body = block('preamble' if kind == 'xml' else 'header', f'{language} preamble', preamble)
     body += ''.join(block('article', f'{language} {i}', [f'{language} {i}.{j}' for j in range(2 if i == 3 else 1)], i)
                     for i in range(1, 31))
@@ -369,7 +369,7 @@ def test_udhr(tmp_path, kind):
     assert ('section 4', {'kk': 'kk 3\nkk 3.0\nkk 3.1'}) in mono
     pairs = [(key, texts) for key, texts in documents if len(texts) == 2]
     assert ('section 4', {'mn': 'mn 3.1', 'zh': 'zh 3.1'}) in pairs
-    assert ('section 1', {'ug': 'ug preamble\na\na\na', 'zh': 'zh preamble\na\na'}) in pairs
+    assert ('section 1', {'ug': 'ug preamble\na-b\na-b\na-b', 'zh': 'zh preamble\na-b\na-b'}) in pairs
     (tmp_path / file.name).unlink()
     with pytest.raises(FileNotFoundError, match='has neither udhr_eng.xml nor eng.html'):
         udhr.fetch(tmp_path)

@@ -95,7 +95,8 @@ class Declaration(HTMLParser):
         if tag in ('head', 'note'):
             self.skip = False
         elif tag in ('p', 'para', 'h1', 'h2', 'title') and self.text:
-            self.sections[-1].append(' '.join(self.text.split()))
+            text = self.text.replace('\u2010', '-')  # hyphens of the Kazakh text
+            self.sections[-1].append(' '.join(text.split()))
             self.text = None
 
     def handle_data(self, data):
