@@ -301,7 +301,7 @@ def table(figures):
     for kind in dict.fromkeys(name.split()[0] for name in figures):
         cells = [f'{name.split()[1]} {value:.3f}' for name, value in figures.items() if name.startswith(kind + ' ')]
         for i in range(0, len(cells), 6):
-            yield f'  {kind:10}' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
+            yield f'  {kind:9} ' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
 
 
 def write_state(path, cfg, parameters, optimizer, **figures):
