@@ -1,8 +1,40 @@
-"""Scores of generated text against references."""
-import string
-from collections import Counter
+"""Scores of generated text against references, in percent, with 95 % intervals.
 
-PUNCTUATION = set(string.punctuation)
+    python -m data.metrics hypotheses.txt references.txt --lang=bo
+"""
+import argparse
+import math
+import re
+import string
+import sys
+import unicodedata
+from collections import Counter
+from functools import cache
+
+import numpy as np
+
+from data.tokens import read_lines
+
+ASCII_PUNCTUATION = set(string.punctuation)
+BY_CHARACTER = {'zh', 'ja', 'th', 'lo', 'km', 'my'}   # written without spaces, and without marks between syllables
+TSHEG = '\u0f0b\u0f0c'                                # stands between the syllables of Tibetan and Dzongkha
+RESAMPLES = 1000
+ABOUT = {
+    'chrf++': 'characters 1-6 and words 1-2, all texts together; equal to sacrebleu',
+    'bleu': 'pieces of the vocabulary, or words, 1-4; comparable within one vocabulary only',
+    'rouge_l_f': "F1 of the longest common subsequence, in the language's units, mean over texts",
+    'rouge_l_p': 'its precision',
+    'rouge_l_r': 'its recall',
+    'rouge_l_char_f': 'the same over characters other than white space',
+    'rouge_l_char_p': 'its precision',
+    'rouge_l_char_r': 'its recall',
+    'exact': 'texts equal to the reference but for case, punctuation and spaces',
+    'f1': 'units in common with the reference, as SQuAD, mean over texts',
+    'empty': 'texts with nothing in them',
+    'repeats': 'texts in which something of 2 to 50 characters stands four times in a row',
+    'wrong_script': "texts most of whose letters are not of the references' script",
+    'wrong_language': 'texts that look more like another of the languages at hand',
+}
 
 
 def chrf(hypotheses, references, words=2):
@@ -13,39 +45,236 @@ def chrf(hypotheses, references, words=2):
     which hypotheses or references have none are left out. Raises ValueError for lists of unequal length and for
     references without text.
     """
+    check(hypotheses, references)
+    return float(chrf_of(sum(chrf_counts(h, r, words) for h, r in zip(hypotheses, references))))
+
+
+def bleu(hypotheses, references):
+    """BLEU of lists of lists of tokens, 0 to 100, as sacrebleu computes it over given tokens (smoothing `exp`).
+
+    Raises as `chrf`, and where no hypothesis has the four tokens that it takes; sacrebleu's answer there is 0.
+    """
+    check([' '.join(h) for h in hypotheses], [' '.join(r) for r in references])
+    value = float(bleu_of(sum(bleu_counts(h, r) for h, r in zip(hypotheses, references))))
+    if math.isnan(value):
+        raise ValueError('BLEU cannot score hypotheses of which none has four tokens')
+    return value
+
+
+def score(hypotheses, references, language, pieces=str.split, samples=None):
+    """All scores of ABOUT: ({name: (value, low, high)}, {name: [value of each text]}), in percent.
+
+    hypotheses, references: lists of texts in `language`. `pieces`: text to tokens, for BLEU. `samples`: {language:
+    texts}, from which to tell languages apart; without them there is no `wrong_language`. Low and high are the 2.5th
+    and 97.5th percentile over 1,000 resamples of the texts (Koehn 2004, aclanthology.org/W04-3250). What a score
+    cannot say is nan, never 0. Raises as `chrf`, and for a reference without text.
+    """
+    check(hypotheses, references)
+    if empty := [i for i, text in enumerate(references, 1) if not text.strip()]:
+        raise ValueError(f'reference {empty[0]} has no text to score against')
+    pairs = list(zip(hypotheses, references))
+    in_units = [(units(h, language), units(r, language)) for h, r in pairs]
+    answers = [(bare(h), bare(r)) for h, r in [(units(h.casefold(), language), units(r.casefold(), language))
+                                              for h, r in pairs]]
+    script = main_script(''.join(references))
+    found = {'chrf++': (np.array([chrf_counts(h, r) for h, r in pairs]), chrf_of),
+             'bleu': (np.array([bleu_counts(pieces(h), pieces(r)) for h, r in pairs]), bleu_of)}
+    for name, texts in ('rouge_l', in_units), ('rouge_l_char', [(characters(h), characters(r)) for h, r in pairs]):
+        for i, values in enumerate(zip(*(rouge_l(h, r) for h, r in texts))):
+            found[f'{name}_{"fpr"[i]}'] = means(values)
+    found['exact'] = means(h == r for h, r in answers)
+    found['f1'] = means(f1(h, r) for h, r in answers)
+    found['empty'] = means(not h.strip() for h in hypotheses)
+    found['repeats'] = means(re.search(r'(.{2,50}?)\1{3}', h, re.DOTALL) is not None for h in hypotheses)
+    found['wrong_script'] = means(main_script(h) not in (script, None) for h in hypotheses)
+    if samples:
+        found['wrong_language'] = means(guess not in (language, None)
+                                        for guess in guess_languages(hypotheses, samples))
+    weights = np.random.default_rng(0).multinomial(len(pairs), [1 / len(pairs)] * len(pairs), RESAMPLES)
+    whole = {name: tuple(float(x) for x in (of(counts.sum(0)), *np.percentile(of(weights @ counts), [2.5, 97.5])))
+             for name, (counts, of) in found.items()}
+    return whole, {name: of(counts).tolist() for name, (counts, of) in found.items()}
+
+
+def check(hypotheses, references):
     if len(hypotheses) != len(references):
         raise ValueError(f'{len(hypotheses)} hypotheses for {len(references)} references')
     if not any(text.strip() for text in references):
         raise ValueError('the references have no text to score against')
-    orders = [(to_characters, n) for n in range(1, 7)] + [(to_words, n) for n in range(1, words + 1)]
-    precision, recall = [], []
-    for split, n in orders:
-        of_hypotheses = of_references = matches = 0
-        for hypothesis, reference in zip(hypotheses, references):
-            ours, theirs = (ngrams(split(text), n) for text in (hypothesis, reference))
-            if theirs:                                # sacrebleu counts no n-grams against a reference without any
-                of_hypotheses += ours.total()
-                of_references += theirs.total()
-                matches += (ours & theirs).total()
-        if of_hypotheses and of_references:
-            precision.append(matches / of_hypotheses)
-            recall.append(matches / of_references)
-    p, r = (sum(x) / max(len(x), 1) for x in (precision, recall))
-    return 100 * 5 * p * r / (4 * p + r) if p and r else 0.0
 
 
-def to_characters(text):
+def means(values):
+    """Shares or scores from 0 to 1 of each text, as counts (n,2) and the function that makes a mean of their sum."""
+    values = np.array(list(values), float)
+    return np.stack([values, np.ones(len(values))], 1), lambda counts: 100 * counts[..., 0] / counts[..., 1]
+
+
+def chrf_counts(hypothesis, reference, words=2):
+    """For each order (6 + words) the n-grams of hypothesis and of reference, and those in common; flat (24,)."""
+    found = []
+    for split, n in [(characters, n) for n in range(1, 7)] + [(chrf_words, n) for n in range(1, words + 1)]:
+        ours, theirs = (ngrams(split(text), n) for text in (hypothesis, reference))
+        # sacrebleu counts no n-grams against a reference without any
+        found += [ours.total(), theirs.total(), (ours & theirs).total()] if theirs else [0, 0, 0]
+    return np.array(found)
+
+
+def chrf_of(counts):
+    """counts (...,3 * orders), summed over texts -> chrF (...)."""
+    ours, theirs, common = np.moveaxis(counts.reshape(*counts.shape[:-1], -1, 3), -1, 0)      # (...,orders)
+    there = (ours > 0) & (theirs > 0)
+    p, r = ((common / np.maximum(n, 1)).sum(-1, where=there) / np.maximum(there.sum(-1), 1) for n in (ours, theirs))
+    return 100 * 5 * p * r / np.maximum(4 * p + r, 1e-16)
+
+
+def bleu_counts(hypothesis, reference):
+    """Tokens of hypothesis and reference, then for n = 1 to 4 its n-grams and those in common; (10,)."""
+    found = [len(hypothesis), len(reference)]
+    for n in range(1, 5):
+        ours = ngrams(hypothesis, n)
+        found += [ours.total(), (ours & ngrams(reference, n)).total()]
+    return np.array(found)
+
+
+def bleu_of(counts):
+    """counts (...,10), summed over texts -> BLEU (...): Papineni et al. 2002; an order without matches counts as 1/2,
+    the next such as 1/4 and so on of one match (Chen and Cherry 2014, method 3). nan without four tokens."""
+    length, wanted, total, common = counts[..., 0], counts[..., 1], counts[..., 2::2], counts[..., 3::2]
+    half = 0.5 ** np.cumsum(common == 0, -1)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        precision = np.where(common == 0, half, common) / total                               # (...,4)
+        brevity = np.exp(np.minimum(0, 1 - wanted / np.maximum(length, 1e-9)))
+        value = 100 * brevity * np.exp(np.log(precision).mean(-1))
+    value = np.where(total[..., 3] == 0, np.nan, value)
+    return np.where(common[..., 0] == 0, 0.0, value)
+
+
+def rouge_l(hypothesis, reference):
+    """F1, precision and recall, 0 to 1, of the longest common subsequence of two lists (Lin 2004, W04-1013)."""
+    if not hypothesis or not reference:
+        return 0.0, 0.0, 0.0
+    common = longest_common_subsequence(hypothesis, reference)
+    return (2 * common / (len(hypothesis) + len(reference)), common / len(hypothesis), common / len(reference))
+
+
+def longest_common_subsequence(a, b):
+    """Its length, by the bit-parallel rows of Hyyrö (2004): a bit an item of a, a few operations an item of b."""
+    at = {}
+    for i, item in enumerate(a):
+        at[item] = at.get(item, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for item in b:
+        hit = row & at.get(item, 0)
+        row = (row + hit | row - hit) & full
+    return len(a) - row.bit_count()
+
+
+def f1(hypothesis, reference):
+    """F1 of two bags of units (SQuAD, Rajpurkar et al. 2016); 1 where both are empty."""
+    if not hypothesis or not reference:
+        return float(hypothesis == reference)
+    return 2 * (Counter(hypothesis) & Counter(reference)).total() / (len(hypothesis) + len(reference))
+
+
+def units(text, language):
+    """A text in its language's units: syllables between tshegs, characters (BY_CHARACTER), or words between spaces.
+
+    Punctuation marks and symbols are units of their own; nothing but white space and tshegs is dropped.
+    """
+    if language in BY_CHARACTER:
+        return list(characters(text))
+    return [unit for unit in marks().split(text) if unit and not unit.isspace() and unit not in TSHEG]
+
+
+@cache
+def marks():
+    """Matches what stands between units: white space, or one mark or symbol, which is kept."""
+    found = (chr(i) for i in range(sys.maxunicode) if unicodedata.category(chr(i))[0] in 'PS')
+    return re.compile(f'([{re.escape("".join(found))}])|\\s+')
+
+
+def bare(units):
+    """Units without those that are punctuation or symbols."""
+    return [unit for unit in units if not marks().fullmatch(unit)]
+
+
+def characters(text):
     return ''.join(text.split())
 
 
-def to_words(text):
+def chrf_words(text):
     """Words between spaces; one mark of ASCII punctuation at the end, or else at the start, is a word of its own."""
     found = []
     for word in text.split():
-        at = -1 if word[-1] in PUNCTUATION else 1 if word[0] in PUNCTUATION else len(word)
+        at = -1 if word[-1] in ASCII_PUNCTUATION else 1 if word[0] in ASCII_PUNCTUATION else len(word)
         found += [part for part in (word[:at], word[at:]) if part]
     return found
 
 
 def ngrams(items, n):
     return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
+
+
+@cache
+def script(character):
+    """The script of a letter, as Unicode's names begin: TIBETAN, CJK, ARABIC, CYRILLIC; None for what is no letter."""
+    return unicodedata.name(character, '').split(' ')[0] or None if character.isalpha() else None
+
+
+def main_script(text):
+    """The script of most of a text's letters, or None where it has none."""
+    found = Counter(filter(None, map(script, text)))
+    return found.most_common(1)[0][0] if found else None
+
+
+def guess_languages(texts, samples):
+    """For each text the language of samples, {language: texts}, that it is likeliest in; None where it has no letters.
+
+    Naive Bayes over the trigrams of characters: enough to tell Kazakh from Mongolian by a sentence.
+    """
+    def trigrams(text):
+        return ngrams(f'  {" ".join(text.casefold().split())} ', 3)
+
+    seen = {language: trigrams(' '.join(sample)) for language, sample in samples.items()}
+    totals = {language: found.total() for language, found in seen.items()}
+    kinds = len(set().union(*seen.values()))
+    for text in texts:
+        if main_script(text) is None:
+            yield None
+            continue
+        found = trigrams(text)
+        yield max(seen, key=lambda language: sum(
+            n * math.log((seen[language][gram] + 0.1) / (totals[language] + 0.1 * kinds))
+            for gram, n in found.items()))
+
+
+def report(whole, names=None):
+    """Lines of scores with their intervals and what they are."""
+    for name, (value, low, high) in whole.items():
+        if names is None or name in names:
+            yield f'  {name:15}{value:6.1f}  [{low:5.1f}, {high:5.1f}]  {ABOUT[name]}'
+
+
+def main():
+    parser = argparse.ArgumentParser('python -m data.metrics', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('hypotheses', help='a text a line')
+    parser.add_argument('references', help='as many lines')
+    parser.add_argument('--lang', required=True, help='language of the references, such as bo: says what a unit is')
+    args = parser.parse_args()
+    try:
+        hypotheses, references = (list(read_lines(path)) for path in (args.hypotheses, args.references))
+        check(hypotheses, references)
+        kept = [(h, r) for h, r in zip(hypotheses, references) if r.strip()]
+        if left := len(references) - len(kept):
+            print(f'{left} lines without a reference are not scored')
+        whole, _ = score(*map(list, zip(*kept)), args.lang)
+    except (OSError, ValueError) as e:
+        sys.exit(f'error: {e}')
+    print(f'{len(kept)} texts; percent, with 95 % intervals')
+    print('\n'.join(report(whole)))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,153 @@
+"""data/metrics.py against the libraries whose names its scores bear."""
+import math
+import string
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import HARD, LANGUAGES, sentences
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
+from torchmetrics.functional.text import squad
+
+from data import metrics
+from data.metrics import bare, bleu, chrf, f1, guess_languages, main_script, rouge_l, score, units
+
+MIXED = [*HARD, 'a', '!a!', '..', '“x”, y', '😀😀 😀', 'LibreOffice ནང་ 2 本书 көрді', 'བོད་ཡིག་', '100%']
+
+
+def shifted(texts):
+    """Pairs of texts: the same, nearly the same, others."""
+    return [(texts[i:] + texts[:i], texts) for i in (0, 1, 7)]
+
+
+@pytest.mark.parametrize('words', [0, 2])
+def test_chrf_equals_sacrebleu(words):
+    for language in LANGUAGES:
+        for hypotheses, references in shifted([*sentences(language), *MIXED]):
+            expected = CHRF(word_order=words).corpus_score(hypotheses, [references]).score
+            assert chrf(hypotheses, references, words=words) == pytest.approx(expected, abs=1e-9)
+    assert chrf(['བ'], ['x']) == 0 and chrf(['a b'], ['a b']) == pytest.approx(100)
+    with pytest.raises(ValueError, match='1 hypotheses for 2 references'):
+        chrf(['a'], ['a', 'b'])
+    with pytest.raises(ValueError, match='no text to score'):
+        chrf(['a'], [' '])
+
+
+def test_bleu_equals_sacrebleu(tokenizer):
+    def pieces(text):
+        return [tokenizer.pieces[i] for i in tokenizer.encode(text) if tokenizer.pieces[i].strip()]
+
+    cases = [pair for language in LANGUAGES for pair in shifted([*sentences(language), *MIXED])]
+    cases += [(['a b c d'], ['e f g h']), (['a b c d'], ['a c e d']), (['a b c d'], ['a b c d e f g'])]
+    for hypotheses, references in cases:
+        ours, theirs = ([pieces(text) if len(cases) > 3 else text.split() for text in x]
+                        for x in (hypotheses, references))
+        expected = BLEU(tokenize='none', force=True).corpus_score(
+            [' '.join(x) for x in ours], [[' '.join(x) for x in theirs]]).score
+        assert bleu(ours, theirs) == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError, match='none has four tokens'):       # sacrebleu: 0
+        bleu([['a', 'b', 'c']], [['a', 'b', 'c']])
+    assert bleu([[]], [['a', 'b', 'c', 'd']]) == 0
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_rouge_l_equals_google(language):
+    class OurUnits:
+        def tokenize(self, text):
+            return units(text, language)
+
+    google = RougeScorer(['rougeL'], tokenizer=OurUnits())
+    for hypotheses, references in shifted([*sentences(language), *MIXED]):
+        for h, r in zip(hypotheses, references):
+            expected = google.score(r, h)['rougeL']
+            assert rouge_l(units(h, language), units(r, language)) == pytest.approx(
+                (expected.fmeasure, expected.precision, expected.recall), abs=1e-9)
+
+
+def test_google_gives_0_on_tibetan():
+    texts = sentences('bo')
+    assert RougeScorer(['rougeL']).score(texts[0], texts[0])['rougeL'].fmeasure == 0
+    whole, _ = score(texts, texts, 'bo')
+    assert whole['rouge_l_f'] == whole['rouge_l_char_f'] == (100, 100, 100)
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_answers_equal_squad(language):
+    def as_words(text):                                       # SQuAD knows ASCII punctuation only, and English articles
+        return ' '.join(bare(units(text.casefold(), language)))
+
+    texts = [text for text in [*sentences(language), *MIXED] if text.strip() and 'a' not in as_words(text).split()]
+    for hypotheses, references in shifted(texts):
+        _, each = score(hypotheses, references, language)
+        for h, r, of_f1, of_exact in zip(hypotheses, references, each['f1'], each['exact']):
+            expected = squad([{'prediction_text': as_words(h), 'id': ''}],
+                             [{'answers': {'answer_start': [0], 'text': [as_words(r)]}, 'id': ''}])
+            assert of_f1 == pytest.approx(expected['f1'].item(), rel=1e-6) and of_exact == expected['exact_match']
+    assert f1([], []) == 1 and f1(['a'], []) == 0
+
+
+def test_units():
+    assert units('བོད་ཡིག་གི་དེབ། ༡༢། OK', 'bo') == ['བོད', 'ཡིག', 'གི', 'དེབ', '།', '༡༢', '།', 'OK']
+    assert units('Ол, екі  кітап!', 'kk') == ['Ол', ',', 'екі', 'кітап', '!']
+    assert units('我有 2本。', 'zh') == ['我', '有', '2', '本', '。']
+    assert units('ئۇ «كۆردى»؟', 'ug') == ['ئۇ', '«', 'كۆردى', '»', '؟']
+    assert units('a😀b', 'mn') == ['a', '😀', 'b'] and units('', 'bo') == units(' ་', 'bo') == []
+    assert set(bare(list(string.printable))) == set(string.ascii_letters + string.digits)
+    every = ''.join(map(chr, range(0x20, 0x3000)))
+    assert ''.join(units(every, 'mn')) == ''.join(c for c in every if not c.isspace() and c not in metrics.TSHEG)
+
+
+def test_scores_without_a_value_say_so():
+    whole, each = score(['དེབ', '', '🙂'], ['ཁྱི', 'རྟ', 'ལུག'], 'bo', samples={'bo': ['དེབ'], 'zh': ['书']})
+    assert math.isnan(whole['bleu'][0]) or whole['bleu'][0] == 0
+    assert whole['empty'][0] == pytest.approx(100 / 3) and each['empty'] == [0, 100, 0]
+    assert all(math.isfinite(x) for name in whole if name != 'bleu' for x in whole[name])
+    assert math.isnan(score(['དེབ'], ['དེབ'], 'bo')[0]['bleu'][0])
+    with pytest.raises(ValueError, match='reference 2 has no text'):
+        score(['a', 'b'], ['a', ''], 'bo')
+
+
+def test_wrong_language_and_script():
+    samples = {language: sentences(language)[::2] for language in LANGUAGES}
+    for language in LANGUAGES:
+        texts = sentences(language)[1::2]
+        assert set(guess_languages(texts, samples)) == {language}
+    hypotheses = [sentences(language)[1] for language in LANGUAGES] + ['', '2 + 2 = 4', 'ha ' * 9]
+    whole, each = score(hypotheses, sentences('kk')[:len(hypotheses)], 'kk', samples=samples)
+    assert each['wrong_script'][:7] == [100, 0, 0, 100, 100, 0, 0] and each['wrong_script'][7] == 100
+    assert each['wrong_language'][:7] == [100, 0, 100, 100, 100, 0, 0]
+    assert each['repeats'] == [0] * 7 + [100] and 'wrong_language' not in score(['a'], ['b'], 'kk')[0]
+    assert [main_script(x) for x in ('བོད་', '书 a 本', '؟', 'Кк latin Ккк')] == ['TIBETAN', 'CJK', None, 'CYRILLIC']
+
+
+def test_intervals():
+    """For a mean of many texts the bootstrap gives nearly 1.96 standard errors to each side."""
+    rng = np.random.default_rng(1)
+    references = ['a b c d e f g h'] * 2000
+    hypotheses = [r if keep else 'x y' for r, keep in zip(references, rng.random(2000) < 0.3)]
+    (value, low, high) = score(hypotheses, references, 'mn')[0]['exact']
+    error = 1.96 * 100 * math.sqrt(value / 100 * (1 - value / 100) / 2000)
+    assert value - low == pytest.approx(error, rel=0.15) and high - value == pytest.approx(error, rel=0.15)
+    for name, (value, low, high) in score(hypotheses, references, 'mn')[0].items():
+        assert low <= value <= high, name
+
+
+def test_command_line(tmp_path):
+    def run(*args):
+        return subprocess.run([sys.executable, '-m', 'data.metrics', *map(str, args)], capture_output=True,
+                              text=True, encoding='utf-8')
+
+    hyp, ref = tmp_path / 'hyp.txt', tmp_path / 'ref.txt'
+    ref.write_text('\n'.join([*sentences('bo'), '']) + '\n', encoding='utf-8')
+    hyp.write_text('\n'.join([*sentences('bo'), 'x']) + '\n', encoding='utf-8')
+    done = run(hyp, ref, '--lang=bo')
+    assert done.returncode == 0 and '1 lines without a reference are not scored\n90 texts;' in done.stdout
+    assert 'chrf++          100.0  [100.0, 100.0]  characters' in done.stdout
+    hyp.write_text('x\n', encoding='utf-8')
+    for args, message in ((hyp, ref, '--lang=bo'), '1 hypotheses for 91 references'), ((ref, hyp.parent / 'no',
+                         '--lang=bo'), 'No such file'):
+        done = run(*args)
+        assert done.returncode == 1 and done.stderr.startswith('error: ') and message in done.stderr
+        assert 'Traceback' not in done.stderr
