@@ -481,17 +481,19 @@ class SWCM(XLMR):
 
     @torch.inference_mode()
     def generate(self, src, lang, beams=1, max_new_tokens=128, min_new_tokens=0, length_penalty=1.0,
-                 no_repeat_ngram=0, temperature=0.0, top_k=0, top_p=1.0):
+                 no_repeat_ngram=0, temperature=0.0, top_k=0, top_p=1.0, banned=()):
         """Writes in `lang` (one language, or one per source) for each row of src (B,S), padded with 1.
 
         Greedy with beams=1; beam search with more; sampling with temperature > 0, from the top_k likeliest tokens
         or the likeliest that together have probability top_p. A hypothesis has at most max_new_tokens tokens and
-        then </s>, which is forced at the limit; no n-gram of no_repeat_ngram tokens comes twice (0: may).
+        then </s>, which is forced at the limit; no n-gram of no_repeat_ngram tokens comes twice (0: may), and no id
+        of `banned` at all.
 
         Returns for each source a list of (ids, score), best first: ids without <s> <lang> and </s>, and
             score = sum of log p(token | before, source) over ids and </s>, divided by (len(ids) + 1) ** length_penalty
-        with p the model's own probability. A source is done when `beams` hypotheses have ended; only a </s> among
-        its best `beams` candidates ends one (as in fairseq). Raises ValueError for an unknown language and for
+        with p the model's own probability. Only a </s> among a source's best `beams` candidates ends a hypothesis, and
+        the best `beams` that ended are kept. The source is done when there are so many and its best beam, at the length
+        of what ends now, has no better score (transformers' rule). Raises ValueError for an unknown language and for
         lengths beyond the model's positions.
         """
         c, device, (B, K) = self.config, src.device, (len(src), beams)
@@ -504,9 +506,10 @@ class SWCM(XLMR):
         langs = [lang] * B if isinstance(lang, str) else lang
         memory = self.encode(src)
         caches = [Cache(layer, memory, max_new_tokens + 2) for layer in self.decoder]
-        never = [BOS, PAD, UNK, *range(c.vocab_size - 1, c.n_ids)]                # also <mask> and the languages
+        never = [BOS, PAD, UNK, *range(c.vocab_size - 1, c.n_ids), *banned]       # also <mask> and the languages
         ids = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (R,T); R = B at first
-        new, total, ended = ids, torch.zeros(B, 1, device=device), [[] for _ in range(B)]
+        new, total = ids, torch.zeros(B, 1, device=device)
+        ended, done = [[] for _ in range(B)], [False] * B
         for step in range(max_new_tokens + 1):
             x = self.decode_hidden(new, memory, src, caches)[:, -1]
             logp = self.head(x).float().log_softmax(-1)                           # (R,V)
@@ -525,20 +528,23 @@ class SWCM(XLMR):
             beam, token = flat // V, flat % V
             ends = (token == EOS) & score.isfinite()
             for b, i in ends[:, :K].nonzero().tolist():
-                if len(ended[b]) < K:
+                if not done[b]:
                     hypothesis = ids[b * rows + beam[b, i], 2:].tolist()
                     ended[b].append((hypothesis, score[b, i].item() / (step + 1) ** length_penalty))
-            if all(len(e) == K for e in ended):
-                break
             go_on = ends.int().argsort(dim=1, stable=True)[:, :min(K, score.shape[1] - rows)]  # best first
             total = score.gather(1, go_on)
+            for b, best in enumerate(total[:, 0].tolist()):
+                ended[b] = sorted(ended[b], key=lambda hypothesis: -hypothesis[1])[:K]
+                done[b] |= len(ended[b]) == K and best / (step + 1) ** length_penalty <= ended[b][-1][1]
+            if all(done):
+                break
             parent = (beam.gather(1, go_on) + rows * torch.arange(B, device=device)[:, None]).flatten()  # (R,)
             new = token.gather(1, go_on).view(-1, 1)
             ids = torch.cat([ids[parent], new], 1)
             if K > 1:
                 for cache in caches:
                     cache.reorder(parent)
-        return [sorted(e, key=lambda hypothesis: -hypothesis[1]) for e in ended]
+        return ended
 
     def save(self, folder):
         """Writes config.json, model.safetensors and the SentencePiece file: all that `load` and sampling need."""
@@ -546,14 +552,19 @@ class SWCM(XLMR):
         write_model(folder, state, self.sentencepiece, {'model_type': 'swcm', **asdict(self.config)})
 
     @classmethod
-    def load(cls, folder):
-        """Reads what `save` wrote, onto the CPU. Raises FileNotFoundError, or ValueError that names what is wrong."""
+    def load(cls, folder, dropout=None):
+        """Reads what `save` wrote, onto the CPU; dropout, if given, replaces its own.
+
+        Raises FileNotFoundError, or ValueError that names what is wrong.
+        """
         folder = Path(folder)
         config = read_json(folder / 'config.json')
         if config.pop('model_type', None) != 'swcm':
             raise ValueError(f'{folder} is not a nanoSWCM model but perhaps an encoder, from which train.py makes one')
         if unknown := sorted(set(config) - set(SWCMConfig.__dataclass_fields__)):
             raise ValueError(f'{folder}/config.json: unknown {few(unknown)}')
+        if dropout is not None:
+            config['dropout'] = dropout
         model, state = cls(SWCMConfig(**config), read_file(folder / SENTENCEPIECE)), read_tensors(folder)
         parameters = dict(model.named_parameters())
         if wrong := sorted(set(parameters) ^ set(state)):

@@ -358,6 +358,23 @@ def test_beams_beat_greedy_and_come_in_order(encoder_folder):
 
 
 @torch.no_grad()
+def test_early_ends_do_not_crowd_out_the_best(tiny, monkeypatch):
+    """4 (p .9), 5 (p .9), </s> (p .99) is found though two hypotheses that are far worse end before it."""
+    script = torch.full((9, 10), 1e-6)
+    script[0, [4, EOS, 6]] = torch.tensor([0.9, 0.06, 0.03])
+    script[1, [5, EOS, 6]] = torch.tensor([0.9, 0.06, 0.03])
+    script[2:, EOS] = 0.99
+    monkeypatch.setattr(tiny, 'decode_hidden', lambda new, memory, src, caches: script[steps.pop(0)].expand(
+        len(new), new.shape[1], -1))
+    monkeypatch.setattr(tiny.head, 'forward', torch.log)
+    monkeypatch.setattr('model.Cache.reorder', lambda self, rows: None)
+    for beams in (1, 2, 3):
+        steps = list(range(9))
+        [found] = tiny.generate(torch.tensor([[BOS, 9, 4, EOS]]), 'bo', beams, max_new_tokens=8)
+        assert found[0][0] == [4, 5] and len(found) == beams and steps[0] < 5
+
+
+@torch.no_grad()
 def test_limits_of_generation(encoder_folder):
     model = swcm(encoder_folder)
     src = sources(model)
