@@ -19,9 +19,10 @@ class Sample:
     checkpoint: str = ''             # folder with config.json, model.safetensors; '': the newest of out/
     text: str = ''                   # what to work on
     file: str = ''                   # or a UTF-8 file, a text a line; -: standard input
-    task: str = 'translate'          # translate | denoise (fill in each <mask>)
+    task: str = 'translate'          # translate | denoise (fill in each <mask>) | summarise | answer
+    question: str = ''               # to answer from the text
     to: str = ''                     # language to write; '': the model's first
-    source: str = ''                 # language of the text; '': zh for translate, the language to write for denoise
+    source: str = ''                 # language of the text; '': zh for translate, else the language to write
     beams: int = 4                   # beam search; 1: greedy
     length_penalty: float = 1.0      # a score is divided by length ** this
     no_repeat_ngram: int = 4         # no sequence of so many tokens twice; 0: may
@@ -42,8 +43,8 @@ if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torc
 import numpy as np
 import torch
 
-from data import BOS, EOS
 from data.batches import collate, tasks
+from data.examples import cut as cut_source
 from data.tokenizer import Tokenizer
 from data.tokens import cut, prepare, read_lines
 from model import SWCM
@@ -69,10 +70,15 @@ class Writer:
             yield from (self.tokenizer.decode(hypotheses[0][0]) for hypotheses in found)
 
     def answer(self, texts, source, language):
-        """A text for each text; a long one is cut at sentence ends and put together again."""
-        tok, limit = self.tokenizer, min(self.model.config.max_length - 3, self.cfg.max_new_tokens)
-        pieces = [cut([self.encode(text)], tok, limit) for text in texts]
-        dressed = [np.concatenate([[BOS, tok.language_id(source)], ids, [EOS]]) for p in pieces for ids in p]
+        """A text for each text. To translate or denoise, a long one is cut at sentence ends and put together again;
+        to summarise or answer, what the model cannot read of it is left out."""
+        tok, cfg, longest = self.tokenizer, self.cfg, self.model.config.max_length
+        if cfg.task in ('summarise', 'answer'):
+            question = [tok.encode(cfg.question)] if cfg.question else []
+            dressed = [cut_source(tok.dress(source, *question, tok.encode(text)), longest) for text in texts]
+            return list(self.write(dressed, [language] * len(dressed)))
+        pieces = [cut([self.encode(text)], tok, min(longest - 3, cfg.max_new_tokens)) for text in texts]
+        dressed = [tok.dress(source, ids) for p in pieces for ids in p]
         written = self.write(dressed, [language] * len(dressed))
         return [('' if language == 'zh' else ' ').join(next(written) for _ in p) for p in pieces]
 
@@ -97,7 +103,10 @@ def show_examples(writer, folder, cfg):
     path = Path(folder).parent / 'config.json'
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist, so the held-out text of {folder} is not known; give --text')
-    trained = config.Train(**json.loads(path.read_text(encoding='utf-8')))
+    settings = json.loads(path.read_text(encoding='utf-8'))
+    if 'task' in settings:                                                # finetune.py's
+        return show_predictions(Path(folder) / 'predictions.jsonl', cfg.examples)
+    trained = config.Train(**settings)
     encoder = Tokenizer(writer.model.sentencepiece, (), writer.model.config.vocab_size)
     data = prepare(trained.dataset, encoder, trained.block_size, trained.val_fraction, trained.data_from or None)
     examples = [(task, *task.val_example(i))
@@ -109,10 +118,23 @@ def show_examples(writer, folder, cfg):
               f'  reference  {writer.tokenizer.decode(tgt)}\n')
 
 
+def show_predictions(path, n):
+    """Prints n of the test examples of each kind that finetune.py has written, evenly spread."""
+    kinds = {}
+    for prediction in map(json.loads, read_lines(path)):
+        kinds.setdefault(f'{prediction["test"]}, {prediction["direction"]}', []).append(prediction)
+    for kind, found in kinds.items():
+        for i in np.linspace(0, len(found) - 1, n + 2)[1:-1].astype(int):
+            print(f'{kind}\n  source     {found[i]["source"]}\n  output     {found[i]["prediction"]}\n'
+                  f'  reference  {found[i]["reference"]}\n')
+
+
 def main(argv):
     cfg = config.load(Sample, argv)
-    if cfg.task not in ('translate', 'denoise'):
-        raise ValueError(f'task={cfg.task!r}: choose translate or denoise')
+    if cfg.task not in ('translate', 'denoise', 'summarise', 'answer'):
+        raise ValueError(f'task={cfg.task!r}: choose translate, denoise, summarise or answer')
+    if (cfg.task == 'answer') != bool(cfg.question):
+        raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a --question')
     torch.manual_seed(cfg.seed)
     folder = cfg.checkpoint or newest()
     writer = Writer(folder, cfg)
@@ -120,7 +142,7 @@ def main(argv):
     if not cfg.text and not cfg.file:
         return show_examples(writer, folder, cfg)
     to = cfg.to or writer.model.config.languages[0]
-    source = cfg.source or (to if cfg.task == 'denoise' else 'zh')
+    source = cfg.source or ('zh' if cfg.task == 'translate' else to)
     if cfg.task == 'translate' and source == to:
         raise ValueError(f'translate from {source} to {to}: name another language with --source or --to')
     if cfg.task == 'denoise' and source != to:

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import PAD
-from data.batches import Batches, tasks, val_batches
+from data.batches import Batches, shares, tasks, val_batches
 from data.files import SENTENCEPIECE, replacing, write_tensors
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
@@ -43,7 +43,8 @@ PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L
 # What a resumed run may change: nothing that bears on the model or on which batch comes when. (max_steps bears on the
 # learning rate, which falls to 0 there, and device, dtype and compile on the last bits.)
 FREE = {'max_steps', 'out_dir', 'eval_interval', 'eval_segments', 'eval_translations', 'test_dataset', 'test_from',
-        'save_interval', 'resume', 'device', 'dtype', 'compile', 'workers', 'data_from'}
+        'save_interval', 'resume', 'device', 'dtype', 'compile', 'workers', 'data_from', 'data', 'eval_only',
+        'eval_examples', 'test_examples', 'beams', 'length_penalty', 'no_repeat_ngram', 'force_script'}
 
 
 def train(cfg):
@@ -63,7 +64,7 @@ def train(cfg):
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     tests = to_translate(val, tokenizer, cfg, model.config.max_length)
     say(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{model.weight_report()}')
-    fit(cfg, model, Batches(found, cfg),
+    fit(cfg, model, Batches(found, shares(found, cfg.mt_share, cfg.alpha), cfg),
         lambda model, last: evaluate(model, val, tests if last else {}, tokenizer, cfg), state, folder.name)
 
 
@@ -112,14 +113,18 @@ def build(cfg, state):
     return model, Tokenizer(model.sentencepiece, model.config.languages, model.config.vocab_size)
 
 
-def fit(cfg, model, batches, evaluate, state=None, data=''):
+def mean_loss(losses, scores):
+    return sum(losses.values()) / len(losses)
+
+
+def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes last/, best/ and log.jsonl.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens; `batches[k]` a pair of
     int64 arrays; `evaluate(model, last)` a dict of losses per token by name, one of other scores, and some lines to
-    show (last: the run is at its end); `data` names the text, so that no run goes on with another. The gradient of a
-    step is that of the loss per target token over all its micro-batches and processes. On a CPU the same settings give
-    the same bits, whether the run was stopped or not.
+    show (last: the run is at its end); the checkpoint of least `badness(losses, scores)` is the best; `data` names the
+    text, so that no run goes on with another. The gradient of a step is that of the loss per target token over all its
+    micro-batches and processes. On a CPU the same settings give the same bits, whether the run was stopped or not.
     """
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -161,12 +166,12 @@ def fit(cfg, model, batches, evaluate, state=None, data=''):
             model.eval()
             losses, scores, lines = evaluate(model, step == cfg.max_steps)
             model.train()
-        mean = sum(losses.values()) / len(losses)
+        mean, bad = mean_loss(losses, scores), badness(losses, scores)
         log.write(step=step, tokens=tokens, val=losses, val_mean=mean, scores=scores)
         tqdm.write(f'step {step}: held-out loss {mean:.3f} nats a token, mean of:')
         tqdm.write('\n'.join([*table(losses), *table(scores), *lines]))
-        if save and mean < best:
-            best = mean
+        if save and bad < best:
+            best = bad
             model.save(out / 'best')
 
     def save_last():

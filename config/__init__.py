@@ -12,37 +12,18 @@ from pathlib import Path
 
 
 @dataclass
-class Train:
-    # what to learn, from what
-    objective: str = 'swcm'          # swcm: denoising and translation; mlm: the masked tokens of an encoder
-    dataset: str = 'udhr'            # a corpus: data/NAME/prepare.py reads it
-    data_from: str = ''              # where the corpus lies, for datasets that cannot fetch themselves
-    languages: tuple = ('bo', 'ug', 'kk', 'mn', 'zh')  # what the model reads and writes
-    encoder: str = 'data/nano'       # an XLM-R family folder; '': from scratch
+class Run:
+    """What every training run has."""
     # the model above the encoder
     share: str = 'copy'              # decoder weights: copy (of the encoder's) | none | tie | alternate
     insert_every: int = 3            # a new layer after every so many custom layers; 0: none
     inserted: str = 'random'         # weights of the new layers: random | duplicate | quiet
     head: str = 'tied'               # output projection: tied (to the embeddings) | untied
     dropout: float = 0.1             # in encoder and decoder
-    # an encoder from scratch (objective mlm, encoder '')
-    vocab_size: int = 3000           # SentencePiece pieces, trained on the corpus
-    character_coverage: float = 1.0  # share of the text whose characters must be in it
-    n_layer: int = 4                 # layers
-    n_head: int = 4                  # attention heads
-    n_embd: int = 128                # channels
-    n_ffn: int = 512                 # channels inside the FFN
     # batches
-    block_size: int = 256            # longest sequence in tokens, with <s> <lang> </s>
     batch_tokens: int = 4096         # padded source + target tokens of a micro-batch, about
     accumulate: int = 1              # micro-batches of an optimizer step, over all processes
-    mt_share: float = 0.5            # share of examples that are translation; the rest is denoising
-    alpha: float = 0.3               # languages are drawn with p ~ segments^alpha
-    val_fraction: float = 0.1        # documents held out
-    mask_ratio: float = 0.35         # denoising: share of tokens that go
-    span_length: float = 3.5         # denoising: mean of the Poisson length of spans
-    permute_sentences: bool = True   # denoising: put sentences into a random order
-    mlm_ratio: float = 0.15          # mlm: share of tokens to predict
+    alpha: float = 0.3               # languages are drawn with p ~ examples^alpha
     # optimisation
     max_steps: int = 500             # optimizer steps
     lr: float = 1e-3                 # peak learning rate of AdamW
@@ -55,8 +36,6 @@ class Train:
     # the run
     out_dir: str = 'out/tibetan'     # gets last/, best/ and log.jsonl
     eval_interval: int = 100         # steps between evaluations; the best checkpoint is kept
-    eval_segments: int = 100         # held-out segments per task and language
-    eval_translations: int = 0       # held-out pairs per direction that are translated at the end, for chrF++
     test_dataset: str = ''           # another corpus of pairs to translate, such as ntrex
     test_from: str = ''              # where it lies
     save_interval: int = 100         # steps between writes of last/
@@ -65,6 +44,60 @@ class Train:
     dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, else float32) | float32 | bfloat16
     compile: bool = False            # torch.compile; for CUDA
     workers: int = 0                 # processes that prepare batches; 0: the training process itself
+
+
+@dataclass
+class Train(Run):
+    # what to learn, from what
+    objective: str = 'swcm'          # swcm: denoising and translation; mlm: the masked tokens of an encoder
+    dataset: str = 'udhr'            # a corpus: data/NAME/prepare.py reads it
+    data_from: str = ''              # where the corpus lies, for datasets that cannot fetch themselves
+    languages: tuple = ('bo', 'ug', 'kk', 'mn', 'zh')  # what the model reads and writes
+    encoder: str = 'data/nano'       # an XLM-R family folder; '': from scratch
+    # an encoder from scratch (objective mlm, encoder '')
+    vocab_size: int = 3000           # SentencePiece pieces, trained on the corpus
+    character_coverage: float = 1.0  # share of the text whose characters must be in it
+    n_layer: int = 4                 # layers
+    n_head: int = 4                  # attention heads
+    n_embd: int = 128                # channels
+    n_ffn: int = 512                 # channels inside the FFN
+    # examples
+    block_size: int = 256            # longest sequence in tokens, with <s> <lang> </s>
+    mt_share: float = 0.5            # share of examples that are translation; the rest is denoising
+    val_fraction: float = 0.1        # documents held out
+    mask_ratio: float = 0.35         # denoising: share of tokens that go
+    span_length: float = 3.5         # denoising: mean of the Poisson length of spans
+    permute_sentences: bool = True   # denoising: put sentences into a random order
+    mlm_ratio: float = 0.15          # mlm: share of tokens to predict
+    # evaluation
+    eval_segments: int = 100         # held-out segments per task and language
+    eval_translations: int = 0       # held-out pairs per direction that are translated at the end, for chrF++
+
+
+@dataclass
+class FineTune(Run):
+    # what to learn, from what
+    task: str = 'translate'          # translate | summarise | answer: says which score is the task's
+    data: str = ''                   # files of examples, separated by commas
+    learn: tuple = ('zh-bo',)        # source-target languages; bo alone is bo-bo
+    transfer: tuple = ()             # further ones, of which only `shots` examples are learned
+    shots: int = 50                  # 0: none, they are only tested
+    checkpoint: str = ''             # a model that train.py wrote; '': made from the encoder
+    encoder: str = 'data/nano'       # an XLM-R family folder
+    max_source_len: int = 256        # tokens, with <s> <lang> </s>; longer sources are cut
+    max_target_len: int = 128        # tokens; examples with longer targets are left out
+    val_fraction: float = 0.01       # examples held out to choose the best checkpoint; 0: chosen on those learned
+    test_fraction: float = 0.01      # examples held out for the scores
+    test: str = ''                   # further files of examples, all for the scores
+    # evaluation
+    out_dir: str = 'out/translate'   # gets last/, best/ with metrics.json and predictions.jsonl, and log.jsonl
+    eval_examples: int = 100         # examples per direction on which the best checkpoint is chosen
+    test_examples: int = 0           # examples per direction that are scored in the end; 0: all
+    eval_only: bool = False          # score the best checkpoint of out_dir or, where there is none, the untrained one
+    beams: int = 4                   # beam search; 1: greedy
+    length_penalty: float = 1.0      # a score is divided by length ** this
+    no_repeat_ngram: int = 0         # no sequence of so many tokens twice; 0: may
+    force_script: tuple = ()         # scripts that outputs may have letters of, as bo:TIBETAN; (): any
 
 
 def load(cls, argv):
@@ -117,12 +150,12 @@ def check_key(cls, key, where):
 
 
 # Numbers have to be positive, but for these
-MAY_BE_ZERO = {'insert_every', 'eval_translations', 'workers', 'seed', 'no_repeat_ngram', 'top_k', 'temperature',
-               'length_penalty', 'dropout', 'mt_share', 'alpha', 'val_fraction', 'mask_ratio', 'warmup', 'weight_decay',
-               'beta1', 'beta2'}
+MAY_BE_ZERO = {'insert_every', 'eval_translations', 'test_examples', 'shots', 'workers', 'seed', 'no_repeat_ngram',
+               'top_k', 'temperature', 'length_penalty', 'dropout', 'mt_share', 'alpha', 'val_fraction',
+               'test_fraction', 'mask_ratio', 'warmup', 'weight_decay', 'beta1', 'beta2'}
 # ... and these at most 1
-SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1', 'beta2',
-          'top_p', 'character_coverage'}
+SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'test_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1',
+          'beta2', 'top_p', 'character_coverage'}
 
 
 def check_range(key, value):
@@ -178,10 +211,14 @@ def find_device(device, dtype):
 def help_text(cls):
     """Every key with its default and the comment that stands behind it in the class."""
     lines = [inspect.getdoc(sys.modules[cls.__module__]) or '', '', 'usage: [CONFIG.py] [--key=value ...]', '']
-    for line in inspect.getsource(cls).splitlines():
+    shown, own = set(), [c for c in cls.__mro__ if '__dataclass_fields__' in vars(c)]
+    for line in '\n'.join(map(inspect.getsource, own)).splitlines():
         code, _, comment = line.strip().partition('#')
         if ':' in code and '=' in code:
             name, default = code.split(':')[0], code.split('=', 1)[1].strip()
+            if name in shown:                         # a default of Run that cls replaces
+                continue
+            shown.add(name)
             lines.append(f'  --{name + "=" + default:38} {comment.strip()}')
         elif comment:
             lines.append(f'{comment.strip()}:')

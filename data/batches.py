@@ -39,7 +39,7 @@ class Task:
         tok, cfg = self.tokenizer, self.cfg
         if self.kind == 'mt':
             source, target = self.stream[2 * i + self.first], self.stream[2 * i + 1 - self.first]
-            return self.dress(source, self.source), self.dress(target, self.target)
+            return tok.dress(self.source, source), tok.dress(self.target, target)
         ids = self.stream[i]
         if self.kind == 'mlm':
             noisy, chosen = mask_tokens(ids, tok.mask, cfg.mlm_ratio, EOS + 2, rng)
@@ -47,14 +47,11 @@ class Task:
             return dressed, np.concatenate([[PAD], np.where(chosen, ids, PAD), [PAD]])
         noisy = permute_sentences(ids, tok.sentence_starts(ids), rng) if cfg.permute_sentences else ids
         noisy = infill(noisy, tok.mask, cfg.mask_ratio, cfg.span_length, rng)
-        return self.dress(noisy, self.source), self.dress(ids, self.target)
+        return tok.dress(self.source, noisy), tok.dress(self.target, ids)
 
     def val_example(self, i):
         """As `example`, with the noise that evaluation gives to i in all runs, whatever their seed."""
         return self.example(i, np.random.default_rng((4, int(i))))
-
-    def dress(self, ids, language):
-        return np.concatenate([[BOS, self.tokenizer.language_id(language)], ids, [EOS]])
 
 
 def tasks(folder, split, tokenizer, cfg):
@@ -98,8 +95,8 @@ def shares(tasks, mt_share, alpha):
 class Batches:
     """`batches[k]` -> (src (B,S), tgt (B,T)), int64 arrays padded with 1, for any k from 0."""
 
-    def __init__(self, tasks, cfg):
-        self.tasks, self.cfg, self.p = tasks, cfg, shares(tasks, cfg.mt_share, cfg.alpha)
+    def __init__(self, tasks, p, cfg):
+        self.tasks, self.p, self.cfg = tasks, p, cfg  # p: the probability of each task
         tokens = sum(p * t.lengths.sum(0).mean() for p, t in zip(self.p, tasks))      # of an example, on average
         self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / tokens))
         self.orders, self.planned = {}, (None, None)  # what was asked for last

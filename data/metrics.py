@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 
+from data.tokenizer import script
 from data.tokens import read_lines
 
 ASCII_PUNCTUATION = set(string.punctuation)
@@ -214,12 +215,6 @@ def chrf_words(text):
 
 def ngrams(items, n):
     return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
-
-
-@cache
-def script(character):
-    """The script of a letter, as Unicode's names begin: TIBETAN, CJK, ARABIC, CYRILLIC; None for what is no letter."""
-    return unicodedata.name(character, '').split(' ')[0] or None if character.isalpha() else None
 
 
 def main_script(text):

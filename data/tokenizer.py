@@ -6,6 +6,7 @@ Language tokens <bo> <zh> ... follow, in the order given.
 import io
 import unicodedata
 from collections import Counter
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -67,10 +68,20 @@ class Tokenizer:
         """The text of ids: <mask> stays visible, the other special tokens and the languages go."""
         return ''.join(self.pieces[i] for i in ids).replace(SPACE, ' ').strip()
 
+    def dress(self, language, *texts):
+        """<s> <lang> text </s>, as the model reads it, from a text's ids; between two texts XLM-R has </s> </s>."""
+        between = [part for ids in texts[1:] for part in ([EOS, EOS], ids)]
+        return np.concatenate([[BOS, self.language_id(language)], texts[0], *between, [EOS]])
+
     def language_id(self, language):
         if language not in self.languages:
             raise ValueError(f'language {language!r} has no token here; there are: {" ".join(self.languages)}')
         return self.vocab_size + self.languages.index(language)
+
+    def foreign(self, scripts):
+        """The ids of pieces that have a letter of none of the scripts, which are named as by `script`."""
+        return [i for i, piece in enumerate(self.pieces[:self.mask])
+                if not {script(character) for character in piece} <= {None, *scripts}]
 
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""
@@ -82,6 +93,15 @@ class Tokenizer:
         """How well the vocabulary fits a text: (share of tokens that are <unk>, pieces per character)."""
         ids = self.encode(text)
         return float(np.mean(ids == UNK)) if len(ids) else 0.0, len(ids) / max(len(text), 1)
+
+
+@cache
+def script(character):
+    """The script of a letter or its marks as Unicode's names begin, TIBETAN, CJK, CYRILLIC; None for all else."""
+    if unicodedata.category(character)[0] not in 'LM':
+        return None
+    name = unicodedata.name(character, '').split(' ')[0]
+    return None if name in ('', 'COMBINING', 'MODIFIER', 'VARIATION', 'FULLWIDTH', 'HALFWIDTH') else name
 
 
 def train_sentencepiece(lines, counts, vocab_size, coverage=1.0, seed=1):

@@ -12,7 +12,7 @@ from conftest import HARD, LANGUAGES, sentences
 
 import config
 from data import BOS, EOS, PAD, UNK, tokens
-from data.batches import Batches, tasks, val_batches
+from data.batches import Batches, shares, tasks, val_batches
 from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
 from data.text import prepare as text
@@ -23,6 +23,10 @@ from data.udhr import prepare as udhr
 
 def rng(*seed):
     return np.random.default_rng(seed)
+
+
+def train_batches(tasks, cfg):
+    return Batches(tasks, shares(tasks, cfg.mt_share, cfg.alpha), cfg)
 
 
 @pytest.fixture
@@ -219,15 +223,15 @@ def test_unknown_characters_are_a_warning(corpus, tokenizer, tokens_root, capsys
 def test_batches_are_a_function_of_their_number(prepared, tokenizer, cfg, objective):
     cfg = replace(cfg, objective=objective)
     found = tasks(prepared, 'train', tokenizer, cfg)
-    one, other = Batches(found, cfg), Batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
+    one, other = train_batches(found, cfg), train_batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
     late = [other[k] for k in (300, 3, 129, 0)]
     for k, batch in zip((300, 3, 129, 0), late):
         assert all(np.array_equal(a, b) for a, b in zip(one[k], batch))
-    assert not np.array_equal(Batches(found, replace(cfg, seed=2))[0][0][:4, :4], one[0][0][:4, :4])
+    assert not np.array_equal(train_batches(found, replace(cfg, seed=2))[0][0][:4, :4], one[0][0][:4, :4])
 
 
 def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
-    batches = Batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
+    batches = train_batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(9), num_workers=2,
                                          multiprocessing_context='spawn')
     for k, pair in enumerate(loader):
@@ -237,7 +241,7 @@ def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
 def test_batches_have_the_promised_form(prepared, tokenizer, cfg):
     found = tasks(prepared, 'train', tokenizer, cfg)
     assert len(found) == 5 + 8
-    batches, real, padded, drawn = Batches(found, cfg), 0, 0, np.zeros(len(found))
+    batches, real, padded, drawn = train_batches(found, cfg), 0, 0, np.zeros(len(found))
     for k in range(384):
         src, tgt = batches[k]
         assert src.dtype == tgt.dtype == np.int64 and len(src) == len(tgt)
@@ -261,7 +265,7 @@ def test_batches_have_the_promised_form(prepared, tokenizer, cfg):
 
 def test_every_example_comes_once_an_epoch(prepared, tokenizer, cfg):
     found = tasks(prepared, 'train', tokenizer, replace(cfg, languages=('bo',)))
-    batches = Batches(found, replace(cfg, languages=('bo',)))
+    batches = train_batches(found, replace(cfg, languages=('bo',)))
     chosen = np.concatenate([batch[:, 1] for pool in range(3) for batch in batches.plan(pool)])
     counts = np.bincount(chosen, minlength=len(found[0]))
     assert counts.max() - counts.min() <= 1

@@ -14,7 +14,7 @@ from data import BOS, EOS, PAD, UNK
 from data.batches import collate
 from data.files import SENTENCEPIECE
 from data.noise import mask_tokens
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, script
 from model import SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig
 
 CHOICES = [dict(), dict(insert_every=0), dict(insert_every=1, inserted='duplicate'), dict(inserted='quiet'),
@@ -372,6 +372,16 @@ def test_early_ends_do_not_crowd_out_the_best(tiny, monkeypatch):
         steps = list(range(9))
         [found] = tiny.generate(torch.tensor([[BOS, 9, 4, EOS]]), 'bo', beams, max_new_tokens=8)
         assert found[0][0] == [4, 5] and len(found) == beams and steps[0] < 5
+
+
+@torch.no_grad()
+def test_banned_scripts(encoder_folder, tokenizer):
+    model = swcm(encoder_folder)
+    for beams in (1, 3):
+        for scripts in (['TIBETAN'], ['CJK', 'CYRILLIC']):
+            found = model.generate(sources(model), 'bo', beams, max_new_tokens=20, banned=tokenizer.foreign(scripts))
+            letters = {script(c) for h in found for c in tokenizer.decode(h[0][0])}
+            assert letters & set(scripts) and letters <= {None, *scripts}
 
 
 @torch.no_grad()

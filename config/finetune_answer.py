@@ -1,0 +1,13 @@
+# Reading comprehension: an answer from a question and its context (TibetanQA, CMRC 2018; the paper has 10,000).
+#     python finetune.py config/finetune_answer.py --data=tibetanqa.csv --checkpoint=out/tibetan_base/best
+# Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=500 --data=cmrc.zh.json,...
+task = 'answer'
+learn = ('bo',)
+out_dir = 'out/answer'
+max_source_len = 256
+max_target_len = 64
+batch_tokens = 8192
+accumulate = 8
+max_steps = 2500
+lr = 1e-4
+eval_interval = 250

@@ -1,0 +1,13 @@
+# Summarisation: a title for an article, the paper's settings (Ti-SUM, 20,000 examples; 50 epochs of batches of 200).
+#     python finetune.py config/finetune_summarise.py --data=ti-sum.jsonl --checkpoint=out/tibetan_base/best
+# Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=3000 --data=lcsts.zh.jsonl,ti-sum.bo.jsonl,...
+task = 'summarise'
+learn = ('bo',)
+out_dir = 'out/summarise'
+max_source_len = 256
+max_target_len = 64
+batch_tokens = 8192
+accumulate = 8
+max_steps = 5000
+lr = 1e-4
+eval_interval = 250

@@ -1,0 +1,233 @@
+"""Supervised examples, source to target: summaries, answers, translations, from the files that data sets come in.
+
+.tsv      two columns: source and target or, where the name says their languages, as web.bo-zh.tsv, a translation
+.jsonl    an object a line; .json: a list of them, or SQuAD's nested form, as CMRC 2018 has it; .csv: a header and rows
+.txt      LCSTS as published: <doc> with <summary> and <short_text>
+
+Fields of an object: `source`, `target`; or `article`, `title`; or `question`, `context`, `answer`; or two languages,
+`zh`, `bo`; FIELDS has the names that CMRC 2018, LCSTS and TibetanQA use. `lang`, or `source_lang` and `target_lang`,
+says the languages, else the file's name does (news.bo.jsonl), else the settings.
+"""
+import csv
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data import EOS
+from data.text.prepare import languages
+from data.tokens import digest, read_lines
+
+FIELDS = {'question': ('question', 'query_text', '问题'), 'context': ('context', 'context_text', 'passage', '段落'),
+          'answer': ('answer', 'answers', '答案'), 'source': ('source', 'article', 'text', 'content'),
+          'target': ('target', 'title', 'summary')}
+LCSTS = re.compile(r'<summary>(?P<summary>.*?)</summary>.*?<short_text>(?P<text>.*?)</short_text>', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Example:
+    direction: str                                    # zh-bo; bo stands for bo-bo
+    source: tuple                                     # one text, or question and context
+    target: str
+    key: str                                          # the text whose hash says whether the example is held out
+    texts: tuple                                      # texts that no example for training shares with one held out
+
+
+def languages_of(direction):
+    """('zh', 'bo') of zh-bo, ('bo', 'bo') of bo."""
+    source, _, target = direction.partition('-')
+    return source, target or source
+
+
+def read_examples(paths, directions):
+    """The Examples of files in any of `directions`, and a Counter of what was left out, by reason.
+
+    paths: separated by commas. Raises FileNotFoundError, and ValueError that names file and line where an example
+    lacks a field, or nothing says its language.
+    """
+    found, left_out = [], Counter()
+    for path in (Path(part).expanduser() for part in paths.split(',')):
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} does not exist; give files, separated by commas')
+        if path.suffix not in READERS:
+            raise ValueError(f'{path}: examples come as {" ".join(READERS)}')
+        n = 0
+        for n, (where, record) in enumerate(READERS[path.suffix](path), 1):
+            made = make_examples(record, f'{path}: {where}', languages(path), directions)
+            for example in made:
+                empty = [side for side, texts in (('source', example.source), ('target', (example.target,)))
+                         if not all(text.strip() for text in texts)]
+                if empty:
+                    left_out[f'empty {empty[0]}'] += 1
+                else:
+                    found.append(example)
+            left_out['other languages'] += not made
+        if n == 0:
+            raise ValueError(f'{path} has no examples')
+    return found, +left_out
+
+
+def make_examples(record, where, named, directions):
+    """The examples of a record, {field: value}, that are in `directions`; `named`: languages that the file names."""
+    known = {language for direction in directions for language in languages_of(direction)}
+    texts = {key: text_of(record[key], where, key) for key in sorted(known & set(record))}
+    if len(texts) > 1:                                # translations; the key is that of data/tokens.py
+        return [Example(direction, (texts[source],), texts[target], texts[max(texts)], tuple(texts.values()))
+                for direction in directions for source, target in [languages_of(direction)]
+                if source in texts and target in texts and source != target]
+    own = [record.get(f'{side}_lang') or record.get('lang') for side in ('source', 'target')]
+    if all(own):
+        source_lang, target_lang = own
+    elif named:
+        source_lang, target_lang = named[0], named[-1]
+    elif len(directions) == 1:
+        source_lang, target_lang = languages_of(directions[0])
+    else:
+        raise ValueError(f'{where}: nothing says which of {" ".join(directions)} it is; give it a "lang", or name the '
+                         'file like news.bo.jsonl')
+    direction = source_lang if source_lang == target_lang else f'{source_lang}-{target_lang}'
+    if direction not in directions:
+        return []
+    names = ('question', 'context', 'answer') if set(FIELDS['question']) & set(record) else ('source', 'target')
+    values = []
+    for name in names:
+        key = next((key for key in FIELDS[name] if record.get(key) is not None), None)
+        if key is None:
+            raise ValueError(f'{where} has no {name} ({", ".join(FIELDS[name])}); its fields: {", ".join(record)}')
+        values.append(text_of(record[key], where, key))
+    *source, target = values
+    return [Example(direction, tuple(source), target, source[-1], tuple(source[-1:]))]
+
+
+def text_of(value, where, key):
+    """The text of a field: itself, or the first of several answers, in the forms of CMRC 2018 and SQuAD."""
+    while isinstance(value, (list, dict)):
+        value = value.get('text') if isinstance(value, dict) else next(iter(value), '')
+    if not isinstance(value, str):
+        raise ValueError(f'{where}: {key} is {value!r}, not a text')
+    return value
+
+
+def read_tsv(path):
+    names = languages(path)
+    for n, line in enumerate(read_lines(path), 1):
+        columns = line.split('\t')
+        if len(columns) != 2:
+            raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
+        yield f'line {n}', dict(zip(names if len(names) == 2 else ('source', 'target'), columns))
+
+
+def read_jsonl(path):
+    for n, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            for record in records(parse(line, f'{path}: line {n}'), f'{path}: line {n}'):
+                yield f'line {n}', record
+
+
+def read_json(path):
+    whole = parse('\n'.join(read_lines(path)), path)
+    for n, record in enumerate(records(whole, path), 1):
+        yield f'example {n}', record
+
+
+def parse(text, where):
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise ValueError(f'{where} is no JSON: {e}') from e
+
+
+def records(node, where, outer=None):
+    """The innermost objects of a list or of SQuAD's data, paragraphs and qas, with the fields around them."""
+    if isinstance(node, list):
+        for child in node:
+            yield from records(child, where, outer)
+        return
+    if not isinstance(node, dict):
+        raise ValueError(f'{where}: {str(node)[:40]!r} is no object with fields')
+    inner = next((key for key in ('data', 'paragraphs', 'qas') if isinstance(node.get(key), list)), None)
+    fields = {**(outer or {}), **{key: value for key, value in node.items() if key != inner}}
+    if inner:
+        yield from records(node[inner], where, fields)
+    else:
+        yield fields
+
+
+def read_csv(path):
+    try:
+        for n, row in enumerate(csv.DictReader(f'{line}\n' for line in read_lines(path)), 2):
+            yield f'row {n}', row
+    except csv.Error as e:
+        raise ValueError(f'{path}: {e}') from e
+
+
+def read_lcsts(path):
+    lines = []
+    for n, line in enumerate(read_lines(path), 1):
+        lines.append(line)
+        if line.strip() == '</doc>':
+            match = LCSTS.search('\n'.join(lines))
+            if not match:
+                raise ValueError(f'{path}: the <doc> that ends in line {n} lacks a <summary> or a <short_text>')
+            yield f'line {n}', {name: text.strip() for name, text in match.groupdict().items()}
+            lines = []
+
+
+READERS = {'.tsv': read_tsv, '.jsonl': read_jsonl, '.json': read_json, '.csv': read_csv, '.txt': read_lcsts}
+
+
+def split_examples(examples, val_fraction, test_fraction):
+    """{'train': [...], 'val': [...], 'test': [...]} and the number that is in none.
+
+    By the hash of each example's key, so that the parts are stable when the data grows, and the same for all
+    directions of one text. Examples for training that share a text with one held out are left out. With fractions
+    whose sum is that of a data/text corpus' val_fraction, its translations held out are held out here too.
+    """
+    parts, held_out = {'train': [], 'val': [], 'test': []}, set()
+    for example in examples:
+        place = digest(example.key) / 2**64
+        part = 'test' if place < test_fraction else 'val' if place < test_fraction + val_fraction else 'train'
+        parts[part].append(example)
+        if part != 'train':
+            held_out.update(example.texts)
+    kept = [example for example in parts['train'] if held_out.isdisjoint(example.texts)]
+    left_out = len(parts['train']) - len(kept)
+    return {**parts, 'train': kept}, left_out
+
+
+def cut(ids, limit):
+    """A source's ids, the last of its text left out where it has more than `limit` with </s>."""
+    return ids if len(ids) <= limit else np.append(ids[:limit - 1], EOS)
+
+
+class Examples:
+    """Examples of one direction, tokenised: a task for data/batches.py.
+
+    `example(i, rng)` returns source and target ids with their special tokens; `lengths` (2,n) are theirs. Sources are
+    cut to max_source_len tokens, question and context together (`n_cut`); examples whose target has more than
+    max_target_len tokens are left out (`n_long`).
+    """
+    kind = 'mt'
+
+    def __init__(self, direction, examples, tokenizer, cfg):
+        self.name = f'{cfg.task} {direction}'
+        self.source, self.target = languages_of(direction)
+        targets = [tokenizer.dress(self.target, ids) for ids in tokenizer.encode([e.target for e in examples])]
+        kept = [i for i, ids in enumerate(targets) if len(ids) <= cfg.max_target_len]
+        self.examples, self.ids, self.n_long = [examples[i] for i in kept], [], len(examples) - len(kept)
+        parts = [tokenizer.encode(list(texts)) for texts in zip(*(e.source for e in self.examples))]
+        sources = [tokenizer.dress(self.source, *texts) for texts in zip(*parts)]
+        self.n_cut = sum(len(ids) > cfg.max_source_len for ids in sources)
+        self.ids = [(cut(ids, cfg.max_source_len), targets[i]) for ids, i in zip(sources, kept)]
+        self.lengths = np.array([[len(side) for side in pair] for pair in self.ids]).reshape(-1, 2).T
+
+    def __len__(self):
+        return len(self.ids)
+
+    def example(self, i, rng=None):
+        return self.ids[i]
+
+    val_example = example

@@ -1,0 +1,256 @@
+"""Fine-tuning on supervised examples, and scores of what the model then writes.
+
+    python finetune.py config/finetune_translate.py --data=web.bo-zh.tsv
+    python finetune.py config/finetune_translate.py --data=web.bo-zh.tsv --eval_only=True
+
+The loop is train.py's. In the end out_dir/best has metrics.json and predictions.jsonl.
+"""
+import json
+import os
+import sys
+import unicodedata
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import config
+
+if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
+    print(__doc__)
+    config.load(config.FineTune, sys.argv[1:])
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data.batches import Batches, shares, val_batches
+from data.examples import Example, Examples, languages_of, read_examples, split_examples
+from data.files import replacing
+from data.metrics import ABOUT, report, score
+from data.tokenizer import Tokenizer, script
+from data.tokens import corpus_module, digest
+from model import SWCM
+from train import fit, main_process_first, read_state, say
+
+# The score of each task, by which the best checkpoint is chosen, and those that are shown
+MAIN = {'translate': 'chrf++', 'summarise': 'rouge_l_f', 'answer': 'f1'}
+SHOWN = {'translate': ('chrf++', 'bleu', 'wrong_script', 'wrong_language', 'empty', 'repeats'),
+         'summarise': ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f', 'chrf++', 'wrong_language', 'repeats'),
+         'answer': ('exact', 'f1', 'rouge_l_f', 'wrong_language', 'empty')}
+
+
+def finetune(cfg):
+    """Runs one config to its end: reads the examples, trains, scores, writes cfg.out_dir."""
+    if cfg.task not in MAIN:
+        raise ValueError(f'task={cfg.task!r}: choose {", ".join(MAIN)}')
+    if not cfg.data:
+        raise ValueError("data='': give files of examples, separated by commas")
+    directions = [*cfg.learn, *cfg.transfer]
+    if len(set(directions)) < len(directions) or not cfg.learn:
+        raise ValueError(f'learn={",".join(cfg.learn)}, transfer={",".join(cfg.transfer)}: name each direction once')
+    state = None if cfg.eval_only else read_state(cfg)
+    examples, left_out = read_examples(cfg.data, directions)
+    parts, left_out['text in common with one held out'] = split_examples(examples, cfg.val_fraction, cfg.test_fraction)
+    parts['train'] = few_shots(parts['train'], cfg)
+    learned = {text for e in parts['train'] for text in e.texts}
+    if cfg.test:
+        parts['test files'], more = read_examples(cfg.test, directions)
+        left_out += more
+        if both := sum(not learned.isdisjoint(e.texts) for e in parts['test files']):
+            say(f'warning: {both} of the {len(parts["test files"])} examples of {cfg.test} are learned')
+    if cfg.test_dataset:
+        parts[cfg.test_dataset] = corpus_examples(cfg, directions)
+    text = f'{digest(*(x for e in parts["train"] for x in (e.direction, *e.source, e.target))):016x}'
+    if state and state['data'] != text:
+        raise ValueError(f'{cfg.out_dir}: the examples have changed since this run began. --resume=False starts over, '
+                         '--out_dir=NAME starts another beside it')
+    model, tokenizer = build(cfg, directions, state)
+    sets = {part: [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg) for d in directions]
+            for part, found in parts.items()}
+    say(f'{cfg.out_dir}: {cfg.task}\n' + '\n'.join(describe(sets, left_out, cfg)))
+    if not cfg.eval_only and not (state and state['step'] >= cfg.max_steps):
+        train, val = ({task.name: task for task in sets[part] if len(task)} for part in ('train', 'val'))
+        chosen = [val[name] for name in train if name in val] if cfg.val_fraction else list(train.values())
+        if len(train) < len(cfg.learn) or not chosen:
+            raise ValueError(f'data={cfg.data}: too few examples to learn {",".join(cfg.learn)} and to hold some out '
+                             f'with val_fraction={cfg.val_fraction}')
+        say(model.weight_report())
+        fit(cfg, model, Batches(list(train.values()), shares(list(train.values()), 0, cfg.alpha), cfg),
+            lambda model, last: evaluate(model, chosen, tokenizer, cfg), state, text,
+            badness=lambda losses, scores: -sum(scores.values()) / len(scores))
+    if dist.is_initialized() and dist.get_rank():
+        return
+    best = Path(cfg.out_dir, 'best')
+    trained = (best / 'config.json').exists()
+    if not trained and not cfg.eval_only:
+        raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
+    model = (SWCM.load(best) if trained else model).to(config.find_device(cfg.device, cfg.dtype)[0]).eval()
+    tests = {part: [task for task in found if len(task)] for part, found in sets.items()
+             if part not in ('train', 'val')}
+    write_scores(model, tests, samples(examples), tokenizer, cfg, best if trained else Path(cfg.out_dir))
+
+
+def few_shots(examples, cfg):
+    """The examples of cfg.learn, and cfg.shots of each direction of cfg.transfer, the same whatever the others."""
+    by_hash, taken = sorted(examples, key=lambda e: digest('shots', cfg.seed, *e.source, e.target)), Counter()
+    few = set()
+    for example in by_hash:
+        if example.direction in cfg.transfer and taken[example.direction] < cfg.shots:
+            taken[example.direction] += 1
+            few.add(example)
+    return [e for e in examples if e.direction in cfg.learn or e in few]
+
+
+def build(cfg, directions, state):
+    """The model, from a checkpoint or from an encoder, and its tokenizer."""
+    torch.manual_seed(cfg.seed)
+    languages = tuple(dict.fromkeys(language for d in directions for language in languages_of(d)))
+    if state:                                                             # `fit` then fills in its weights
+        model = SWCM.load(Path(cfg.out_dir, 'last'), dropout=cfg.dropout)
+    elif cfg.checkpoint:
+        model = SWCM.load(cfg.checkpoint, dropout=cfg.dropout)
+    else:
+        model = SWCM.from_encoder(cfg.encoder, languages=languages, dropout=cfg.dropout, share=cfg.share,
+                                  insert_every=cfg.insert_every, inserted=cfg.inserted, head=cfg.head)
+    for language in languages:
+        model.config.language_id(language)                                # raises for one that it does not know
+    if max(cfg.max_source_len, cfg.max_target_len) > model.config.max_length:
+        raise ValueError(f'max_source_len={cfg.max_source_len}, max_target_len={cfg.max_target_len}: this model reads '
+                         f'at most {model.config.max_length} tokens')
+    return model, Tokenizer(model.sentencepiece, model.config.languages, model.config.vocab_size)
+
+
+def describe(sets, left_out, cfg):
+    """Lines: examples of each part and direction, and what was cut or left out."""
+    yield f'  {"":12}' + ''.join(f'{part:>10}' for part in sets) + f'{"cut":>10}{"too long":>10}'
+    for tasks in zip(*sets.values()):
+        n = sum(len(task) for task in tasks)
+        yield (f'  {tasks[0].name.split()[1]:12}' + ''.join(f'{len(task):10,}' for task in tasks)
+               + f'{sum(task.n_cut for task in tasks) / max(n, 1):10.1%}{sum(task.n_long for task in tasks):10,}')
+    yield (f'  cut: sources of over {cfg.max_source_len} tokens; too long: targets of over {cfg.max_target_len}, '
+           'left out')
+    for reason, n in left_out.items():
+        if n:
+            yield f'  left out, {reason}: {n:,}'
+
+
+def corpus_examples(cfg, directions):
+    """All pairs of the corpus cfg.test_dataset."""
+    corpus = corpus_module(cfg.test_dataset)
+    with main_process_first():
+        files = corpus.fetch(cfg.test_from or None)
+    return [Example(d, (texts[source],), texts[target], '', ())
+            for _, texts in corpus.documents(files) for d in directions for source, target in [languages_of(d)]
+            if source in texts and target in texts and source != target]
+
+
+def evaluate(model, tasks, tokenizer, cfg):
+    """For `fit`: losses per target token, the task's score of greedy outputs, and a few of these."""
+    losses, scores, lines = {}, {}, []
+    for task in tasks:
+        total = torch.zeros(2, dtype=torch.float64)
+        for src, tgt in val_batches(task, cfg, cfg.eval_examples):
+            device = next(model.parameters()).device
+            loss, n = model.loss(torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device))
+            total += torch.tensor([loss.item(), n.item()], dtype=torch.float64)
+        losses[task.name] = (total[0] / total[1]).item()
+        chosen, outputs = predict(model, task, tokenizer, cfg, cfg.eval_examples, beams=1)
+        references = [normal(task.examples[i].target) for i in chosen]
+        whole, _ = score(outputs, references, task.target)
+        scores[f'{MAIN[cfg.task]} {task.name.split()[1]}'] = whole[MAIN[cfg.task]][0]
+        middle = len(chosen) // 2
+        lines += [f'  {task.name}', f'    source     {" | ".join(task.examples[chosen[middle]].source)[:300]}',
+                  f'    output     {outputs[middle]}', f'    reference  {references[middle]}']
+    return losses, scores, lines
+
+
+def predict(model, task, tokenizer, cfg, n, beams):
+    """Which examples of a task were taken, at most n (0: all) and evenly spread, and what the model writes for each."""
+    n = min(n or len(task), len(task))
+    chosen, device = np.linspace(0, len(task) - 1, n).astype(int), next(model.parameters()).device
+    order = sorted(range(n), key=lambda i: task.lengths[0, chosen[i]])    # like lengths together
+    outputs, banned, size = {}, foreign(cfg, task.target, tokenizer), max(1, 64 // beams)
+    for rows in (order[i:i + size] for i in range(0, n, size)):
+        src = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(task.ids[chosen[i]][0]) for i in rows], True, 1)
+        found = model.generate(src.to(device), task.target, beams, cfg.max_target_len - 3,
+                               length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram, banned=banned)
+        outputs.update({i: tokenizer.decode(hypotheses[0][0]) for i, hypotheses in zip(rows, found)})
+    return chosen, [outputs[i] for i in range(n)]
+
+
+def foreign(cfg, language, tokenizer):
+    """Ids that cfg.force_script bans from outputs in `language`."""
+    for entry in cfg.force_script:
+        of, _, names = entry.partition(':')
+        scripts = names.split('+')
+        if unknown := set(scripts) - {script(character) for piece in tokenizer.pieces for character in piece}:
+            raise ValueError(f'force_script={entry}: the vocabulary has no letters of {" ".join(unknown)}; write it as '
+                             'bo:TIBETAN or bo:TIBETAN+LATIN')
+        if of == language:
+            return tokenizer.foreign(scripts)
+    return []
+
+
+def normal(text):
+    """A reference as the vocabulary could write it: NFKC, white space as one space (SentencePiece's nmt_nfkc)."""
+    return ' '.join(unicodedata.normalize('NFKC', text).split())
+
+
+def samples(examples):
+    """{language: some texts}, from which to tell outputs in one from those in another."""
+    found = {}
+    for example in examples:
+        for language, texts in zip(languages_of(example.direction), (example.source, (example.target,))):
+            if len(found.setdefault(language, [])) < 3000:
+                found[language].extend(texts)
+    return found
+
+
+def write_scores(model, tests, samples, tokenizer, cfg, folder):
+    """Has the model write for all tests; prints the task's scores; writes metrics.json and predictions.jsonl."""
+    metrics, lines = {}, []
+    device, dtype = config.find_device(cfg.device, cfg.dtype)
+    for name, tasks in tests.items():
+        for task in tasks:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                chosen, outputs = predict(model, task, tokenizer, cfg, cfg.test_examples, cfg.beams)
+            examples = [task.examples[i] for i in chosen]
+            whole, each = score(outputs, [normal(e.target) for e in examples], task.target,
+                                lambda text: [tokenizer.pieces[i] for i in tokenizer.encode(text)],
+                                samples if len(samples) > 1 else None)
+            direction = task.name.split()[1]
+            say(f'{name}, {direction}: {len(chosen)} examples; percent, with 95 % intervals')
+            say('\n'.join(report(whole, SHOWN[cfg.task])))
+            metrics.setdefault(name, {})[direction] = {
+                'examples': len(chosen), 'too_long': task.n_long, 'cut': task.n_cut,
+                **{key: dict(zip(('value', 'low', 'high'), map(or_null, values))) for key, values in whole.items()}}
+            for i, (example, output) in enumerate(zip(examples, outputs)):
+                lines.append({'test': name, 'direction': direction, 'source': ' | '.join(example.source),
+                              'prediction': output, 'reference': example.target,
+                              'scores': {key: or_null(values[i]) for key, values in each.items()}})
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {'unit': 'percent, with the bounds of a 95 % interval', **ABOUT}
+    with replacing(folder / 'metrics.json') as path:
+        path.write_text(json.dumps({'scores': metrics, 'about': about}, indent=1, ensure_ascii=False), encoding='utf-8')
+    with replacing(folder / 'predictions.jsonl') as path:
+        path.write_text(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), encoding='utf-8')
+    say(f'wrote {folder}/metrics.json and predictions.jsonl')
+
+
+def or_null(value):
+    return round(value, 4) if value == value else None                    # JSON has no nan
+
+
+def main(argv):
+    cfg = config.load(config.FineTune, argv)
+    if 'RANK' in os.environ:                                              # torchrun
+        dist.init_process_group(timeout=timedelta(hours=24))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    finetune(cfg)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    config.run(main)

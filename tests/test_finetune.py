@@ -1,0 +1,229 @@
+"""finetune.py and data/examples.py: the files that data sets come in, what is held out, runs as a user types them."""
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import LANGUAGES, SENTENCES, sentences
+
+import config
+import finetune
+from data.examples import Example, Examples, read_examples, split_examples
+from data.metrics import main_script
+from data.tokens import splits
+from model import SWCM
+
+ARTICLE, TITLE = 'ང་ལ་དེབ་གཉིས་ཡོད། ཁོས་ཁྱི་བཞི་མཐོང་།', 'དེབ་གཉིས།'
+QUESTION, ANSWER = 'ང་ལ་ཅི་ཡོད།', 'དེབ་གཉིས'
+
+
+def answer(answers):
+    return {'question': QUESTION, 'id': 'TRAIN_186_QUERY_0', 'answers': answers}
+
+
+SPAN = {'text': ANSWER, 'answer_start': 5}
+FILES = {                                             # name: what is in it, of a summary or an answer each
+    'plain.jsonl': json.dumps({'source': ARTICLE, 'target': TITLE}),
+    'ti-sum.jsonl': json.dumps({'id': 1, 'article': ARTICLE, 'title': TITLE}) + '\n\n',
+    'ti-sum.json': json.dumps([{'title': TITLE, 'article': ARTICLE}]),
+    'plain.tsv': f'\ufeff{ARTICLE}\t{TITLE}\r\n',
+    'lcsts.txt': f'<doc id=0>\n    <human_label>5</human_label>\n    <summary>\n        {TITLE}\n    </summary>\n'
+                 f'    <short_text>\n        {ARTICLE}\n    </short_text>\n</doc>\n',
+    'plain-answer.jsonl': json.dumps({'question': QUESTION, 'context': ARTICLE, 'answer': ANSWER}),
+    'cmrc2018-squad.json': json.dumps({'version': 'v1.0', 'data': [{'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
+        {'id': 'TRAIN_186', 'context': ARTICLE, 'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}),
+    'cmrc2018.json': json.dumps([{'context_id': 'TRIAL_1', 'context_text': ARTICLE, 'title': 'x', 'qas': [
+        {'query_id': 'TRIAL_1_QUERY_0', 'query_text': QUESTION, 'answers': [ANSWER, 'y']}]}]),
+    'cmrc2018-hub.jsonl': json.dumps({'id': 'x', 'context': ARTICLE, 'question': QUESTION,
+                                      'answers': {'text': [ANSWER], 'answer_start': [5]}}),
+    'tibetanqa.csv': f'\ufeffID,标题,段落,问题,答案\n1,x,{ARTICLE},{QUESTION},{ANSWER}\n',
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(FILES[name], encoding='utf-8')
+    found, left_out = read_examples(str(path), ['bo'])
+    is_answer = 'answer' in name or 'cmrc' in name or 'qa' in name
+    source, target = ((QUESTION, ARTICLE), ANSWER) if is_answer else ((ARTICLE,), TITLE)
+    assert found == [Example('bo', source, target, ARTICLE, (ARTICLE,))] and not left_out
+
+
+def test_languages(tmp_path):
+    """A record's own languages come first, then those of the file's name, then the only direction that is asked for."""
+    (tmp_path / 'a.bo-zh.tsv').write_text('བོད\t藏\nདེབ\t\n', encoding='utf-8')
+    found, left_out = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['zh-bo', 'bo-zh', 'zh-kk'])
+    assert found == [Example('zh-bo', ('藏',), 'བོད', '藏', ('བོད', '藏')),
+                     Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))]
+    assert left_out == {'empty source': 1, 'empty target': 1}
+    path = tmp_path / 'b.kk.jsonl'
+    rows = [{'source': 'a', 'target': 'b'}, {'source': 'a', 'target': 'b', 'lang': 'mn'},
+            {'source': 'a', 'target': 'b', 'source_lang': 'zh', 'target_lang': 'mn'}, {'id': '1', 'zh': 'x', 'bo': 'y'}]
+    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    found, left_out = read_examples(str(path), ['kk', 'zh-mn', 'bo-zh'])
+    assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh'] and left_out == {'other languages': 1}
+
+
+@pytest.mark.parametrize('name, text, message', [
+    ('a.jsonl', '{"source": "x", "target": "y"}\n{"source": "x"}', r'a.jsonl: line 2 has no target \(target, title'),
+    ('a.jsonl', '{"question": "x", "answer": "y"}', 'line 1 has no context'),
+    ('a.jsonl', '{"source": "x", "target": 3}', 'line 1: target is 3, not a text'),
+    ('a.jsonl', '{"source": "x"', 'line 1 is no JSON'),
+    ('a.jsonl', '"x"', 'line 1: \'x\' is no object'),
+    ('a.jsonl', '', 'a.jsonl has no examples'),
+    ('a.json', '[]', 'a.json has no examples'),
+    ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
+    ('a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>', 'ends in line 3 lacks a <summary> or a <short_text>'),
+    ('a.csv', 'source,target\nx\n', 'row 2 has no target'),
+    ('a.xml', 'x', 'examples come as .tsv .jsonl'),
+])
+def test_bad_files(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding='utf-8')
+    with pytest.raises(ValueError, match=message):
+        read_examples(str(tmp_path / name), ['bo'])
+
+
+def test_bad_languages(tmp_path):
+    (tmp_path / 'a.jsonl').write_text('{"source": "x", "target": "y"}', encoding='utf-8')
+    with pytest.raises(ValueError, match='line 1: nothing says which of bo kk it is'):
+        read_examples(str(tmp_path / 'a.jsonl'), ['bo', 'kk'])
+    with pytest.raises(FileNotFoundError, match='no.jsonl does not exist'):
+        read_examples(f'{tmp_path}/a.jsonl,{tmp_path}/no.jsonl', ['bo'])
+
+
+def pairs(n=3000):
+    """Translations of which some share one side."""
+    return [Example(d, (f'source {i}',), f'target {j}', f'source {i}', (f'source {i}', f'target {j}'))
+            for i in range(n) for j in [i % (n - 50)] for d in ('zh-bo', 'zh-kk')]
+
+
+def test_held_out():
+    parts, left_out = split_examples(pairs(), 0.05, 0.1)
+    of = {part: {text for e in found for text in e.texts} for part, found in parts.items()}
+    assert not of['train'] & of['test'] and not of['train'] & of['val'] and left_out > 0
+    assert 0.08 < len(parts['test']) / 6000 < 0.12 and 0.035 < len(parts['val']) / 6000 < 0.065
+    one, other = ({e.key for e in parts['test'] if e.direction == d} for d in ('zh-bo', 'zh-kk'))
+    assert one == other
+    grown, _ = split_examples(pairs() + [Example('zh-bo', ('new',), 'x', 'new', ('new', 'x'))], 0.05, 0.1)
+    assert {e.key for e in grown['test']} - {'new'} == {e.key for e in parts['test']}
+
+
+def test_held_out_as_in_pretraining(tmp_path):
+    """What train.py holds out of a corpus of pairs, with the sum of the fractions, finetune.py does not learn."""
+    path = tmp_path / 'a.bo-zh.tsv'
+    path.write_text(''.join(f'b{i}\tz{i}\n' for i in range(2000)), encoding='utf-8')
+    documents = [(None, {'bo': f'b{i}', 'zh': f'z{i}'}) for i in range(2000)]
+    split_of = splits(documents, 0.15)
+    parts, _ = split_examples(read_examples(str(path), ['zh-bo'])[0], 0.05, 0.1)
+    assert {e.key for e in parts['val'] + parts['test']} == {t['zh'] for k, t in documents if split_of(k, t) == 'val'}
+
+
+def test_few_shots():
+    cfg = config.FineTune(learn=('zh-bo',), transfer=('zh-kk',), shots=7)
+    found = finetune.few_shots(pairs(), cfg)
+    few = [e for e in found if e.direction == 'zh-kk']
+    assert len(few) == 7 and len(found) == 3007
+    assert set(few) <= set(finetune.few_shots(pairs(), config.FineTune(transfer=('zh-kk',), shots=20)))
+    assert not [e for e in finetune.few_shots(pairs(), config.FineTune(transfer=('zh-kk',), shots=0))
+                if e.direction == 'zh-kk']
+
+
+def test_examples_are_cut_and_counted(tokenizer):
+    texts = sentences('bo')
+    made = [Example('bo', (texts[0], ' '.join(texts[:9])), texts[0], '', ()),
+            Example('bo', (texts[1],) * 2, texts[1], '', ()), Example('bo', (texts[2],) * 2, ' '.join(texts), '', ())]
+    task = Examples('bo', made, tokenizer, SimpleNamespace(task='answer', max_source_len=60, max_target_len=40))
+    assert len(task) == 2 and task.n_cut == 1 and task.n_long == 1 and task.lengths.max() == 60
+    source, target = task.example(1)
+    once = [tokenizer.language_id('bo'), *tokenizer.encode(texts[1])]
+    assert list(source) == [0, *once, 2, 2, *once[1:], 2] and list(target) == [0, *once, 2]
+    assert len(Examples('bo', [], tokenizer, SimpleNamespace(task='answer', max_source_len=60, max_target_len=40))) == 0
+
+
+def small_examples(folder):
+    """24 articles with a title, and 24 questions about them."""
+    (mine, saw), numbers, things = SENTENCES['bo']
+    numbers, things = numbers.split(), things.split()
+    with (open(folder / 'summarise.bo.jsonl', 'w', encoding='utf-8') as titles,
+          open(folder / 'answer.bo.jsonl', 'w', encoding='utf-8') as answers):
+        for i in range(24):
+            one, other = f'{things[i % 5]}་{numbers[i % 9]}', f'{things[(2 * i + 1) % 5]}་{numbers[(4 * i + 2) % 9]}'
+            article = ' '.join(form.format(x=text.rpartition('་')[0], n=text.rpartition('་')[2])
+                               for form, text in ((mine, one), (saw, other)))
+            titles.write(json.dumps({'article': article, 'title': f'{one}་དང་{other}།'}) + '\n')
+            question, answer = (('ང་ལ་ཅི་ཡོད།', one), ('ཁོས་ཅི་མཐོང་།', other))[i % 2]
+            answers.write(json.dumps({'question': question, 'context': article, 'answer': answer}) + '\n')
+
+
+def run(*args):
+    return subprocess.run([sys.executable, 'finetune.py', *map(str, args)], capture_output=True, text=True,
+                          encoding='utf-8')
+
+
+@pytest.mark.parametrize('task, scores', [('summarise', ('rouge_l_f', 'rouge_l_char_f', 'chrf++', 'bleu')),
+                                          ('answer', ('exact', 'f1'))])
+def test_learns_by_heart(tmp_path, task, scores):
+    """From the shipped encoder, the small examples are learned to a score of 100; a second run goes on and is done."""
+    small_examples(tmp_path)
+    data, out = tmp_path / f'{task}.bo.jsonl', tmp_path / 'out'
+    settings = (f'config/finetune_{task}.py', f'--data={data}', f'--test={data}', f'--out_dir={out}', '--learn=bo',
+                '--val_fraction=0', '--test_fraction=0', '--max_steps=160', '--batch_tokens=600', '--dropout=0',
+                '--accumulate=1', '--eval_interval=80', '--lr=5e-4')
+    done = run(*settings)
+    assert done.returncode == 0, done.stderr
+    assert f'warning: 24 of the 24 examples of {data} are learned' in done.stdout
+    metrics = json.loads((out / 'best' / 'metrics.json').read_text(encoding='utf-8'))['scores']['test files']['bo']
+    assert {name: metrics[name]['value'] for name in scores} == dict.fromkeys(scores, 100)
+    lines = [json.loads(x) for x in (out / 'best' / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert len(lines) == 24 and all(line['scores'][scores[0]] == 100 for line in lines)
+    before = (out / 'log.jsonl').read_bytes()
+    again = run(*settings, '--beams=1')
+    assert again.returncode == 0 and (out / 'log.jsonl').read_bytes() == before and 'step' not in again.stdout
+    assert 'test files, bo: 24 examples' in again.stdout
+
+
+def test_transfer_and_force_script(tmp_path, corpus):
+    """Zero and few shots, each language scored; letters of another script never come with force_script."""
+    files = ','.join(str(corpus / f'some.{language}-zh.tsv') for language in ('bo', 'kk'))
+    out = tmp_path / 'out'
+    settings = ('config/finetune_translate.py', f'--data={files}', '--learn=zh-bo', '--transfer=zh-kk',
+                f'--out_dir={out}', '--val_fraction=0.1', '--test_fraction=0.2', '--max_steps=6', '--eval_interval=3',
+                '--batch_tokens=500', '--max_target_len=24', '--test_examples=8', '--eval_examples=8')
+    done = run(*settings, '--shots=0')
+    assert done.returncode == 0, done.stderr
+    assert 'test, zh-bo:' in done.stdout and 'test, zh-kk:' in done.stdout
+    changed = run(*settings, '--shots=5')
+    assert changed.returncode == 1 and 'holds a run with shots=0, not 5' in changed.stderr
+    forced = run(*settings, '--eval_only=True', '--shots=0', '--beams=2', '--force_script=zh:CJK,kk:CYRILLIC,bo:CJK')
+    assert forced.returncode == 0, forced.stderr
+    lines = [json.loads(x) for x in (out / 'best' / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert {(line['direction'], main_script(line['prediction'])) for line in lines} <= {
+        ('zh-bo', 'CJK'), ('zh-kk', 'CYRILLIC'), ('zh-bo', None), ('zh-kk', None)}
+
+
+def test_bad_settings(tmp_path, corpus):
+    data = corpus / 'some.bo-zh.tsv'
+    for args, message in (
+            (('--task=sing',), "task='sing': choose translate, summarise, answer"),
+            (('--data=',), "data='': give files of examples"),
+            ((f'--data={tmp_path}/no.tsv',), 'no.tsv does not exist'),
+            (('--learn=zh-bo', '--transfer=zh-bo'), 'name each direction once'),
+            (('--learn=zh-mn',), 'too few examples to learn zh-mn'),
+            (('--max_target_len=999',), 'this model reads at most 256 tokens'),
+            (('--force_script=bo:TIBETIAN', '--eval_only=True'), 'the vocabulary has no letters of TIBETIAN')):
+        done = run(f'--data={data}', f'--out_dir={tmp_path}/out', '--test_fraction=0.2', '--val_fraction=0.1', *args)
+        assert done.returncode == 1 and done.stderr.startswith('error: '), (args, done.stderr)
+        assert message in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_untrained_and_checkpoint(tmp_path, corpus, encoder_folder):
+    """--eval_only scores a model that train.py wrote, before any training, beside nothing of it."""
+    SWCM.from_encoder(encoder_folder, languages=LANGUAGES).save(tmp_path / 'model')
+    out = tmp_path / 'out'
+    done = run(f'--data={corpus}/some.bo-zh.tsv', f'--checkpoint={tmp_path}/model', f'--out_dir={out}',
+               '--eval_only=True', '--test_fraction=0.2', '--max_source_len=60', '--max_target_len=60')
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.iterdir()) == ['metrics.json', 'predictions.jsonl']
