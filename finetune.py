@@ -6,11 +6,9 @@
 The loop is train.py's. In the end out_dir/best has metrics.json and predictions.jsonl.
 """
 import json
-import os
 import sys
 import unicodedata
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 
 import config
@@ -30,7 +28,7 @@ from data.metrics import ABOUT, report, score
 from data.tokenizer import Tokenizer, script
 from data.tokens import corpus_module, digest
 from model import SWCM
-from train import fit, main_process_first, read_state, say
+from train import fit, main_process_first, read_state, say, with_processes
 
 # The score of each task, by which the best checkpoint is chosen, and those that are shown
 MAIN = {'translate': 'chrf++', 'summarise': 'rouge_l_f', 'answer': 'f1'}
@@ -243,13 +241,7 @@ def or_null(value):
 
 def main(argv):
     cfg = config.load(config.FineTune, argv)
-    if 'RANK' in os.environ:                                              # torchrun
-        dist.init_process_group(timeout=timedelta(hours=24))
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    finetune(cfg)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    with_processes(lambda: finetune(cfg))
 
 
 if __name__ == '__main__':

@@ -409,15 +409,20 @@ def say(text):
         tqdm.write(text)
 
 
-def main(argv):
-    cfg = config.load(config.Train, argv)
-    if 'RANK' in os.environ:                                              # torchrun
+def with_processes(run):
+    """Calls run() in the group of processes that torchrun has started, if it has."""
+    if 'RANK' in os.environ:
         dist.init_process_group(timeout=timedelta(hours=24))              # the main process may prepare text for long
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    train(cfg)
+    run()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def main(argv):
+    cfg = config.load(config.Train, argv)
+    with_processes(lambda: train(cfg))
 
 
 if __name__ == '__main__':

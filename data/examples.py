@@ -210,7 +210,7 @@ class Examples:
     cut to max_source_len tokens, question and context together (`n_cut`); examples whose target has more than
     max_target_len tokens are left out (`n_long`).
     """
-    kind = 'mt'
+    kind = 'mt'                                       # supervised, in the words of data/batches.py
 
     def __init__(self, direction, examples, tokenizer, cfg):
         self.name = f'{cfg.task} {direction}'

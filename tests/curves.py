@@ -22,7 +22,9 @@ WORDS = {'mt': 'translation', 'dae': 'denoising', 'mlm': 'masked tokens'}
 
 
 def read_arms(paths):
-    """{arm: [evaluations of each seed]}; an evaluation is a line of the log with `val`, and the run's parameters.
+    """{arm: [evaluations of each seed]}, of most tasks first, then of least loss in the end.
+
+    An evaluation is a line of the log with `val`; the last has the run's parameters too.
 
     Raises ValueError for a log without evaluations, and for seeds that have no step in common.
     """
@@ -31,7 +33,7 @@ def read_arms(paths):
         log = path / 'log.jsonl' if path.is_dir() else path
         lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines(keepends=True)
                  if line.endswith('\n')]              # the last one of a run that goes on may be half written
-        name = re.sub(r'(?<!\d)\.\d+$', '', (path if path.is_dir() else log.parent if log.name == 'log.jsonl'
+        name = re.sub(r'\.\d+$', '', (path if path.is_dir() else log.parent if log.name == 'log.jsonl'
                                              else log.with_suffix('')).resolve().name)
         evaluations = {line['step']: line for line in lines if 'val' in line}
         if not evaluations:
@@ -43,7 +45,12 @@ def read_arms(paths):
         if not steps:
             raise ValueError(f'{arm}: its seeds have no evaluation of the same step')
         arms[arm] = [[run[step] for step in steps] for run in runs]
-    return arms
+
+    def last_loss(arm):
+        ends = [run[-1]['val'] for run in arms[arm]]
+        return -len(ends[0]), statistics.mean(loss for end in ends for loss in end.values())
+
+    return {arm: arms[arm] for arm in sorted(arms, key=last_loss)}
 
 
 def table(arms):
@@ -58,7 +65,7 @@ def table(arms):
         cells = [arm, str(len(ends)), *(f'{n / 1e6:.2f}M' if n else '' for n in (parameters, ends[0]['tokens']))]
         for kind, name in columns:
             values = [end[kind][name] for end in ends if name in end.get(kind, ())]
-            cells.append(spread(values, 1 if name.startswith('chrF') else 3) if len(values) == len(ends) else '')
+            cells.append(spread(values, 1 if name.startswith('chrF') else 2) if len(values) == len(ends) else '')
         yield '| ' + ' | '.join(cells) + ' |'
 
 

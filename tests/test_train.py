@@ -183,8 +183,8 @@ def test_curves(cfg, tmp_path):
     value = lines[-1]['val']['mt bo-zh']
     copy, alone = dict(zip(header, copy)), dict(zip(header, alone))
     assert copy['arm'] == 'copy' and copy['seeds'] == '2' and alone['seeds'] == '1'
-    assert copy['mt bo-zh'] == f'{value - 0.125:.3f} ± {0.25 / 2**0.5:.3f}' and alone['mt bo-zh'] == ''
-    assert alone['dae bo'] == f'{lines[-1]["val"]["dae bo"]:.3f}'
+    assert copy['mt bo-zh'] == f'{value - 0.125:.2f} ± {0.25 / 2**0.5:.2f}' and alone['mt bo-zh'] == ''
+    assert alone['dae bo'] == f'{lines[-1]["val"]["dae bo"]:.2f}'
     assert (copy['chrF++ bo-zh'], alone['chrF++ bo-zh']) == ('', '10.0')  # one of two seeds has it; all have
     assert copy['parameters'] == f'{lines[0]["parameters"] / 1e6:.2f}M'
     figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
@@ -230,7 +230,8 @@ def call(*command, cwd, **kwargs):
 
 def test_help_lists_every_key(tmp_path):
     started = time.perf_counter()
-    for script, cls in (('train.py', config.Train), ('sample.py', sample.Sample)):
+    for script, cls in (('train.py', config.Train), ('sample.py', sample.Sample),
+                        ('finetune.py', config.FineTune)):
         status, out, _ = call(script, '--help', cwd=tmp_path)
         assert status == 0
         for name in cls.__dataclass_fields__:
