@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from data import EOS
-from data.text.prepare import languages
 from data.tokens import digest, read_lines
 
 FIELDS = {'question': ('question', 'query_text', '问题'), 'context': ('context', 'context_text', 'passage', '段落'),
           'answer': ('answer', 'answers', '答案'), 'source': ('source', 'article', 'text', 'content'),
           'target': ('target', 'title', 'summary')}
 LCSTS = re.compile(r'<summary>(?P<summary>.*?)</summary>.*?<short_text>(?P<text>.*?)</short_text>', re.DOTALL)
+NAME = re.compile(r'(?:.*\.)?([a-z]{2,3})(?:-([a-z]{2,3}))?\.\w+')
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ def languages_of(direction):
     return source, target or source
 
 
+def named_languages(path, directions):
+    """('bo',) or ('bo', 'zh') that the name of a file says; () where it says none."""
+    match = NAME.fullmatch(path.name)
+    found = tuple(filter(None, match.groups())) if match else ()
+    known = {language for direction in directions for language in languages_of(direction)}
+    return found if '.' in path.stem or known.issuperset(found) else ()   # ti-sum.jsonl and dev.json name none
+
+
 def read_examples(paths, directions):
     """The Examples of files in any of `directions`, and a Counter of what was left out, by reason.
 
@@ -55,29 +63,30 @@ def read_examples(paths, directions):
         if path.suffix not in READERS:
             raise ValueError(f'{path}: examples come as {" ".join(READERS)}')
         n = 0
-        for n, (where, record) in enumerate(READERS[path.suffix](path), 1):
-            made = make_examples(record, f'{path}: {where}', languages(path), directions)
-            for example in made:
-                empty = [side for side, texts in (('source', example.source), ('target', (example.target,)))
-                         if not all(text.strip() for text in texts)]
-                if empty:
-                    left_out[f'empty {empty[0]}'] += 1
+        named = named_languages(path, directions)
+        for n, (where, record) in enumerate(READERS[path.suffix](path, named), 1):
+            for example in make_examples(record, f'{path}: {where}', named, directions):
+                if example.direction not in directions:
+                    left_out[f'{example.direction}, which is not asked for'] += 1
+                elif not all(text.strip() for text in example.source):
+                    left_out['empty source'] += 1
+                elif not example.target.strip():
+                    left_out['empty target'] += 1
                 else:
                     found.append(example)
-            left_out['other languages'] += not made
         if n == 0:
             raise ValueError(f'{path} has no examples')
     return found, +left_out
 
 
 def make_examples(record, where, named, directions):
-    """The examples of a record, {field: value}, that are in `directions`; `named`: languages that the file names."""
-    known = {language for direction in directions for language in languages_of(direction)}
+    """The examples of a record, {field: value}. `named`: languages that the file names; `directions` are asked for."""
+    known = {*named, *(language for direction in directions for language in languages_of(direction))}
     texts = {key: text_of(record[key], where, key) for key in sorted(known & set(record))}
     if len(texts) > 1:                                # translations; the key is that of data/tokens.py
-        return [Example(direction, (texts[source],), texts[target], texts[max(texts)], tuple(texts.values()))
-                for direction in directions for source, target in [languages_of(direction)]
-                if source in texts and target in texts and source != target]
+        asked = [pair for pair in map(languages_of, directions) if pair[0] != pair[1] and texts.keys() >= set(pair)]
+        return [Example(f'{source}-{target}', (texts[source],), texts[target], texts[max(texts)], tuple(texts.values()))
+                for source, target in asked or [tuple(texts)[:2]]]
     own = [record.get(f'{side}_lang') or record.get('lang') for side in ('source', 'target')]
     if all(own):
         source_lang, target_lang = own
@@ -89,8 +98,6 @@ def make_examples(record, where, named, directions):
         raise ValueError(f'{where}: nothing says which of {" ".join(directions)} it is; give it a "lang", or name the '
                          'file like news.bo.jsonl')
     direction = source_lang if source_lang == target_lang else f'{source_lang}-{target_lang}'
-    if direction not in directions:
-        return []
     names = ('question', 'context', 'answer') if set(FIELDS['question']) & set(record) else ('source', 'target')
     values = []
     for name in names:
@@ -111,23 +118,22 @@ def text_of(value, where, key):
     return value
 
 
-def read_tsv(path):
-    names = languages(path)
+def read_tsv(path, named):
     for n, line in enumerate(read_lines(path), 1):
         columns = line.split('\t')
         if len(columns) != 2:
             raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
-        yield f'line {n}', dict(zip(names if len(names) == 2 else ('source', 'target'), columns))
+        yield f'line {n}', dict(zip(named if len(named) == 2 else ('source', 'target'), columns))
 
 
-def read_jsonl(path):
+def read_jsonl(path, named):
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
             for record in records(parse(line, f'{path}: line {n}'), f'{path}: line {n}'):
                 yield f'line {n}', record
 
 
-def read_json(path):
+def read_json(path, named):
     whole = parse('\n'.join(read_lines(path)), path)
     for n, record in enumerate(records(whole, path), 1):
         yield f'example {n}', record
@@ -156,7 +162,7 @@ def records(node, where, outer=None):
         yield fields
 
 
-def read_csv(path):
+def read_csv(path, named):
     try:
         for n, row in enumerate(csv.DictReader(f'{line}\n' for line in read_lines(path)), 2):
             yield f'row {n}', row
@@ -164,7 +170,7 @@ def read_csv(path):
         raise ValueError(f'{path}: {e}') from e
 
 
-def read_lcsts(path):
+def read_lcsts(path, named):
     lines = []
     for n, line in enumerate(read_lines(path), 1):
         lines.append(line)

@@ -63,7 +63,13 @@ def test_languages(tmp_path):
             {'source': 'a', 'target': 'b', 'source_lang': 'zh', 'target_lang': 'mn'}, {'id': '1', 'zh': 'x', 'bo': 'y'}]
     path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     found, left_out = read_examples(str(path), ['kk', 'zh-mn', 'bo-zh'])
-    assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh'] and left_out == {'other languages': 1}
+    assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh'] and left_out == {'mn, which is not asked for': 1}
+    for name, language in (('dev.json', 'bo'), ('ti-sum.json', 'bo'), ('bo.json', 'bo'), ('x.kk.json', 'kk')):
+        (tmp_path / name).write_text(json.dumps([rows[0]]), encoding='utf-8')
+        found, left_out = read_examples(str(tmp_path / name), ['bo'])
+        assert len(found) == (language == 'bo') and len(left_out) == (language == 'kk')
+    found, left_out = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['kk-zh', 'kk'])
+    assert not found and left_out == {'bo-zh, which is not asked for': 2}
 
 
 @pytest.mark.parametrize('name, text, message', [
