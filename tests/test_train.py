@@ -244,7 +244,7 @@ def test_help_lists_every_key(tmp_path):
     (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
     (['--lr=True'], "--lr=True: the value must be a number"),
     (['--resume=1'], '--resume=1: the value must be True or False'),
-    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/nano_encoder.py, '),
+    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/finetune_answer.py, '),
     (['--accumulate=0'], 'accumulate=0: give a number above 0'),
     (['--warmup=2'], 'warmup=2.0: give a number of at least 0'),
     (['--mlm_ratio=0'], 'mlm_ratio=0.0: give a number above 0 and at most 1'),
@@ -307,7 +307,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     for args, message in ((['--text=x', '--to=fr'], "'fr' has no token in this model; it knows bo ug kk mn zh"),
                           (['--text=x', '--to=zh'], 'translate from zh to zh: name another language'),
                           (['--file=none.txt'], 'none.txt'),
-                          (['--task=sing'], "task='sing': choose translate or denoise"),
+                          (['--task=sing'], "task='sing': choose translate, denoise, summarise or answer"),
                           ([f'--checkpoint={encoder_folder}', '--to=bo'], 'is not a nanoSWCM model')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])
