@@ -104,19 +104,19 @@ def script(character):
     return None if name in ('', 'COMBINING', 'MODIFIER', 'VARIATION', 'FULLWIDTH', 'HALFWIDTH') else name
 
 
-def train_sentencepiece(lines, counts, vocab_size, coverage=1.0, seed=1):
+def train_sentencepiece(lines, counts, vocab_size, coverage=1.0, seed=1, required=()):
     """A SentencePiece unigram model of XLM-R's kind (NFKC) trained on `lines`, as bytes.
 
-    `counts`: how often each character occurs; the most frequent ones that make up the share `coverage` are all in,
-    the others become <unk>. vocab_size counts XLM-R's <pad> and <mask>; where the lines cannot fill it, the model is
-    smaller. Raises ValueError where it cannot hold the characters.
+    `counts`: how often each character occurs; the most frequent ones that make up the share `coverage` are all in, and
+    those of `required`; the others become <unk>. vocab_size counts XLM-R's <pad> and <mask>; where the lines cannot
+    fill it, the model is smaller. Raises ValueError where it cannot hold the characters.
     """
     normal = Counter()
     for character, n in counts.items():
         normal.update({c: n for c in unicodedata.normalize('NFKC', character) if not c.isspace()})
     ranked, total = normal.most_common(), sum(normal.values())
     covered = list(accumulate(n for _, n in ranked))
-    kept = ''.join(c for (c, n), before in zip(ranked, [0, *covered]) if before < coverage * total)
+    kept = ''.join(c for (c, n), before in zip(ranked, [0, *covered]) if before < coverage * total or c in required)
     drop = {ord(c): ' ' for c in normal if c not in set(kept)}
     # SentencePiece leaves out lines of over 4,192 bytes, so long ones come in parts
     parts = (line[i:i + 1000].translate(drop) for line in lines for i in range(0, len(line), 1000))
