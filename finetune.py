@@ -8,7 +8,7 @@ The loop is train.py's. In the end out_dir/best has metrics.json and predictions
 import json
 import sys
 import unicodedata
-from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import config
@@ -21,82 +21,101 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.batches import Batches, shares, val_batches
-from data.examples import Example, Examples, languages_of, read_examples, split_examples
+from data.batches import Batches, collate, shares, val_batches
+from data.examples import Example, Examples, direction, languages_of, read_examples, split_examples
 from data.files import replacing
 from data.metrics import ABOUT, report, score
 from data.tokenizer import Tokenizer, script
 from data.tokens import corpus_module, digest
 from model import SWCM
-from train import fit, main_process_first, read_state, say, with_processes
+from train import fit, loss_of, main_process_first, read_state, say, with_processes
 
-# The score of each task, by which the best checkpoint is chosen, and those that are shown
-MAIN = {'translate': 'chrf++', 'summarise': 'rouge_l_f', 'answer': 'f1'}
-SHOWN = {'translate': ('chrf++', 'bleu', 'wrong_script', 'wrong_language', 'empty', 'repeats'),
-         'summarise': ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f', 'chrf++', 'wrong_language', 'repeats'),
-         'answer': ('exact', 'f1', 'rouge_l_f', 'wrong_language', 'empty')}
+# The scores of each task that are shown; by the first the best checkpoint is chosen
+WRONG = ('wrong_script', 'wrong_language', 'empty', 'repeats')
+SCORES = {'translate': ('chrf++', 'bleu', *WRONG), 'answer': ('f1', 'exact', 'rouge_l_f', *WRONG),
+          'summarise': ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f', 'chrf++', *WRONG)}
 
 
 def finetune(cfg):
     """Runs one config to its end: reads the examples, trains, scores, writes cfg.out_dir."""
-    if cfg.task not in MAIN:
-        raise ValueError(f'task={cfg.task!r}: choose {", ".join(MAIN)}')
+    if cfg.task not in SCORES:
+        raise ValueError(f'task={cfg.task!r}: choose {", ".join(SCORES)}')
     if not cfg.data:
         raise ValueError("data='': give files of examples, separated by commas")
+    cfg = replace(cfg, learn=tuple(direction(*languages_of(d)) for d in cfg.learn),
+                  transfer=tuple(direction(*languages_of(d)) for d in cfg.transfer))
     directions = [*cfg.learn, *cfg.transfer]
     if len(set(directions)) < len(directions) or not cfg.learn:
         raise ValueError(f'learn={",".join(cfg.learn)}, transfer={",".join(cfg.transfer)}: name each direction once')
-    state = None if cfg.eval_only else read_state(cfg)
-    examples, left_out = read_examples(cfg.data, directions)
-    parts, left_out['text in common with one held out'] = split_examples(examples, cfg.val_fraction, cfg.test_fraction)
-    parts['train'] = few_shots(parts['train'], cfg)
-    learned = {text for e in parts['train'] for text in e.texts}
-    if cfg.test:
-        parts['test files'], more = read_examples(cfg.test, directions)
-        left_out += more
-        if both := sum(not learned.isdisjoint(e.texts) for e in parts['test files']):
-            say(f'warning: {both} of the {len(parts["test files"])} examples of {cfg.test} are learned')
-    if cfg.test_dataset:
-        parts[cfg.test_dataset] = corpus_examples(cfg, directions)
+    state = read_state(cfg)
+    parts, left_out = read_parts(cfg, directions)
     text = f'{digest(*(x for e in parts["train"] for x in (e.direction, *e.source, e.target))):016x}'
     if state and state['data'] != text:
         raise ValueError(f'{cfg.out_dir}: the examples have changed since this run began. --resume=False starts over, '
                          '--out_dir=NAME starts another beside it')
-    model, tokenizer = build(cfg, directions, state)
+    best, done = Path(cfg.out_dir, 'best'), cfg.eval_only or state and state['step'] >= cfg.max_steps
+    trained = (best / 'config.json').exists()
+    if done and not trained and not cfg.eval_only:
+        raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
+    model, tokenizer = build(replace(cfg, checkpoint=str(best)) if done and trained else cfg, directions,
+                             None if done else state)
+    banned = force_scripts(cfg.force_script, directions, tokenizer)
     sets = {part: [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg) for d in directions]
             for part, found in parts.items()}
     say(f'{cfg.out_dir}: {cfg.task}\n' + '\n'.join(describe(sets, left_out, cfg)))
-    if not cfg.eval_only and not (state and state['step'] >= cfg.max_steps):
+    tests = {part: [task for task in found if len(task)] for part, found in sets.items()
+             if part not in ('train', 'val')}
+    if empty := [part for part, found in tests.items() if not found and (part != 'test' or len(tests) == 1)]:
+        raise ValueError(f'{empty[0]}: no examples of {" ".join(directions)} to score; see --test_fraction and --test')
+    if not done:
         train, val = ({task.name: task for task in sets[part] if len(task)} for part in ('train', 'val'))
         chosen = [val[name] for name in train if name in val] if cfg.val_fraction else list(train.values())
-        if len(train) < len(cfg.learn) or not chosen:
+        if {f'{cfg.task} {d}' for d in cfg.learn} - set(train) or not chosen:
             raise ValueError(f'data={cfg.data}: too few examples to learn {",".join(cfg.learn)} and to hold some out '
                              f'with val_fraction={cfg.val_fraction}')
         say(model.weight_report())
         fit(cfg, model, Batches(list(train.values()), shares(list(train.values()), 0, cfg.alpha), cfg),
-            lambda model, last: evaluate(model, chosen, tokenizer, cfg), state, text,
+            lambda model, last: evaluate(model, chosen, banned, tokenizer, cfg), state, text,
             badness=lambda losses, scores: -sum(scores.values()) / len(scores))
     if dist.is_initialized() and dist.get_rank():
         return
-    best = Path(cfg.out_dir, 'best')
-    trained = (best / 'config.json').exists()
-    if not trained and not cfg.eval_only:
-        raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
-    model = (SWCM.load(best) if trained else model).to(config.find_device(cfg.device, cfg.dtype)[0]).eval()
-    tests = {part: [task for task in found if len(task)] for part, found in sets.items()
-             if part not in ('train', 'val')}
-    write_scores(model, tests, samples(examples), tokenizer, cfg, best if trained else Path(cfg.out_dir))
+    if not done:
+        model = SWCM.load(best)
+    model.to(config.find_device(cfg.device, cfg.dtype)[0]).eval()
+    samples = {}
+    for example in (e for found in parts.values() for e in found):
+        for language, side in zip(languages_of(example.direction), (example.source, (example.target,))):
+            samples.setdefault(language, []).extend(side if len(samples.get(language, ())) < 3000 else ())
+    write_scores(model, tests, banned, samples, tokenizer, cfg,
+                 best if trained or not done else Path(cfg.out_dir))
+
+
+def read_parts(cfg, directions):
+    """{'train': [Example], 'val': ..., 'test': ..., further tests} and a Counter of what was left out."""
+    examples, left_out = read_examples(cfg.data, directions)
+    parts, left_out['text in common with one held out'] = split_examples(examples, cfg.val_fraction, cfg.test_fraction)
+    parts['train'] = few_shots(parts['train'], cfg)
+    if cfg.test:
+        parts['test files'], more = read_examples(cfg.test, directions)
+        left_out += more
+        learned = {text for e in parts['train'] for text in e.texts}
+        if both := sum(not learned.isdisjoint(e.texts) for e in parts['test files']):
+            say(f'warning: {both} of the {len(parts["test files"])} examples of {cfg.test} are learned')
+    if cfg.test_dataset:
+        parts[cfg.test_dataset] = corpus_examples(cfg, directions)
+    return parts, left_out
 
 
 def few_shots(examples, cfg):
-    """The examples of cfg.learn, and cfg.shots of each direction of cfg.transfer, the same whatever the others."""
-    by_hash, taken = sorted(examples, key=lambda e: digest('shots', cfg.seed, *e.source, e.target)), Counter()
-    few = set()
-    for example in by_hash:
-        if example.direction in cfg.transfer and taken[example.direction] < cfg.shots:
-            taken[example.direction] += 1
-            few.add(example)
-    return [e for e in examples if e.direction in cfg.learn or e in few]
+    """The examples of cfg.learn, and cfg.shots different ones of each direction of cfg.transfer.
+
+    Which ones depends on the seed and on nothing else; fewer shots are a part of more.
+    """
+    few = []
+    for d in cfg.transfer:
+        of_direction = {e for e in examples if e.direction == d}
+        few += sorted(of_direction, key=lambda e: digest('shots', cfg.seed, *e.source, e.target))[:cfg.shots]
+    return [e for e in examples if e.direction in cfg.learn] + few
 
 
 def build(cfg, directions, state):
@@ -107,6 +126,8 @@ def build(cfg, directions, state):
         model = SWCM.load(Path(cfg.out_dir, 'last'), dropout=cfg.dropout)
     elif cfg.checkpoint:
         model = SWCM.load(cfg.checkpoint, dropout=cfg.dropout)
+        c = model.config
+        say(f'{cfg.checkpoint}: share={c.share}, insert_every={c.insert_every}, inserted={c.inserted}, head={c.head}')
     else:
         model = SWCM.from_encoder(cfg.encoder, languages=languages, dropout=cfg.dropout, share=cfg.share,
                                   insert_every=cfg.insert_every, inserted=cfg.inserted, head=cfg.head)
@@ -120,10 +141,10 @@ def build(cfg, directions, state):
 
 def describe(sets, left_out, cfg):
     """Lines: examples of each part and direction, and what was cut or left out."""
-    yield f'  {"":12}' + ''.join(f'{part:>10}' for part in sets) + f'{"cut":>10}{"too long":>10}'
+    yield f'  {"":12}' + ''.join(f'{part:>12}' for part in sets) + f'{"cut":>10}{"too long":>10}'
     for tasks in zip(*sets.values()):
         n = sum(len(task) for task in tasks)
-        yield (f'  {tasks[0].name.split()[1]:12}' + ''.join(f'{len(task):10,}' for task in tasks)
+        yield (f'  {tasks[0].name.split()[1]:12}' + ''.join(f'{len(task):12,}' for task in tasks)
                + f'{sum(task.n_cut for task in tasks) / max(n, 1):10.1%}{sum(task.n_long for task in tasks):10,}')
     yield (f'  cut: sources of over {cfg.max_source_len} tokens; too long: targets of over {cfg.max_target_len}, '
            'left out')
@@ -142,51 +163,56 @@ def corpus_examples(cfg, directions):
             if source in texts and target in texts and source != target]
 
 
-def evaluate(model, tasks, tokenizer, cfg):
+def evaluate(model, tasks, banned, tokenizer, cfg):
     """For `fit`: losses per target token, the task's score of greedy outputs, and a few of these."""
     losses, scores, lines = {}, {}, []
     for task in tasks:
-        total = torch.zeros(2, dtype=torch.float64)
-        for src, tgt in val_batches(task, cfg, cfg.eval_examples):
-            device = next(model.parameters()).device
-            loss, n = model.loss(torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device))
-            total += torch.tensor([loss.item(), n.item()], dtype=torch.float64)
-        losses[task.name] = (total[0] / total[1]).item()
-        chosen, outputs = predict(model, task, tokenizer, cfg, cfg.eval_examples, beams=1)
-        references = [normal(task.examples[i].target) for i in chosen]
-        whole, _ = score(outputs, references, task.target)
-        scores[f'{MAIN[cfg.task]} {task.name.split()[1]}'] = whole[MAIN[cfg.task]][0]
+        losses[task.name] = loss_of(model, val_batches(task, cfg, cfg.eval_examples))
+        chosen, outputs = predict(model, task, banned, tokenizer, cfg, cfg.eval_examples, beams=1)
+        examples = [task.examples[i] for i in chosen]
+        whole, _ = score_outputs(outputs, examples, task.target)
+        name = SCORES[cfg.task][0]
+        scores[f'{name} {task.name.split()[1]}'] = whole[name][0]
         middle = len(chosen) // 2
-        lines += [f'  {task.name}', f'    source     {" | ".join(task.examples[chosen[middle]].source)[:300]}',
-                  f'    output     {outputs[middle]}', f'    reference  {references[middle]}']
+        lines += [f'  {task.name}', f'    source     {" | ".join(examples[middle].source)[:300]}',
+                  f'    output     {outputs[middle]}', f'    reference  {normal(examples[middle].target)}']
     return losses, scores, lines
 
 
-def predict(model, task, tokenizer, cfg, n, beams):
+def predict(model, task, banned, tokenizer, cfg, n, beams):
     """Which examples of a task were taken, at most n (0: all) and evenly spread, and what the model writes for each."""
     n = min(n or len(task), len(task))
     chosen, device = np.linspace(0, len(task) - 1, n).astype(int), next(model.parameters()).device
     order = sorted(range(n), key=lambda i: task.lengths[0, chosen[i]])    # like lengths together
-    outputs, banned, size = {}, foreign(cfg, task.target, tokenizer), max(1, 64 // beams)
+    outputs, size = {}, max(1, 64 // beams)
     for rows in (order[i:i + size] for i in range(0, n, size)):
-        src = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(task.ids[chosen[i]][0]) for i in rows], True, 1)
-        found = model.generate(src.to(device), task.target, beams, cfg.max_target_len - 3,
-                               length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram, banned=banned)
+        src, _ = collate([task.ids[chosen[i]] for i in rows])             # (B,S)
+        found = model.generate(torch.from_numpy(src).to(device), task.target, beams, cfg.max_target_len - 3,
+                               length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram,
+                               banned=banned.get(task.target, ()))
         outputs.update({i: tokenizer.decode(hypotheses[0][0]) for i, hypotheses in zip(rows, found)})
     return chosen, [outputs[i] for i in range(n)]
 
 
-def foreign(cfg, language, tokenizer):
-    """Ids that cfg.force_script bans from outputs in `language`."""
-    for entry in cfg.force_script:
-        of, _, names = entry.partition(':')
-        scripts = names.split('+')
-        if unknown := set(scripts) - {script(character) for piece in tokenizer.pieces for character in piece}:
+def force_scripts(entries, directions, tokenizer):
+    """{language: ids that outputs in it must not have} of entries like bo:TIBETAN or bo:TIBETAN+LATIN."""
+    written = {languages_of(d)[1] for d in directions}
+    known, banned = {script(character) for piece in tokenizer.pieces for character in piece}, {}
+    for entry in entries:
+        language, _, names = entry.partition(':')
+        if language not in written or language in banned:
+            raise ValueError(f'force_script={entry}: name each language once of those that are written, '
+                             f'{" ".join(sorted(written))}')
+        if unknown := set(names.split('+')) - known:
             raise ValueError(f'force_script={entry}: the vocabulary has no letters of {" ".join(unknown)}; write it as '
                              'bo:TIBETAN or bo:TIBETAN+LATIN')
-        if of == language:
-            return tokenizer.foreign(scripts)
-    return []
+        banned[language] = tokenizer.foreign(names.split('+'))
+    return banned
+
+
+def score_outputs(outputs, examples, language, *options):
+    return score(outputs, [normal(e.target) for e in examples], language, *options,
+                 others=[tuple(map(normal, e.others)) for e in examples])
 
 
 def normal(text):
@@ -194,31 +220,21 @@ def normal(text):
     return ' '.join(unicodedata.normalize('NFKC', text).split())
 
 
-def samples(examples):
-    """{language: some texts}, from which to tell outputs in one from those in another."""
-    found = {}
-    for example in examples:
-        for language, texts in zip(languages_of(example.direction), (example.source, (example.target,))):
-            if len(found.setdefault(language, [])) < 3000:
-                found[language].extend(texts)
-    return found
-
-
-def write_scores(model, tests, samples, tokenizer, cfg, folder):
+def write_scores(model, tests, banned, samples, tokenizer, cfg, folder):
     """Has the model write for all tests; prints the task's scores; writes metrics.json and predictions.jsonl."""
     metrics, lines = {}, []
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     for name, tasks in tests.items():
         for task in tasks:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                chosen, outputs = predict(model, task, tokenizer, cfg, cfg.test_examples, cfg.beams)
+                chosen, outputs = predict(model, task, banned, tokenizer, cfg, cfg.test_examples, cfg.beams)
             examples = [task.examples[i] for i in chosen]
-            whole, each = score(outputs, [normal(e.target) for e in examples], task.target,
-                                lambda text: [tokenizer.pieces[i] for i in tokenizer.encode(text)],
-                                samples if len(samples) > 1 else None)
+            whole, each = score_outputs(outputs, examples, task.target,
+                                        lambda text: [tokenizer.pieces[i] for i in tokenizer.encode(text)],
+                                        samples if len(samples) > 1 else None)
             direction = task.name.split()[1]
             say(f'{name}, {direction}: {len(chosen)} examples; percent, with 95 % intervals')
-            say('\n'.join(report(whole, SHOWN[cfg.task])))
+            say('\n'.join(report(whole, SCORES[cfg.task])))
             metrics.setdefault(name, {})[direction] = {
                 'examples': len(chosen), 'too_long': task.n_long, 'cut': task.n_cut,
                 **{key: dict(zip(('value', 'low', 'high'), map(or_null, values))) for key, values in whole.items()}}
@@ -227,9 +243,10 @@ def write_scores(model, tests, samples, tokenizer, cfg, folder):
                               'prediction': output, 'reference': example.target,
                               'scores': {key: or_null(values[i]) for key, values in each.items()}})
     folder.mkdir(parents=True, exist_ok=True)
-    about = {'unit': 'percent, with the bounds of a 95 % interval', **ABOUT}
+    text = json.dumps({'scores': metrics, 'about': {'unit': 'percent, with the bounds of a 95 % interval', **ABOUT},
+                       'settings': asdict(cfg)}, indent=1, ensure_ascii=False)
     with replacing(folder / 'metrics.json') as path:
-        path.write_text(json.dumps({'scores': metrics, 'about': about}, indent=1, ensure_ascii=False), encoding='utf-8')
+        path.write_text(text, encoding='utf-8')
     with replacing(folder / 'predictions.jsonl') as path:
         path.write_text(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), encoding='utf-8')
     say(f'wrote {folder}/metrics.json and predictions.jsonl')

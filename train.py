@@ -43,7 +43,7 @@ PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L
 # What a resumed run may change: nothing that bears on the model or on which batch comes when. (max_steps bears on the
 # learning rate, which falls to 0 there, and device, dtype and compile on the last bits.)
 FREE = {'max_steps', 'out_dir', 'eval_interval', 'eval_segments', 'eval_translations', 'test_dataset', 'test_from',
-        'save_interval', 'resume', 'device', 'dtype', 'compile', 'workers', 'data_from', 'data', 'eval_only',
+        'save_interval', 'resume', 'device', 'dtype', 'compile', 'workers', 'data_from', 'data', 'test', 'eval_only',
         'eval_examples', 'test_examples', 'beams', 'length_penalty', 'no_repeat_ngram', 'force_script'}
 
 
@@ -252,18 +252,16 @@ def evaluate(model, val, tests, tokenizer, cfg):
     """
     device, losses, scores = next(model.parameters()).device, {}, {}
     for task in val:
-        total, right, seen = torch.zeros(2, dtype=torch.float64), 0, []
-        for src, tgt in val_batches(task, cfg, cfg.eval_segments):
-            src, tgt = torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device)
-            loss, n = model.loss(src, tgt)
-            total += torch.tensor([loss.item(), n.item()], dtype=torch.float64)
-            if task.kind == 'mlm':
-                seen.append(tgt[tgt != PAD].cpu())
-                right += (guess(model, src, tgt).cpu() == seen[-1]).sum().item()
-        losses[task.name] = (total[0] / total[1]).item()
+        batches = val_batches(task, cfg, cfg.eval_segments)
+        losses[task.name] = loss_of(model, batches)
         if task.kind == 'mlm':
-            scores[f'right {task.source}'] = right / total[1].item()
-            scores[f'commonest {task.source}'] = torch.cat(seen).bincount().max().item() / total[1].item()
+            right, seen = [], []
+            for src, tgt in batches:
+                src, tgt = torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device)
+                seen.append(tgt[tgt != PAD])
+                right.append(guess(model, src, tgt) == seen[-1])
+            scores[f'right {task.source}'] = torch.cat(right).float().mean().item()
+            scores[f'commonest {task.source}'] = torch.cat(seen).bincount().max().item() / len(torch.cat(seen))
     for name, task in tests.items():
         scores[name] = score_translations(model, task, tokenizer, cfg)
     lines = []
@@ -274,6 +272,14 @@ def evaluate(model, val, tests, tokenizer, cfg):
         lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}', f'    output     {output}',
                   f'    reference  {tokenizer.decode(tgt)}']
     return losses, scores, lines
+
+
+def loss_of(model, batches):
+    """The model's loss per target token, in nats, over pairs of arrays (B,S) and (B,T)."""
+    total, device = torch.zeros(2, dtype=torch.float64), next(model.parameters()).device
+    for src, tgt in batches:
+        total += torch.stack(model.loss(torch.from_numpy(src).to(device), torch.from_numpy(tgt).to(device))).cpu()
+    return (total[0] / total[1]).item()
 
 
 def guess(model, src, tgt):

@@ -163,8 +163,8 @@ def check_range(key, value):
         if value < 0 or value == 0 and key not in MAY_BE_ZERO or value > 1 and key in SHARES or value != value:
             raise ValueError(f'{key}={value}: give a number {"of at least" if key in MAY_BE_ZERO else "above"} 0'
                              + (' and at most 1' if key in SHARES else ''))
-    if key == 'block_size' and value < 8:
-        raise ValueError(f'block_size={value}: give at least 8 tokens, of which <s> <lang> </s> are three')
+    if key in ('block_size', 'max_source_len', 'max_target_len') and value < 8:
+        raise ValueError(f'{key}={value}: give at least 8 tokens, of which <s> <lang> </s> are three')
 
 
 def convert(field, value, where):

@@ -10,6 +10,7 @@ says the languages, else the file's name does (news.bo.jsonl), else the settings
 """
 import csv
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -34,12 +35,18 @@ class Example:
     target: str
     key: str                                          # the text whose hash says whether the example is held out
     texts: tuple                                      # texts that no example for training shares with one held out
+    others: tuple = ()                                # further answers that count as right
 
 
 def languages_of(direction):
     """('zh', 'bo') of zh-bo, ('bo', 'bo') of bo."""
     source, _, target = direction.partition('-')
     return source, target or source
+
+
+def direction(source, target):
+    """The inverse of languages_of."""
+    return source if source == target else f'{source}-{target}'
 
 
 def named_languages(path, directions):
@@ -54,20 +61,20 @@ def read_examples(paths, directions):
     """The Examples of files in any of `directions`, and a Counter of what was left out, by reason.
 
     paths: separated by commas. Raises FileNotFoundError, and ValueError that names file and line where an example
-    lacks a field, or nothing says its language.
+    lacks a field, nothing says its language, or none of a file's examples is asked for.
     """
     found, left_out = [], Counter()
-    for path in (Path(part).expanduser() for part in paths.split(',')):
+    for path in (Path(os.path.expanduser(part.strip())) for part in paths.split(',')):
         if not path.is_file():
             raise FileNotFoundError(f'{path} does not exist; give files, separated by commas')
         if path.suffix not in READERS:
             raise ValueError(f'{path}: examples come as {" ".join(READERS)}')
-        n = 0
-        named = named_languages(path, directions)
+        n, n_before, named = 0, len(found), named_languages(path, directions)
+        others = Counter()
         for n, (where, record) in enumerate(READERS[path.suffix](path, named), 1):
             for example in make_examples(record, f'{path}: {where}', named, directions):
                 if example.direction not in directions:
-                    left_out[f'{example.direction}, which is not asked for'] += 1
+                    others[f'{example.direction}, which is not asked for'] += 1
                 elif not all(text.strip() for text in example.source):
                     left_out['empty source'] += 1
                 elif not example.target.strip():
@@ -76,17 +83,20 @@ def read_examples(paths, directions):
                     found.append(example)
         if n == 0:
             raise ValueError(f'{path} has no examples')
+        if len(found) == n_before and others:
+            raise ValueError(f'{path}: {n:,} examples of {next(iter(others)).split(",")[0]}'
+                             f'{", as its name says," if named else ""} and none of {" ".join(directions)}')
+        left_out += others
     return found, +left_out
 
 
 def make_examples(record, where, named, directions):
     """The examples of a record, {field: value}. `named`: languages that the file names; `directions` are asked for."""
     known = {*named, *(language for direction in directions for language in languages_of(direction))}
-    texts = {key: text_of(record[key], where, key) for key in sorted(known & set(record))}
-    if len(texts) > 1:                                # translations; the key is that of data/tokens.py
+    texts = {key: texts_of(record[key], where, key)[0] for key in sorted(known & set(record))}
+    if len(texts) > 1:
         asked = [pair for pair in map(languages_of, directions) if pair[0] != pair[1] and texts.keys() >= set(pair)]
-        return [Example(f'{source}-{target}', (texts[source],), texts[target], texts[max(texts)], tuple(texts.values()))
-                for source, target in asked or [tuple(texts)[:2]]]
+        return [translation(texts, source, target) for source, target in asked or [tuple(texts)[:2]]]
     own = [record.get(f'{side}_lang') or record.get('lang') for side in ('source', 'target')]
     if all(own):
         source_lang, target_lang = own
@@ -97,30 +107,45 @@ def make_examples(record, where, named, directions):
     else:
         raise ValueError(f'{where}: nothing says which of {" ".join(directions)} it is; give it a "lang", or name the '
                          'file like news.bo.jsonl')
-    direction = source_lang if source_lang == target_lang else f'{source_lang}-{target_lang}'
     names = ('question', 'context', 'answer') if set(FIELDS['question']) & set(record) else ('source', 'target')
     values = []
     for name in names:
         key = next((key for key in FIELDS[name] if record.get(key) is not None), None)
         if key is None:
             raise ValueError(f'{where} has no {name} ({", ".join(FIELDS[name])}); its fields: {", ".join(record)}')
-        values.append(text_of(record[key], where, key))
-    *source, target = values
-    return [Example(direction, tuple(source), target, source[-1], tuple(source[-1:]))]
+        values.append(texts_of(record[key], where, key))
+    *source, (target, *others) = values
+    source = tuple(texts[0] for texts in source)
+    if source_lang != target_lang and len(source) == 1:
+        return [translation({source_lang: source[0], target_lang: target}, source_lang, target_lang)]
+    return [Example(direction(source_lang, target_lang), source, target, source[-1], source[-1:], tuple(others))]
 
 
-def text_of(value, where, key):
-    """The text of a field: itself, or the first of several answers, in the forms of CMRC 2018 and SQuAD."""
-    while isinstance(value, (list, dict)):
-        value = value.get('text') if isinstance(value, dict) else next(iter(value), '')
+def translation(texts, source, target):
+    """The example of a text in several languages, {language: text}. Its key is that of data/tokens.py."""
+    there = {language: text for language, text in texts.items() if text.strip()}
+    return Example(f'{source}-{target}', (texts[source],), texts[target], there[max(there)] if there else '',
+                   tuple(there.values()))
+
+
+def texts_of(value, where, key):
+    """The text of a field or, in the forms of CMRC 2018 and SQuAD, of several answers; a list of one or more."""
+    if isinstance(value, dict):
+        value = value.get('text')
+    if isinstance(value, list):
+        return list(dict.fromkeys(text for item in value for text in texts_of(item, where, key))) or ['']
     if not isinstance(value, str):
         raise ValueError(f'{where}: {key} is {value!r}, not a text')
-    return value
+    if any('\ud800' <= c <= '\udfff' for c in value):
+        raise ValueError(f'{where}: {key} has half a character, {ascii(value)[:60]}')
+    return [value]
 
 
 def read_tsv(path, named):
     for n, line in enumerate(read_lines(path), 1):
         columns = line.split('\t')
+        if not line:
+            continue
         if len(columns) != 2:
             raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
         yield f'line {n}', dict(zip(named if len(named) == 2 else ('source', 'target'), columns))
@@ -165,6 +190,8 @@ def records(node, where, outer=None):
 def read_csv(path, named):
     try:
         for n, row in enumerate(csv.DictReader(f'{line}\n' for line in read_lines(path)), 2):
+            if None in row:
+                raise ValueError(f'{path}: row {n} has more cells than the header; a text with a comma stands in "..."')
             yield f'row {n}', row
     except csv.Error as e:
         raise ValueError(f'{path}: {e}') from e
@@ -180,6 +207,8 @@ def read_lcsts(path, named):
                 raise ValueError(f'{path}: the <doc> that ends in line {n} lacks a <summary> or a <short_text>')
             yield f'line {n}', {name: text.strip() for name, text in match.groupdict().items()}
             lines = []
+    if any(map(str.strip, lines)):
+        raise ValueError(f'{path}: its end, {"".join(lines).strip()[:40]!r}, is no whole <doc>')
 
 
 READERS = {'.tsv': read_tsv, '.jsonl': read_jsonl, '.json': read_json, '.csv': read_csv, '.txt': read_lcsts}
@@ -223,7 +252,7 @@ class Examples:
         self.source, self.target = languages_of(direction)
         targets = [tokenizer.dress(self.target, ids) for ids in tokenizer.encode([e.target for e in examples])]
         kept = [i for i, ids in enumerate(targets) if len(ids) <= cfg.max_target_len]
-        self.examples, self.ids, self.n_long = [examples[i] for i in kept], [], len(examples) - len(kept)
+        self.examples, self.n_long = [examples[i] for i in kept], len(examples) - len(kept)
         parts = [tokenizer.encode(list(texts)) for texts in zip(*(e.source for e in self.examples))]
         sources = [tokenizer.dress(self.source, *texts) for texts in zip(*parts)]
         self.n_cut = sum(len(ids) > cfg.max_source_len for ids in sources)

@@ -6,31 +6,32 @@ import argparse
 import math
 import re
 import string
-import sys
 import unicodedata
 from collections import Counter
-from functools import cache
 
 import numpy as np
 
+import config
 from data.tokenizer import script
 from data.tokens import read_lines
 
 ASCII_PUNCTUATION = set(string.punctuation)
-BY_CHARACTER = {'zh', 'ja', 'th', 'lo', 'km', 'my'}   # written without spaces, and without marks between syllables
+# Languages written without spaces, and without marks between syllables, and the scripts that say so
+BY_CHARACTER = {'zh': {'CJK'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'}, 'th': {'THAI'}, 'lo': {'LAO'}, 'km': {'KHMER'},
+                'my': {'MYANMAR'}}
 TSHEG = '\u0f0b\u0f0c'                                # stands between the syllables of Tibetan and Dzongkha
 RESAMPLES = 1000
 ABOUT = {
     'chrf++': 'characters 1-6 and words 1-2, all texts together; equal to sacrebleu',
-    'bleu': 'pieces of the vocabulary, or words, 1-4; comparable within one vocabulary only',
+    'bleu': "pieces of the vocabulary, or the language's units, 1-4; comparable within one vocabulary only",
     'rouge_l_f': "F1 of the longest common subsequence, in the language's units, mean over texts",
     'rouge_l_p': 'its precision',
     'rouge_l_r': 'its recall',
     'rouge_l_char_f': 'the same over characters other than white space',
     'rouge_l_char_p': 'its precision',
     'rouge_l_char_r': 'its recall',
-    'exact': 'texts equal to the reference but for case, punctuation and spaces',
-    'f1': 'units in common with the reference, as SQuAD, mean over texts',
+    'exact': 'texts equal to a reference but for case, punctuation and runs of spaces',
+    'f1': 'units in common with the reference that fits best, as SQuAD, mean over texts',
     'empty': 'texts with nothing in them',
     'repeats': 'texts in which something of 2 to 50 characters stands four times in a row',
     'wrong_script': "texts most of whose letters are not of the references' script",
@@ -62,32 +63,35 @@ def bleu(hypotheses, references):
     return value
 
 
-def score(hypotheses, references, language, pieces=str.split, samples=None):
+def score(hypotheses, references, language, pieces=None, samples=None, others=None):
     """All scores of ABOUT: ({name: (value, low, high)}, {name: [value of each text]}), in percent.
 
     hypotheses, references: lists of texts in `language`. `pieces`: text to tokens, for BLEU. `samples`: {language:
-    texts}, from which to tell languages apart; without them there is no `wrong_language`. Low and high are the 2.5th
-    and 97.5th percentile over 1,000 resamples of the texts (Koehn 2004, aclanthology.org/W04-3250). What a score
-    cannot say is nan, never 0. Raises as `chrf`, and for a reference without text.
+    texts}, from which to tell languages apart; without them there is no `wrong_language`. `others`: for each text a
+    tuple of further references, for `exact` and `f1`. Low and high are the 2.5th and 97.5th percentile over 1,000
+    resamples of the texts (Koehn 2004, aclanthology.org/W04-3250). What a score cannot say is nan, never 0. Raises as
+    `chrf`, for a reference without text, and for references in a script that `language` is not split for.
     """
     check(hypotheses, references)
+    main, pieces = main_script(''.join(references)), pieces or (lambda text: units(text, language))
+    if language not in BY_CHARACTER and (fitting := [x for x, scripts in BY_CHARACTER.items() if main in scripts]):
+        raise ValueError(f'language {language!r}: the references are in {main}; write {" or ".join(fitting)}')
     if empty := [i for i, text in enumerate(references, 1) if not text.strip()]:
         raise ValueError(f'reference {empty[0]} has no text to score against')
     pairs = list(zip(hypotheses, references))
     in_units = [(units(h, language), units(r, language)) for h, r in pairs]
-    answers = [(bare(h), bare(r)) for h, r in [(units(h.casefold(), language), units(r.casefold(), language))
-                                              for h, r in pairs]]
-    script = main_script(''.join(references))
+    answers = [(bare(h, language), [bare(text, language) for text in (r, *more)])
+               for (h, r), more in zip(pairs, others or [()] * len(pairs))]
     found = {'chrf++': (np.array([chrf_counts(h, r) for h, r in pairs]), chrf_of),
              'bleu': (np.array([bleu_counts(pieces(h), pieces(r)) for h, r in pairs]), bleu_of)}
     for name, texts in ('rouge_l', in_units), ('rouge_l_char', [(characters(h), characters(r)) for h, r in pairs]):
         for i, values in enumerate(zip(*(rouge_l(h, r) for h, r in texts))):
             found[f'{name}_{"fpr"[i]}'] = means(values)
-    found['exact'] = means(h == r for h, r in answers)
-    found['f1'] = means(f1(h, r) for h, r in answers)
+    found['exact'] = means(h in accepted for h, accepted in answers)
+    found['f1'] = means(max(f1(h, r) for r in accepted) for h, accepted in answers)
     found['empty'] = means(not h.strip() for h in hypotheses)
-    found['repeats'] = means(re.search(r'(.{2,50}?)\1{3}', h, re.DOTALL) is not None for h in hypotheses)
-    found['wrong_script'] = means(main_script(h) not in (script, None) for h in hypotheses)
+    found['repeats'] = means(re.search(r'(.{2,50}?)\1{3}', h + ' ', re.DOTALL) is not None for h in hypotheses)
+    found['wrong_script'] = means(main_script(h) not in (main, None) for h in hypotheses)
     if samples:
         found['wrong_language'] = means(guess not in (language, None)
                                         for guess in guess_languages(hypotheses, samples))
@@ -139,15 +143,15 @@ def bleu_counts(hypothesis, reference):
 
 def bleu_of(counts):
     """counts (...,10), summed over texts -> BLEU (...): Papineni et al. 2002; an order without matches counts as 1/2,
-    the next such as 1/4 and so on of one match (Chen and Cherry 2014, method 3). nan without four tokens."""
+    the next such as 1/4 and so on of one match (Chen and Cherry 2014, method 3). Of one to three tokens: nan."""
     length, wanted, total, common = counts[..., 0], counts[..., 1], counts[..., 2::2], counts[..., 3::2]
     half = 0.5 ** np.cumsum(common == 0, -1)
     with np.errstate(divide='ignore', invalid='ignore'):
         precision = np.where(common == 0, half, common) / total                               # (...,4)
         brevity = np.exp(np.minimum(0, 1 - wanted / np.maximum(length, 1e-9)))
         value = 100 * brevity * np.exp(np.log(precision).mean(-1))
-    value = np.where(total[..., 3] == 0, np.nan, value)
-    return np.where(common[..., 0] == 0, 0.0, value)
+    value = np.where(common[..., 0] == 0, 0.0, value)
+    return np.where((total[..., 3] == 0) & (length > 0), np.nan, value)
 
 
 def rouge_l(hypothesis, reference):
@@ -183,21 +187,28 @@ def units(text, language):
 
     Punctuation marks and symbols are units of their own; nothing but white space and tshegs is dropped.
     """
-    if language in BY_CHARACTER:
-        return list(characters(text))
-    return [unit for unit in marks().split(text) if unit and not unit.isspace() and unit not in TSHEG]
+    return list(characters(text)) if language in BY_CHARACTER else text.translate(SPACED).split()
 
 
-@cache
-def marks():
-    """Matches what stands between units: white space, or one mark or symbol, which is kept."""
-    found = (chr(i) for i in range(sys.maxunicode) if unicodedata.category(chr(i))[0] in 'PS')
-    return re.compile(f'([{re.escape("".join(found))}])|\\s+')
+class Spaced(dict):
+    """For str.translate: puts spaces in place of tshegs, and around punctuation marks and symbols."""
+
+    def __missing__(self, code):
+        self[code] = ' ' if chr(code) in TSHEG else f' {chr(code)} ' if is_mark(chr(code)) else chr(code)
+        return self[code]
 
 
-def bare(units):
-    """Units without those that are punctuation or symbols."""
-    return [unit for unit in units if not marks().fullmatch(unit)]
+SPACED = Spaced()
+
+
+def is_mark(unit):
+    return unicodedata.category(unit[0])[0] in 'PS'
+
+
+def bare(text, language):
+    """The units of a text in lower case, without punctuation and symbols unless it has nothing else."""
+    found = units(text.casefold(), language)
+    return [unit for unit in found if not is_mark(unit)] or found
 
 
 def characters(text):
@@ -224,24 +235,24 @@ def main_script(text):
 
 
 def guess_languages(texts, samples):
-    """For each text the language of samples, {language: texts}, that it is likeliest in; None where it has no letters.
+    """For each text the language of samples, {language: texts}, that it is likeliest in.
 
-    Naive Bayes over the trigrams of characters: enough to tell Kazakh from Mongolian by a sentence.
+    None where it has no letters, or nothing that the samples have. Naive Bayes over the trigrams of characters: enough
+    to tell Kazakh from Mongolian by a sentence.
     """
     def trigrams(text):
         return ngrams(f'  {" ".join(text.casefold().split())} ', 3)
 
     seen = {language: trigrams(' '.join(sample)) for language, sample in samples.items()}
-    totals = {language: found.total() for language, found in seen.items()}
-    kinds = len(set().union(*seen.values()))
+    least = min(found.total() for found in seen.values())                # so that a small sample is not the likeliest
+    scale = {language: least / max(found.total(), 1) for language, found in seen.items()}
     for text in texts:
-        if main_script(text) is None:
+        found = trigrams(text)
+        if main_script(text) is None or not any(found.keys() & known.keys() for known in seen.values()):
             yield None
             continue
-        found = trigrams(text)
         yield max(seen, key=lambda language: sum(
-            n * math.log((seen[language][gram] + 0.1) / (totals[language] + 0.1 * kinds))
-            for gram, n in found.items()))
+            n * math.log(seen[language][gram] * scale[language] + 0.1) for gram, n in found.items()))
 
 
 def report(whole, names=None):
@@ -251,25 +262,22 @@ def report(whole, names=None):
             yield f'  {name:15}{value:6.1f}  [{low:5.1f}, {high:5.1f}]  {ABOUT[name]}'
 
 
-def main():
+def main(argv):
     parser = argparse.ArgumentParser('python -m data.metrics', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('hypotheses', help='a text a line')
     parser.add_argument('references', help='as many lines')
     parser.add_argument('--lang', required=True, help='language of the references, such as bo: says what a unit is')
-    args = parser.parse_args()
-    try:
-        hypotheses, references = (list(read_lines(path)) for path in (args.hypotheses, args.references))
-        check(hypotheses, references)
-        kept = [(h, r) for h, r in zip(hypotheses, references) if r.strip()]
-        if left := len(references) - len(kept):
-            print(f'{left} lines without a reference are not scored')
-        whole, _ = score(*map(list, zip(*kept)), args.lang)
-    except (OSError, ValueError) as e:
-        sys.exit(f'error: {e}')
+    args = parser.parse_args(argv)
+    hypotheses, references = (list(read_lines(path)) for path in (args.hypotheses, args.references))
+    check(hypotheses, references)
+    kept = [(h, r) for h, r in zip(hypotheses, references) if r.strip()]
+    if left := len(references) - len(kept):
+        print(f'{left} lines without a reference are not scored')
+    whole, _ = score(*map(list, zip(*kept)), args.lang)
     print(f'{len(kept)} texts; percent, with 95 % intervals')
     print('\n'.join(report(whole)))
 
 
 if __name__ == '__main__':
-    main()
+    config.run(main)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+import config
 from data import UNK
 from data.tokenizer import Tokenizer
 
@@ -259,9 +260,10 @@ def main(dataset):
     parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file, or the file')
     parser.add_argument('--block_size', type=int, default=256, help='longest sequence in tokens (256)')
     parser.add_argument('--val_fraction', type=float, default=0.1, help='documents held out (0.1)')
-    args = parser.parse_args()
-    try:
+
+    def run(argv):
+        args = parser.parse_args(argv)
         folder = prepare(dataset, Tokenizer(args.encoder), args.block_size, args.val_fraction, args.source)
         print(f'the token files are in {folder}')
-    except (ValueError, OSError) as e:
-        sys.exit(f'error: {e}')
+
+    config.run(run)

@@ -1,5 +1,6 @@
 """finetune.py and data/examples.py: the files that data sets come in, what is held out, runs as a user types them."""
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from conftest import LANGUAGES, SENTENCES, sentences
 import config
 import finetune
 from data.examples import Example, Examples, read_examples, split_examples
-from data.metrics import main_script
+from data.tokenizer import Tokenizer, script
 from data.tokens import splits
 from model import SWCM
 
@@ -48,7 +49,8 @@ def test_read(tmp_path, name):
     found, left_out = read_examples(str(path), ['bo'])
     is_answer = 'answer' in name or 'cmrc' in name or 'qa' in name
     source, target = ((QUESTION, ARTICLE), ANSWER) if is_answer else ((ARTICLE,), TITLE)
-    assert found == [Example('bo', source, target, ARTICLE, (ARTICLE,))] and not left_out
+    others = ('y',) if name in ('cmrc2018-squad.json', 'cmrc2018.json') else ()
+    assert found == [Example('bo', source, target, ARTICLE, (ARTICLE,), others)] and not left_out
 
 
 def test_languages(tmp_path):
@@ -66,10 +68,25 @@ def test_languages(tmp_path):
     assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh'] and left_out == {'mn, which is not asked for': 1}
     for name, language in (('dev.json', 'bo'), ('ti-sum.json', 'bo'), ('bo.json', 'bo'), ('x.kk.json', 'kk')):
         (tmp_path / name).write_text(json.dumps([rows[0]]), encoding='utf-8')
-        found, left_out = read_examples(str(tmp_path / name), ['bo'])
-        assert len(found) == (language == 'bo') and len(left_out) == (language == 'kk')
-    found, left_out = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['kk-zh', 'kk'])
-    assert not found and left_out == {'bo-zh, which is not asked for': 2}
+        found, left_out = read_examples(str(tmp_path / name), [language])
+        assert len(found) == 1 and not left_out
+    for name, directions, message in (('x.kk.json', ['bo'], '1 examples of kk, as its name says, and none of bo'),
+                                      ('a.bo-zh.tsv', ['kk-zh', 'kk'], '2 examples of bo-zh, as its name says, and')):
+        with pytest.raises(ValueError, match=message):
+            read_examples(str(tmp_path / name), directions)
+
+
+def test_translations_share_texts(tmp_path):
+    """Whatever the form of a file, a pair is held out by the same text, and neither side is learned elsewhere."""
+    expected = Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))
+    rows = {'a.jsonl': json.dumps({'source': 'བོད', 'target': '藏', 'source_lang': 'bo', 'target_lang': 'zh'}),
+            'b.tsv': 'བོད\t藏\n\n', 'c.jsonl': json.dumps({'zh': '藏', 'bo': 'བོད', 'ug': ' '})}
+    for name, text in rows.items():
+        (tmp_path / name).write_text(text, encoding='utf-8')
+        assert read_examples(str(tmp_path / name), ['bo-zh'])[0] == [expected]
+    found, left_out = read_examples(str(tmp_path / 'c.jsonl'), ['bo-zh', 'ug-zh'])
+    assert [e.direction for e in found] == ['bo-zh'] and left_out == {'empty source': 1}
+    assert found[0].texts == ('བོད', '藏')
 
 
 @pytest.mark.parametrize('name, text, message', [
@@ -83,6 +100,9 @@ def test_languages(tmp_path):
     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
     ('a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>', 'ends in line 3 lacks a <summary> or a <short_text>'),
     ('a.csv', 'source,target\nx\n', 'row 2 has no target'),
+    ('a.csv', 'source,target\nx, y,z\n', 'row 2 has more cells than the header'),
+    ('a.jsonl', r'{"source": "x", "target": "\ud800"}', 'line 1: target has half a character'),
+    ('a.txt', '<doc id=0>\n<summary>x</summary>\n<short_text>y</short_text>\n</doc>\n<doc>', 'is no whole <doc>'),
     ('a.xml', 'x', 'examples come as .tsv .jsonl'),
 ])
 def test_bad_files(tmp_path, name, text, message):
@@ -129,6 +149,7 @@ def test_held_out_as_in_pretraining(tmp_path):
 def test_few_shots():
     cfg = config.FineTune(learn=('zh-bo',), transfer=('zh-kk',), shots=7)
     found = finetune.few_shots(pairs(), cfg)
+    assert len(finetune.few_shots([*pairs(), *pairs()], cfg)) == 6007         # different ones
     few = [e for e in found if e.direction == 'zh-kk']
     assert len(few) == 7 and len(found) == 3007
     assert set(few) <= set(finetune.few_shots(pairs(), config.FineTune(transfer=('zh-kk',), shots=20)))
@@ -202,26 +223,39 @@ def test_transfer_and_force_script(tmp_path, corpus):
     assert 'test, zh-bo:' in done.stdout and 'test, zh-kk:' in done.stdout
     changed = run(*settings, '--shots=5')
     assert changed.returncode == 1 and 'holds a run with shots=0, not 5' in changed.stderr
-    forced = run(*settings, '--eval_only=True', '--shots=0', '--beams=2', '--force_script=zh:CJK,kk:CYRILLIC,bo:CJK')
+    forced = run(*settings, '--eval_only=True', '--shots=0', '--beams=2', '--force_script=kk:CYRILLIC,bo:CJK')
     assert forced.returncode == 0, forced.stderr
     lines = [json.loads(x) for x in (out / 'best' / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()]
-    assert {(line['direction'], main_script(line['prediction'])) for line in lines} <= {
-        ('zh-bo', 'CJK'), ('zh-kk', 'CYRILLIC'), ('zh-bo', None), ('zh-kk', None)}
+    for direction, letters in ('zh-bo', {None, 'CJK'}), ('zh-kk', {None, 'CYRILLIC'}):
+        assert letters >= {script(c) for line in lines if line['direction'] == direction for c in line['prediction']}
+
+
+def test_force_scripts():
+    """What is left of the vocabulary has no other letters, and all that has none."""
+    tokenizer = Tokenizer('data/nano', LANGUAGES)
+    banned = finetune.force_scripts(('bo:TIBETAN', 'kk:CYRILLIC+LATIN'), ['zh-bo', 'kk'], tokenizer)
+    for language, letters in ('bo', {None, 'TIBETAN'}), ('kk', {None, 'CYRILLIC', 'LATIN'}):
+        scripts = [{script(c) for c in piece} for piece in tokenizer.pieces[:tokenizer.mask]]
+        assert {i for i, found in enumerate(scripts) if not found <= letters} == set(banned[language]) != set()
 
 
 def test_bad_settings(tmp_path, corpus):
     data = corpus / 'some.bo-zh.tsv'
     for args, message in (
-            (('--task=sing',), "task='sing': choose translate, summarise, answer"),
+            (('--task=sing',), "task='sing': choose translate, answer, summarise"),
             (('--data=',), "data='': give files of examples"),
             ((f'--data={tmp_path}/no.tsv',), 'no.tsv does not exist'),
             (('--learn=zh-bo', '--transfer=zh-bo'), 'name each direction once'),
-            (('--learn=zh-mn',), 'too few examples to learn zh-mn'),
+            (('--learn=zh-bo,zh-mn', '--transfer=bo-zh'), 'too few examples to learn zh-bo,zh-mn'),
             (('--max_target_len=999',), 'this model reads at most 256 tokens'),
-            (('--force_script=bo:TIBETIAN', '--eval_only=True'), 'the vocabulary has no letters of TIBETIAN')):
-        done = run(f'--data={data}', f'--out_dir={tmp_path}/out', '--test_fraction=0.2', '--val_fraction=0.1', *args)
-        assert done.returncode == 1 and done.stderr.startswith('error: '), (args, done.stderr)
-        assert message in done.stderr and 'Traceback' not in done.stderr
+            (('--max_source_len=3',), 'max_source_len=3: give at least 8 tokens'),
+            (('--test_fraction=0',), 'test: no examples of zh-bo to score'),
+            (('--test_dataset=ntrex', f'--test_from={tmp_path}'), 'needs zh.txt'),
+            (('--force_script=bo:TIBETIAN', '--eval_only=True'), 'the vocabulary has no letters of TIBETIAN'),
+            (('--force_script=zh:CJK', '--eval_only=True'), 'name each language once of those that are written, bo')):
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+            finetune.main([f'--data={data}', f'--out_dir={tmp_path}/out', '--test_fraction=0.2', '--val_fraction=0.1',
+                           *args])
     assert not (tmp_path / 'out').exists()
 
 
@@ -233,3 +267,44 @@ def test_untrained_and_checkpoint(tmp_path, corpus, encoder_folder):
                '--eval_only=True', '--test_fraction=0.2', '--max_source_len=60', '--max_target_len=60')
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in out.iterdir()) == ['metrics.json', 'predictions.jsonl']
+
+
+def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):
+    """A run that breaks off goes on to the same bits; the best checkpoint is that of the best score, not loss."""
+    data = tmp_path / 'some.bo-zh.tsv'
+    data.write_text((corpus / 'some.bo-zh.tsv').read_text(encoding='utf-8') + 'དེབ\t \n', encoding='utf-8')
+    settings = [f'--data={data}', f'--encoder={encoder_folder}', '--max_source_len=60', '--max_target_len=22',
+                '--test_fraction=0.2', '--val_fraction=0.2', '--max_steps=6', '--eval_interval=2', '--save_interval=2',
+                '--batch_tokens=300', '--beams=1', '--test_dataset=ntrex', f'--test_from={tmp_path}']
+    for language in ('bo', 'zh'):
+        (tmp_path / f'{language}.txt').write_text('\n'.join(sentences(language)[:9]) + '\n', encoding='utf-8')
+    real, calls = finetune.evaluate, []
+
+    def evaluate(*args):
+        calls.append(args)
+        if len(calls) == 3 and broken:
+            calls.pop()
+            raise KeyboardInterrupt
+        losses, scores, lines = real(*args)
+        return {name: 9 - len(calls) for name in losses}, {name: 9 - abs(len(calls) - 3) for name in scores}, lines
+
+    monkeypatch.setattr(finetune, 'evaluate', evaluate)
+    broken = False
+    finetune.main([*settings, f'--out_dir={tmp_path}/whole'])
+    shown = capsys.readouterr().out
+    assert 'left out, empty source: 1' in shown and 'zh-bo' in shown
+    assert 'ntrex, zh-bo: ' in shown and 'test, zh-bo: ' in shown
+    row = next(line for line in shown.splitlines() if line.startswith('  zh-bo')).split()
+    assert int(row[-1]) > 0                           # too long
+    best, last = ((tmp_path / 'whole' / part / 'model.safetensors').read_bytes() for part in ('best', 'last'))
+    assert best != last
+    calls.clear()
+    broken = True
+    with pytest.raises(KeyboardInterrupt):
+        finetune.main([*settings, f'--out_dir={tmp_path}/parts'])
+    broken = False
+    finetune.main([*settings, f'--out_dir={tmp_path}/parts'])
+    for name in ('best/model.safetensors', 'last/model.safetensors', 'best/predictions.jsonl'):
+        assert (tmp_path / 'whole' / name).read_bytes() == (tmp_path / 'parts' / name).read_bytes()
+    with pytest.raises(ValueError, match='holds a run with test_fraction=0.2, not 0.5'):      # learned ones in the test
+        finetune.main([*settings, f'--out_dir={tmp_path}/whole', '--eval_only=True', '--test_fraction=0.5'])

@@ -12,7 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics.functional.text import squad
 
 from data import metrics
-from data.metrics import bare, bleu, chrf, f1, guess_languages, main_script, rouge_l, score, units
+from data.metrics import bare, bleu, chrf, f1, guess_languages, is_mark, main_script, rouge_l, score, units
 
 MIXED = [*HARD, 'a', '!a!', '..', '“x”, y', '😀😀 😀', 'LibreOffice ནང་ 2 本书 көрді', 'བོད་ཡིག་', '100%']
 
@@ -39,16 +39,18 @@ def test_bleu_equals_sacrebleu(tokenizer):
     def pieces(text):
         return [tokenizer.pieces[i] for i in tokenizer.encode(text) if tokenizer.pieces[i].strip()]
 
-    cases = [pair for language in LANGUAGES for pair in shifted([*sentences(language), *MIXED])]
-    cases += [(['a b c d'], ['e f g h']), (['a b c d'], ['a c e d']), (['a b c d'], ['a b c d e f g'])]
-    for hypotheses, references in cases:
-        ours, theirs = ([pieces(text) if len(cases) > 3 else text.split() for text in x]
-                        for x in (hypotheses, references))
+    cases = [(pieces, pair) for language in LANGUAGES for pair in shifted([*sentences(language), *MIXED])]
+    cases += [(str.split, ([hypothesis], [reference])) for hypothesis, reference in (
+        ('a b c d', 'e f g h'), ('a b c d', 'a c e d'), ('a b c d', 'a x c y'), ('a b c d', 'a b c d e f g'))]
+    for tokens, pair in cases:
+        ours, theirs = ([tokens(text) for text in texts] for texts in pair)
         expected = BLEU(tokenize='none', force=True).corpus_score(
             [' '.join(x) for x in ours], [[' '.join(x) for x in theirs]]).score
         assert bleu(ours, theirs) == pytest.approx(expected, abs=1e-9)
     with pytest.raises(ValueError, match='none has four tokens'):       # sacrebleu: 0
         bleu([['a', 'b', 'c']], [['a', 'b', 'c']])
+    with pytest.raises(ValueError, match='none has four tokens'):
+        bleu([['x']], [['a', 'b', 'c', 'd']])
     assert bleu([[]], [['a', 'b', 'c', 'd']]) == 0
 
 
@@ -76,16 +78,32 @@ def test_google_gives_0_on_tibetan():
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_answers_equal_squad(language):
     def as_words(text):                                       # SQuAD knows ASCII punctuation only, and English articles
-        return ' '.join(bare(units(text.casefold(), language)))
+        return ' '.join(bare(text, language))
 
-    texts = [text for text in [*sentences(language), *MIXED] if text.strip() and 'a' not in as_words(text).split()]
+    texts = [text for text in [*sentences(language), *MIXED]
+             if not all(map(is_mark, units(text, language))) and 'a' not in as_words(text).split()]
     for hypotheses, references in shifted(texts):
         _, each = score(hypotheses, references, language)
         for h, r, of_f1, of_exact in zip(hypotheses, references, each['f1'], each['exact']):
-            expected = squad([{'prediction_text': as_words(h), 'id': ''}],
-                             [{'answers': {'answer_start': [0], 'text': [as_words(r)]}, 'id': ''}])
-            assert of_f1 == pytest.approx(expected['f1'].item(), rel=1e-6) and of_exact == expected['exact_match']
+            assert (of_f1, of_exact) == pytest.approx(by_squad(as_words(h), [as_words(r)]), rel=1e-6)
     assert f1([], []) == 1 and f1(['a'], []) == 0
+
+
+def by_squad(prediction, answers):
+    expected = squad([{'prediction_text': prediction, 'id': ''}],
+                     [{'answers': {'answer_start': [0] * len(answers), 'text': answers}, 'id': ''}])
+    return expected['f1'].item(), expected['exact_match'].item()
+
+
+def test_answers_in_english_equal_squad():
+    """As they are written, and with several right answers."""
+    texts = ['Two books.', 'two  BOOKS', 'three books, two dogs', 'Books, dogs!', '42', 'dogs']
+    for h in texts:
+        for first, *others in (texts[:1], texts[1:4], texts[3:], texts):
+            whole, _ = score([h], [first], 'en', others=[tuple(others)])
+            assert (whole['f1'][0], whole['exact'][0]) == pytest.approx(by_squad(h, [first, *others]), rel=1e-6)
+    for h, r, same in (('', '。', 0), ('-', '+', 0), ('。', '。', 100)):      # marks are dropped beside words only
+        assert score([h], [r], 'kk')[1]['exact'] == score([h], [r], 'kk')[1]['f1'] == [same]
 
 
 def test_units():
@@ -94,19 +112,22 @@ def test_units():
     assert units('我有 2本。', 'zh') == ['我', '有', '2', '本', '。']
     assert units('ئۇ «كۆردى»؟', 'ug') == ['ئۇ', '«', 'كۆردى', '»', '؟']
     assert units('a😀b', 'mn') == ['a', '😀', 'b'] and units('', 'bo') == units(' ་', 'bo') == []
-    assert set(bare(list(string.printable))) == set(string.ascii_letters + string.digits)
+    assert set(bare(' '.join(string.printable), 'mn')) == set(string.ascii_lowercase + string.digits)
     every = ''.join(map(chr, range(0x20, 0x3000)))
     assert ''.join(units(every, 'mn')) == ''.join(c for c in every if not c.isspace() and c not in metrics.TSHEG)
 
 
 def test_scores_without_a_value_say_so():
     whole, each = score(['དེབ', '', '🙂'], ['ཁྱི', 'རྟ', 'ལུག'], 'bo', samples={'bo': ['དེབ'], 'zh': ['书']})
-    assert math.isnan(whole['bleu'][0]) or whole['bleu'][0] == 0
+    assert math.isnan(whole['bleu'][0])
     assert whole['empty'][0] == pytest.approx(100 / 3) and each['empty'] == [0, 100, 0]
     assert all(math.isfinite(x) for name in whole if name != 'bleu' for x in whole[name])
     assert math.isnan(score(['དེབ'], ['དེབ'], 'bo')[0]['bleu'][0])
+    assert 0 < score(['我有两本书。'], ['我有三本书。'], 'zh')[0]['bleu'][0] < 100         # over characters
     with pytest.raises(ValueError, match='reference 2 has no text'):
         score(['a', 'b'], ['a', ''], 'bo')
+    with pytest.raises(ValueError, match="language 'cn': the references are in CJK; write zh or ja"):
+        score(['我'], ['我'], 'cn')
 
 
 def test_wrong_language_and_script():
@@ -114,10 +135,15 @@ def test_wrong_language_and_script():
     for language in LANGUAGES:
         texts = sentences(language)[1::2]
         assert set(guess_languages(texts, samples)) == {language}
+    samples['kk'] = samples['kk'][:4]                         # a small sample is not the likeliest for everything
+    assert set(guess_languages(sentences('mn'), samples)) == {'mn'}
+    assert list(guess_languages(['wwwwww', 'ไทย', sentences('kk')[1]], samples)) == [None, None, 'kk']
     hypotheses = [sentences(language)[1] for language in LANGUAGES] + ['', '2 + 2 = 4', 'ha ' * 9]
     whole, each = score(hypotheses, sentences('kk')[:len(hypotheses)], 'kk', samples=samples)
     assert each['wrong_script'][:7] == [100, 0, 0, 100, 100, 0, 0] and each['wrong_script'][7] == 100
     assert each['wrong_language'][:7] == [100, 0, 100, 100, 100, 0, 0]
+    assert score(['18 18 18 18'], ['a'], 'kk')[0]['repeats'][0] == 100 and score(['18 18 18'], ['a'], 'kk')[0][
+        'repeats'][0] == 0
     assert each['repeats'] == [0] * 7 + [100] and 'wrong_language' not in score(['a'], ['b'], 'kk')[0]
     assert [main_script(x) for x in ('བོད་', '书 a 本', '؟', 'Кк latin Ккк')] == ['TIBETAN', 'CJK', None, 'CYRILLIC']
 
