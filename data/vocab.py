@@ -27,20 +27,22 @@ COMMON = 0.999                                        # share of a text whose ch
 INITS = ('subpieces', 'script', 'mean', 'random')
 
 
-def trim(pieces, counts, min_count=1, size=None):
+def trim(pieces, counts, min_count=1, size=None, without=()):
     """Which of a SentencePiece model's pieces stay, as sorted indices, given how often each occurs (n,).
 
-    Those that occur min_count times or are among the `size` most frequent, the special ones and all single characters.
-    The least likely one stays too, as the score of <unk> depends on it: so a text of which no piece is dropped is cut
-    as before. Raises ValueError where no letter of the texts is in the vocabulary.
+    Those that occur min_count times or are among the `size` most frequent, the special ones and all single characters;
+    none with letters of the scripts `without` (named as by data.tokenizer.script). The least likely one stays too, as
+    the score of <unk> depends on it: so a text of which no piece is dropped is cut as before. Raises
+    ValueError where no letter of the texts is in the vocabulary.
     """
     if not any(n and piece.type == NORMAL and any(map(script, piece.piece)) for n, piece in zip(counts, pieces)):
         raise ValueError('the vocabulary can read no letter of these texts; `extend` adds them to it')
     if size is not None:
         min_count = np.sort(counts)[-min(size, len(counts))]
     lowest = min(piece.score for piece in pieces)
-    return [i for i, piece in enumerate(pieces) if counts[i] >= max(min_count, 1) or piece.type != NORMAL
-            or len(piece.piece.lstrip(SPACE)) <= 1 or piece.score == lowest]
+    return [i for i, piece in enumerate(pieces) if piece.type != NORMAL
+            or (counts[i] >= max(min_count, 1) or len(piece.piece.lstrip(SPACE)) <= 1 or piece.score == lowest)
+            and not set(map(script, piece.piece)) & set(without)]
 
 
 def new_pieces(tokenizer, paths, n, seed=1):
@@ -187,6 +189,8 @@ def main(argv):
             limit = command.add_mutually_exclusive_group()
             limit.add_argument('--min_count', type=int, default=1, help='keep pieces that occur so often (1)')
             limit.add_argument('--size', type=int, help='or keep so many, the most frequent')
+            command.add_argument('--without', nargs='+', default=(), metavar='SCRIPT',
+                                 help='keep no letters of these scripts, such as CJK HANGUL')
         else:
             command.add_argument('--pieces', type=int, required=True, help='how many to train')
             command.add_argument('--init', choices=INITS, default='subpieces', help='embeddings of new pieces')
@@ -198,6 +202,8 @@ def main(argv):
         return
     if Path(args.out).exists():
         raise ValueError(f'{args.out} exists; name a new folder')
+    if unknown := set(getattr(args, 'without', ())) - {script(c) for piece in Tokenizer(folder).pieces for c in piece}:
+        raise ValueError(f'without={" ".join(unknown)}: the vocabulary has none; names are like CJK or TIBETAN')
     for key in ('min_count', 'size', 'pieces'):
         if getattr(args, key, None) is not None and getattr(args, key) < 1:
             raise ValueError(f'{key}={getattr(args, key)}: give a number above 0')
@@ -205,7 +211,7 @@ def main(argv):
     old, word = Tokenizer(folder, vocab_size=sizes['vocab_size']), state['embeddings.word.weight']
     if args.command == 'trim':
         counts = sum(Usage(path, old).counts for path in args.text)[old.to_id]
-        keep, new = trim(proto(old.model).pieces, counts, args.min_count, args.size), []
+        keep, new = trim(proto(old.model).pieces, counts, args.min_count, args.size, args.without), []
     else:
         keep, new = range(len(old.sp)), new_pieces(old, args.text, args.pieces, args.seed)
         print(f'{len(new):,} new pieces: all that such a text yields' if len(new) < 0.9 * args.pieces else

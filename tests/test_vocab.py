@@ -8,7 +8,7 @@ import torch
 from conftest import HARD, LANGUAGES, ROOT, sentences
 
 from data import UNK
-from data.tokenizer import SPACE, Tokenizer
+from data.tokenizer import SPACE, Tokenizer, script
 from data.vocab import INITS, Usage, main, new_rows
 from model import SWCM, XLMR
 
@@ -61,10 +61,13 @@ def test_trim_to_a_size(texts, encoder_folder, tmp_path):
     path = str(texts / 'kk.txt')
     sizes = []
     for name, limit in (('all', ()), ('often', ('--min_count', '1000')), ('few', ('--size', '17')),
-                        ('many', ('--size', '99999'))):
+                        ('many', ('--size', '99999')), ('one', ('--without', 'TIBETAN', 'CJK'))):
         main(['trim', '--encoder', str(encoder_folder), '--out', str(tmp_path / name), '--text', path, *limit])
         sizes.append(Tokenizer(tmp_path / name).vocab_size)
-    whole, often, few, many = sizes
+    whole, often, few, many, one = sizes
+    left = Tokenizer(tmp_path / 'one')
+    assert one < whole
+    assert {script(c) for piece in left.pieces[4:left.mask] for c in piece} == {None, 'CYRILLIC', 'ARABIC'}
     assert often < few < whole == many < Tokenizer(encoder_folder).vocab_size
     counts = Usage(path, Tokenizer(encoder_folder)).counts
     longest = [i for i in counts.argsort()[::-1][:17] if len(Tokenizer(encoder_folder).pieces[i].strip(SPACE)) > 1]
@@ -136,6 +139,7 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
             ('trim', 'empty.txt', (), 'empty.txt has no text'),
             ('trim', 'digits.txt', (), 'can read no letter of these texts'),
             ('trim', 'bo.txt', ('--size', '0'), 'size=0: '),
+            ('trim', 'bo.txt', ('--without', 'HAN'), 'without=HAN: the vocabulary has none'),
             ('report', 'empty.txt', (), 'empty.txt has no text')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as stopped:
             main([command, '--encoder', str(encoder_folder), '--text', str(texts / text),
