@@ -54,15 +54,21 @@ def read_arms(paths):
 
 
 def table(arms):
-    """Markdown lines: an arm a row, with parameters, target tokens, losses (nats a token) and scores at the end."""
+    """Markdown lines: an arm a row, with parameters, target tokens, losses (nats a token) and scores at the end.
+
+    An arm without some of the tasks has no mean of the losses, which could not be compared.
+    """
     last = {arm: [run[-1] for run in runs] for arm, runs in arms.items()}
     columns = list(dict.fromkeys((kind, name) for kind in ('val', 'scores') for ends in last.values()
                                  for end in ends for name in end.get(kind, ())))
-    yield '| ' + ' | '.join(['arm', 'seeds', 'parameters', 'tokens', *(name for _, name in columns)]) + ' |'
-    yield '|' + '---|' * (len(columns) + 4)
+    n_tasks = sum(kind == 'val' for kind, _ in columns)
+    yield '| ' + ' | '.join(['arm', 'seeds', 'parameters', 'tokens', 'mean', *(name for _, name in columns)]) + ' |'
+    yield '|' + '---|' * (len(columns) + 5)
     for arm, ends in last.items():
         parameters = ends[0].get('parameters')
         cells = [arm, str(len(ends)), *(f'{n / 1e6:.2f}M' if n else '' for n in (parameters, ends[0]['tokens']))]
+        means = [statistics.mean(end['val'].values()) for end in ends]
+        cells.append(spread(means, 2) if len(ends[0]['val']) == n_tasks else '')
         for kind, name in columns:
             values = [end[kind][name] for end in ends if name in end.get(kind, ())]
             cells.append(spread(values, 1 if name.startswith('chrF') else 2) if len(values) == len(ends) else '')

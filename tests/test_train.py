@@ -193,6 +193,14 @@ def test_curves(cfg, tmp_path):
     assert call('tests/curves.py', 'empty.jsonl', cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
 
 
+def test_readme_has_the_table_of_the_logs():
+    """The README's comparison of decoders is what its command prints from the committed logs."""
+    logs = sorted(str(path) for path in (ROOT / 'config/ablation/logs').glob('*.jsonl'))
+    status, out, err = call('tests/curves.py', *logs, cwd=ROOT)
+    assert status == 0, err
+    assert len(out.splitlines()) == 12 and out in (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
 def test_gradient_that_is_no_number_stops_the_run(cfg):
     model = SWCM.from_encoder(cfg.encoder, languages=LANGUAGES)
     with torch.no_grad():
