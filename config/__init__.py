@@ -16,7 +16,7 @@ class Run:
     """What every training run has."""
     # the model above the encoder
     share: str = 'copy'              # decoder weights: copy (of the encoder's) | none | tie | alternate
-    insert_every: int = 3            # a new layer after every so many custom layers; 0: none
+    insert_every: int = 0            # a new layer after every so many custom layers (the paper's: 3); 0: none
     inserted: str = 'random'         # weights of the new layers: random | duplicate | quiet
     head: str = 'tied'               # output projection: tied (to the embeddings) | untied
     dropout: float = 0.1             # in encoder and decoder

@@ -23,7 +23,7 @@ CHOICES = [dict(), dict(insert_every=0), dict(insert_every=1, inserted='duplicat
 
 def swcm(folder, **options):
     torch.manual_seed(1)
-    return SWCM.from_encoder(folder, languages=('bo', 'zh'), **options).eval()
+    return SWCM.from_encoder(folder, languages=('bo', 'zh'), **{'insert_every': 3, **options}).eval()
 
 
 def sources(model, lengths=(20, 13, 7, 1), seed=0):
@@ -204,7 +204,7 @@ def test_parameters_of_the_published_layout():
     two tables and a bias to a multiple of 64, which is not counted here.
     """
     with torch.device('meta'):
-        model = SWCM(SWCMConfig(vocab_size=135359, head='untied', mlm_head=False))
+        model = SWCM(SWCMConfig(vocab_size=135359, insert_every=3, head='untied', mlm_head=False))
     ours = sum(p.numel() for p in model.parameters())
     padding = (model.config.n_rows - 135359) * (2 * 768 + 1)
     print(f'{ours - padding:,} parameters, untied, X = 3, without language rows and pooler')
