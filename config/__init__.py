@@ -210,7 +210,8 @@ def find_device(device, dtype):
 
 def help_text(cls):
     """Every key with its default and the comment that stands behind it in the class."""
-    lines = [inspect.getdoc(sys.modules[cls.__module__]) or '', '', 'usage: [CONFIG.py] [--key=value ...]', '']
+    lines = [inspect.getdoc(sys.modules[cls.__module__]) or '', '',
+             f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
     shown, own = set(), [c for c in cls.__mro__ if '__dataclass_fields__' in vars(c)]
     for line in '\n'.join(map(inspect.getsource, own)).splitlines():
         code, _, comment = line.strip().partition('#')

@@ -259,7 +259,7 @@ def report(whole, names=None):
     """Lines of scores with their intervals and what they are."""
     for name, (value, low, high) in whole.items():
         if names is None or name in names:
-            yield f'  {name:15}{value:6.1f}  [{low:5.1f}, {high:5.1f}]  {ABOUT[name]}'
+            yield f'  {name:15}{value:6.1f}  [{low:5.1f}, {high:5.1f}]'.replace('nan', '  –') + f'  {ABOUT[name]}'
 
 
 def main(argv):

@@ -203,7 +203,7 @@ def main(argv):
     if Path(args.out).exists():
         raise ValueError(f'{args.out} exists; name a new folder')
     if unknown := set(getattr(args, 'without', ())) - {script(c) for piece in Tokenizer(folder).pieces for c in piece}:
-        raise ValueError(f'without={" ".join(unknown)}: the vocabulary has none; names are like CJK or TIBETAN')
+        raise ValueError(f'without={" ".join(unknown)}: no letter of the vocabulary is so named; names are like CJK')
     for key in ('min_count', 'size', 'pieces'):
         if getattr(args, key, None) is not None and getattr(args, key) < 1:
             raise ValueError(f'{key}={getattr(args, key)}: give a number above 0')

@@ -139,7 +139,7 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
             ('trim', 'empty.txt', (), 'empty.txt has no text'),
             ('trim', 'digits.txt', (), 'can read no letter of these texts'),
             ('trim', 'bo.txt', ('--size', '0'), 'size=0: '),
-            ('trim', 'bo.txt', ('--without', 'HAN'), 'without=HAN: the vocabulary has none'),
+            ('trim', 'bo.txt', ('--without', 'HAN'), 'without=HAN: no letter of the vocabulary is so named'),
             ('report', 'empty.txt', (), 'empty.txt has no text')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as stopped:
             main([command, '--encoder', str(encoder_folder), '--text', str(texts / text),
