@@ -273,8 +273,8 @@ def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
     settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
     argv = args if args[0].endswith('.py') or args == ['--lr'] else [*settings, *args]
     monkeypatch.setattr(sys, 'stdin', open(os.devnull))
-    monkeypatch.setattr(sys, 'stdout', open(os.devnull, 'w'))
-    monkeypatch.setattr(sys, 'stderr', open(os.devnull, 'w'))
+    monkeypatch.setattr(sys, 'stdout', open(os.devnull, 'w', encoding='utf-8'))
+    monkeypatch.setattr(sys, 'stderr', open(os.devnull, 'w', encoding='utf-8'))
     monkeypatch.setattr(sys, 'argv', ['train.py', *argv])
     with pytest.raises(SystemExit) as stopped:
         config.run(train.main)
