@@ -220,6 +220,8 @@ def help_text(cls):
             if name in shown:                         # a default of Run that cls replaces
                 continue
             shown.add(name)
+            if default.startswith('('):               # a tuple, as it is written on the command line
+                default = ','.join(ast.literal_eval(default))
             lines.append(f'  --{name + "=" + default:38} {comment.strip()}')
         elif comment:
             lines.append(f'{comment.strip()}:')
