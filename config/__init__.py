@@ -97,7 +97,7 @@ class FineTune(Run):
     beams: int = 4                   # beam search; 1: greedy
     length_penalty: float = 1.0      # a score is divided by length ** this
     no_repeat_ngram: int = 0         # no sequence of so many tokens twice; 0: may
-    force_script: tuple = ()         # scripts that outputs may have letters of, as bo:TIBETAN; (): any
+    force_script: tuple = ()         # scripts that outputs may have letters of, as bo:TIBETAN; '': any
 
 
 def load(cls, argv):
@@ -221,7 +221,7 @@ def help_text(cls):
                 continue
             shown.add(name)
             if default.startswith('('):               # a tuple, as it is written on the command line
-                default = ','.join(ast.literal_eval(default))
+                default = repr(','.join(ast.literal_eval(default)))
             lines.append(f'  --{name + "=" + default:38} {comment.strip()}')
         elif comment:
             lines.append(f'{comment.strip()}:')
