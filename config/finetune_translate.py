@@ -3,6 +3,8 @@
 task = 'translate'
 learn = ('zh-bo',)
 out_dir = 'out/translate'
-max_steps = 400
+batch_tokens = 2048
+max_steps = 800
 lr = 1e-3
-eval_interval = 100
+dropout = 0.0                   # about one epoch of 18,000 pairs
+eval_interval = 200

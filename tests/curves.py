@@ -1,11 +1,12 @@
-"""Compares runs by their logs: a table of their last evaluation, and learning curves. Needs matplotlib.
+"""Compares runs by their logs: a table of their last evaluation, and learning curves; or fine-tuned ones by a score.
 
     python tests/curves.py out/tibetan out/other --svg=curves.svg
     python tests/curves.py config/ablation/logs/*.jsonl --svg=docs/ablation.svg
+    python tests/curves.py out/translate out/other --score=chrf++
 
-Each argument is the folder of a run or its log.jsonl. Runs whose names differ only in a number behind a dot, like
-copy.1 and copy.2, are one arm with several seeds: the table gives their mean ± standard deviation, and the figure
-their mean and range, both at the steps that all of the arm's seeds have.
+Needs matplotlib. Each argument is the folder of a run or its log.jsonl; with --score, its metrics.json. In logs, runs
+whose names differ only in a number behind a dot, like copy.1 and copy.2, are one arm with several seeds: the table has
+their mean ± standard deviation, and the figure their mean and range, both at the steps that all of its seeds have.
 """
 import argparse
 import json
@@ -75,6 +76,32 @@ def table(arms):
         yield '| ' + ' | '.join(cells) + ' |'
 
 
+def score_table(paths, score):
+    """Markdown lines: a run a row, and of each test and direction the score with its 95 % interval, in percent.
+
+    Raises ValueError where a run has not been scored, or not by this one.
+    """
+    rows = {}
+    for path in map(Path, paths):
+        file = next((p for p in (path / 'best/metrics.json', path / 'metrics.json') if p.exists()), path)
+        if not file.is_file():
+            raise ValueError(f'{path} has no metrics.json')
+        scores = json.loads(file.read_text(encoding='utf-8'))['scores']
+        cells = rows[path.name if path.is_dir() else path.stem] = {}
+        for test, directions in scores.items():
+            for direction, values in directions.items():
+                if score not in values:
+                    there = ', '.join(key for key in values if isinstance(values[key], dict))
+                    raise ValueError(f'{path} has no score {score!r} but {there}')
+                value, low, high = (values[score][key] for key in ('value', 'low', 'high'))
+                cells[f'{test} {direction}'] = '–' if value is None else f'{value:.1f} [{low:.1f}, {high:.1f}]'
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    yield '| ' + ' | '.join([score, *columns]) + ' |'
+    yield '|' + '---|' * (len(columns) + 1)
+    for name, cells in rows.items():
+        yield '| ' + ' | '.join([name, *(cells.get(column, '') for column in columns)]) + ' |'
+
+
 def spread(values, digits):
     mean = f'{statistics.mean(values):.{digits}f}'
     return f'{mean} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else mean
@@ -114,8 +141,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', help='folders of runs, or their log.jsonl')
     parser.add_argument('--svg', help='file for the figure')
+    parser.add_argument('--score', help="a score of finetune.py's metrics.json, such as chrf++")
     args = parser.parse_args()
     try:
+        if args.score:
+            print('\n'.join(score_table(args.runs, args.score)))
+            return
         arms = read_arms(args.runs)
         print('\n'.join(table(arms)))
         if args.svg:

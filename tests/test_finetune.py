@@ -184,9 +184,8 @@ def small_examples(folder):
             answers.write(json.dumps({'question': question, 'context': article, 'answer': answer}) + '\n')
 
 
-def run(*args):
-    return subprocess.run([sys.executable, 'finetune.py', *map(str, args)], capture_output=True, text=True,
-                          encoding='utf-8')
+def run(*args, script='finetune.py'):
+    return subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True, encoding='utf-8')
 
 
 @pytest.mark.parametrize('task, scores', [('summarise', ('rouge_l_f', 'rouge_l_char_f', 'chrf++', 'bleu')),
@@ -228,6 +227,15 @@ def test_transfer_and_force_script(tmp_path, corpus):
     lines = [json.loads(x) for x in (out / 'best' / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()]
     for direction, letters in ('zh-bo', {None, 'CJK'}), ('zh-kk', {None, 'CYRILLIC'}):
         assert letters >= {script(c) for line in lines if line['direction'] == direction for c in line['prediction']}
+    scores = json.loads((out / 'best' / 'metrics.json').read_text(encoding='utf-8'))['scores']['test']
+    table = run(out, out / 'best/metrics.json', '--score=empty', script='tests/curves.py').stdout
+    header, _, row, _ = table.splitlines()
+    assert header == '| empty | test zh-bo | test zh-kk |'
+    assert row == '| out | ' + ' | '.join(
+        '{value:.1f} [{low:.1f}, {high:.1f}]'.format(**scores[x]['empty']) for x in ('zh-bo', 'zh-kk')) + ' |'
+    wrong = run(out, '--score=blue', script='tests/curves.py')
+    assert wrong.returncode == 1 and wrong.stderr.count('\n') == 1
+    assert "has no score 'blue' but chrf++, bleu" in wrong.stderr
 
 
 def test_force_scripts():
