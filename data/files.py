@@ -121,6 +121,7 @@ def write_model(folder, state, sentencepiece, config):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:                        # the files take their places only when all are written
+        stack.callback(lambda: any(folder.iterdir()) or folder.rmdir())
         new = [stack.enter_context(replacing(folder / name)) for name in ('model.safetensors', 'config.json')]
         write_tensors(new[0], state, {'format': 'pt'})
         new[1].write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')

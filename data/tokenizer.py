@@ -16,6 +16,7 @@ import sentencepiece
 from data import BOS, EOS, UNK
 
 SPACE = '\u2581'                                      # SentencePiece's mark of a space before a piece
+RESERVED = '\0\u2585'                                  # characters that SentencePiece cannot have in a vocabulary
 STOPS = '།༎༏༐༑༔。！？｡…؟۔!?.'                         # ends of sentences: Tibetan shads, CJK, Arabic, Latin
 ASCII_STOPS = '!?.'                                   # end a sentence only before a space: not in 3.5 or a.m.
 
@@ -116,7 +117,8 @@ def train_sentencepiece(lines, counts, vocab_size, coverage=1.0, seed=1, require
         normal.update({c: n for c in unicodedata.normalize('NFKC', character) if not c.isspace()})
     ranked, total = normal.most_common(), sum(normal.values())
     covered = list(accumulate(n for _, n in ranked))
-    kept = ''.join(c for (c, n), before in zip(ranked, [0, *covered]) if before < coverage * total or c in required)
+    kept = ''.join(c for (c, n), before in zip(ranked, [0, *covered])
+                   if (before < coverage * total or c in required) and c not in RESERVED)
     drop = {ord(c): ' ' for c in normal if c not in set(kept)}
     # SentencePiece leaves out lines of over 4,192 bytes, so long ones come in parts
     parts = (line[i:i + 1000].translate(drop) for line in lines for i in range(0, len(line), 1000))

@@ -165,8 +165,9 @@ def report(meta):
         if s['held_out']:
             print(f'  {s["held_out"]} with a text that stands in the validation part are left out')
         if share > 0.01:
-            print(f'warning: {share:.1%} of the tokens of {stream} are <unk>: the vocabulary lacks its characters. '
-                  'Use an encoder that has them (for Tibetan: CINO), or one trained on this text', file=sys.stderr)
+            print(f'warning: {share:.1%} of the tokens of {stream} are <unk>: the vocabulary lacks its characters. Use '
+                  'an encoder that has them (for Tibetan: CINO), or add them with `python -m data.vocab extend`',
+                  file=sys.stderr)
 
 
 def cut(lines, tokenizer, limit):

@@ -4,7 +4,7 @@
     python -m data.vocab trim   --encoder ENCODER --text bo.txt zh.txt --out SMALLER
     python -m data.vocab extend --encoder ENCODER --text bo.txt --pieces 8000 --out EXTENDED
 
-ENCODER is a folder of the XLM-R family; what is written, transformers reads too. Needs protobuf.
+ENCODER is a folder of the XLM-R family; transformers reads what is written, too. trim and extend need protobuf.
 """
 import argparse
 import math
@@ -19,60 +19,95 @@ import torch
 import config
 from data import UNK
 from data.files import read_encoder, read_json, write_encoder
-from data.tokenizer import SPACE, Tokenizer, script, train_sentencepiece
+from data.tokenizer import RESERVED, SPACE, Tokenizer, script, train_sentencepiece
 from data.tokens import VOCABULARY_CHARACTERS, digest, read_lines
 
 NORMAL = 1                                            # a piece's type where it is no special one
 COMMON = 0.999                                        # share of a text whose characters new pieces are made of
+PART = 1000                                           # characters of a line that are drawn together
 INITS = ('subpieces', 'script', 'mean', 'random')
 
 
-def trim(pieces, counts, min_count=1, size=None, without=()):
+def trim(folder, paths, out, min_count=1, size=None, without=()):
+    """Writes the encoder of `folder` with the pieces that the texts use to the folder `out`.
+
+    Raises ValueError, FileNotFoundError or OSError and leaves nothing behind.
+    """
+    sizes, state, tokenizer = read(folder, paths, out)
+    if unknown := set(without) - {script(c) for piece in tokenizer.pieces for c in piece}:
+        raise ValueError(f'without={" ".join(unknown)}: no letter of the vocabulary is so named; names are like CJK')
+    counts = sum(Usage(path, tokenizer).counts for path in paths)[tokenizer.to_id]
+    write(folder, paths, out, sizes, state, tokenizer, used(proto(tokenizer).pieces, counts, min_count, size, without))
+
+
+def extend(folder, paths, out, n_pieces, init='subpieces', seed=1):
+    """Writes the encoder of `folder` with at most n_pieces new pieces, trained on the texts, to the folder `out`.
+
+    init: see `new_rows`. The masked-token bias of each is the mean of the old ones. Raises as `trim`.
+    """
+    sizes, state, tokenizer = read(folder, paths, out)
+    new, n_trained = new_pieces(tokenizer, paths, n_pieces, seed)
+    if not new:
+        raise ValueError(f'the vocabulary has all {n_trained:,} pieces that these texts yield')
+    print(f'{len(new):,} new pieces; {n_trained - len(new):,} of the {n_trained:,} trained were there already'
+          + (', and such a text yields no more' if n_trained < n_pieces else ''))
+    rows = new_rows([piece for piece, _ in new], tokenizer, state['embeddings.word.weight'], init, seed)
+    write(folder, paths, out, sizes, state, tokenizer, range(len(tokenizer.sp)), new, rows)
+
+
+def used(pieces, counts, min_count=1, size=None, without=()):
     """Which of a SentencePiece model's pieces stay, as sorted indices, given how often each occurs (n,).
 
-    Those that occur min_count times or are among the `size` most frequent, the special ones and all single characters;
-    none with letters of the scripts `without` (named as by data.tokenizer.script). The least likely one stays too, as
-    the score of <unk> depends on it: so a text of which no piece is dropped is cut as before. Raises
-    ValueError where no letter of the texts is in the vocabulary.
+    Those that occur min_count times or, with `size`, that many of the most frequent; all single characters and special
+    pieces; and, as the score of <unk> depends on it, a piece of least score. So a text of which no piece is dropped is
+    cut as before. But none with letters of the scripts `without` (named as by data.tokenizer.script), in which case
+    texts may be cut otherwise around an <unk>. Raises ValueError where no letter of the texts is in the vocabulary.
     """
-    if not any(n and piece.type == NORMAL and any(map(script, piece.piece)) for n, piece in zip(counts, pieces)):
+    normal = [i for i, piece in enumerate(pieces) if piece.type == NORMAL]
+    if not any(counts[i] and any(map(script, pieces[i].piece)) for i in normal):
         raise ValueError('the vocabulary can read no letter of these texts; `extend` adds them to it')
-    if size is not None:
-        min_count = np.sort(counts)[-min(size, len(counts))]
-    lowest = min(piece.score for piece in pieces)
+    ranked = sorted(normal, key=lambda i: -counts[i])[:size]
+    stay = {i for i in ranked if counts[i] >= min_count} | {min(normal, key=lambda i: pieces[i].score)}
+    stay.update(i for i in normal if len(pieces[i].piece.lstrip(SPACE)) <= 1)
     return [i for i, piece in enumerate(pieces) if piece.type != NORMAL
-            or (counts[i] >= max(min_count, 1) or len(piece.piece.lstrip(SPACE)) <= 1 or piece.score == lowest)
-            and not set(map(script, piece.piece)) & set(without)]
+            or i in stay and not set(map(script, piece.piece)) & set(without)]
 
 
 def new_pieces(tokenizer, paths, n, seed=1):
-    """At most n [(piece, score)] that tokenizer lacks, of a unigram model of n pieces trained on the texts (where they
-    have more than VOCABULARY_CHARACTERS, on lines with about so many).
+    """The pieces [(piece, score)] that tokenizer lacks of a unigram model of n trained on texts, and the model's size.
 
-    All characters that tokenizer lacks are among them. A score is a log probability; where texts of the old and the new
-    pieces are mixed in proportion to their numbers, the new ones' is lower by the log of their share, and the old ones'
-    hardly changes.
+    It is trained on parts of the lines, of each text as many as have about VOCABULARY_CHARACTERS, where that has more.
+    All characters that tokenizer lacks are among the pieces. A score is a log probability in the text that it was
+    trained on; where texts of old and new pieces are mixed in proportion to the numbers of these, the new ones' is
+    lower by the log of the ratio, so that the old languages are cut as before, nearly. None is below the least of the
+    old. Raises ValueError for an n that is too small.
     """
-    counts = Counter()
+    lines, counts = [], Counter()
     for path in paths:
+        of_path = Counter()
         for line in read_lines(path):
-            counts.update(line)
-    if not any(map(str.split, counts)):
-        raise ValueError(f'{" ".join(paths)}: no text in there')
-    missing = lacking(tokenizer, set(unicodedata.normalize('NFKC', ''.join(counts))))
-    share = VOCABULARY_CHARACTERS / max(counts.total(), 1)
-    lines = (line for path in paths for line in read_lines(path) if digest('vocabulary', line) < share * 2**64)
+            of_path.update(unicodedata.normalize('NFKC', line))
+        share = VOCABULARY_CHARACTERS / max(of_path.total(), 1)
+        lines += [part for line in read_lines(path) for i in range(0, len(line), PART)
+                  for part in [line[i:i + PART]] if digest('vocabulary', part) < share * 2**64]
+        counts += of_path
+    missing = lacking(tokenizer, counts) - set(RESERVED)
     if n < len(missing):
         raise ValueError(f'pieces={n}: the texts have {len(missing)} characters that the vocabulary lacks; give more')
-    trained = proto(train_sentencepiece(lines, counts, n + 5, COMMON, seed, missing))   # 5: XLM-R's special ids
-    old = {piece.piece: piece.score for piece in proto(tokenizer.model).pieces}
-    shift, lowest = math.log(n / (n + len(old))), min(old.values())
-    return [(piece.piece, max(piece.score + shift, lowest)) for piece in trained.pieces
-            if piece.type == NORMAL and piece.piece not in old]
+    try:
+        trained = train_sentencepiece(lines, counts, n + 5, COMMON, seed, missing)        # 5: XLM-R's special ids
+    except ValueError as e:
+        raise ValueError(f'pieces={n}: too few, or too short a text. Give more than the {len(counts)} different '
+                         'characters of the texts') from e
+    trained = [piece for piece in proto(Tokenizer(trained)).pieces if piece.type == NORMAL]
+    old = {piece.piece: piece.score for piece in proto(tokenizer).pieces}
+    new = [piece for piece in trained if piece.piece not in old]
+    shift, lowest = min(0, math.log(max(len(new), 1) / len(old))), min(old.values())
+    return [(piece.piece, max(piece.score + shift, lowest)) for piece in new], len(trained)
 
 
 def lacking(tokenizer, characters):
-    """Those of the characters that tokenizer writes as <unk>."""
+    """Those of the characters that tokenizer writes as <unk>, as a set."""
     characters = list(characters)
     return {c for c, ids in zip(characters, tokenizer.encode(characters)) if UNK in ids}
 
@@ -80,73 +115,118 @@ def lacking(tokenizer, characters):
 def new_rows(pieces, tokenizer, word, init, seed=1):
     """Embeddings (N,C) of new pieces from those of the old (V,C).
 
-    init: `random`, N(0, 0.02²), XLM-R's own; `mean` of all old rows, with noise of a tenth of their spread, so that no
-    two are equal (after Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html); `script`, the same of the old
-    pieces with letters of the same script; `subpieces`, the mean of the old pieces that the piece was cut into (Gee et
-    al. 2022, aclanthology.org/2022.emnlp-industry.41). Where there are none, `subpieces` falls back on `script`, and
-    that on `mean`.
+    init: `random`, N(0, 0.02²), XLM-R's own; `mean` of all old rows (after Hewitt 2021,
+    nlp.stanford.edu/~johnhew/vocab-expansion.html); `script`, the mean of the old pieces with letters of the same
+    script; `subpieces`, the mean of the old pieces that the piece was cut into (Gee et al. 2022,
+    aclanthology.org/2022.emnlp-industry.41). Where one of these is <unk>, `subpieces` falls back on `script`, and where
+    there are none, that on `mean`. To all but `random`, noise of a tenth of the old rows' spread is added, so that no
+    two are equal.
     """
     generator, old = torch.Generator().manual_seed(seed), word[UNK + 1:tokenizer.mask].float()
     noise = torch.randn(len(pieces), word.shape[1], generator=generator)
     if init == 'random':
         return 0.02 * noise
-    scripts, lone = {}, tokenizer.pieces.index(SPACE) if SPACE in tokenizer.pieces else UNK
+    scripts, mean = {}, old.mean(0)
     for i, piece in enumerate(tokenizer.pieces[UNK + 1:tokenizer.mask]):
         for name in set(map(script, piece)) - {None}:
             scripts.setdefault(name, []).append(i)
     found = {name: old[rows].mean(0) for name, rows in scripts.items()}
-    rows = old.mean(0) + 0.1 * old.std(0) * noise
-    for i, piece in enumerate(pieces):
-        ids = [x for x in tokenizer.encode(piece.replace(SPACE, ' ')) if x not in (UNK, lone)]
+    model = proto(tokenizer)                          # cuts a piece without making it the beginning of a word
+    model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = False
+    cut = Tokenizer(model.SerializeToString()).encode([piece.replace(SPACE, ' ') for piece in pieces])
+    rows = 0.1 * old.std(0) * noise
+    for i, (piece, ids) in enumerate(zip(pieces, cut)):
         names = [name for name in set(map(script, piece)) if name in found]
-        if init == 'subpieces' and ids:
-            rows[i] = word[ids].float().mean(0)
+        if init == 'subpieces' and len(ids) and UNK not in ids:
+            rows[i] += word[ids].float().mean(0)
         elif init in ('subpieces', 'script') and names:
-            rows[i] += torch.stack([found[name] for name in names]).mean(0) - old.mean(0)
+            rows[i] += torch.stack([found[name] for name in names]).mean(0)
+        else:
+            rows[i] += mean
     return rows
 
 
-def proto(model):
-    """A SentencePiece file's bytes as an object that can be changed."""
+def proto(tokenizer):
+    """The tokenizer's SentencePiece file as an object that can be changed.
+
+    Raises ValueError where protobuf is missing, and for a model that is not a unigram one, as XLM-R's is.
+    """
     try:
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
     except ImportError as e:
         raise ValueError(f'data.vocab needs protobuf to write SentencePiece files: pip install protobuf ({e})') from e
     found = ModelProto()
-    found.ParseFromString(model)
+    found.ParseFromString(tokenizer.model)
     if found.trainer_spec.model_type != found.trainer_spec.UNIGRAM:
         raise ValueError('the SentencePiece model is not a unigram one, as the XLM-R family has it')
     return found
 
 
-def with_pieces(tokenizer, keep, new=()):
-    """The SentencePiece file, as bytes, with the old pieces of indices `keep` and new ones [(piece, score)] behind."""
-    model = proto(tokenizer.model)
-    kept = [model.pieces[i] for i in keep]
+def read(folder, paths, out):
+    """Sizes, tensors and tokenizer of an encoder's folder, after all that can be checked without work."""
+    if Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
+        raise ValueError(f'{out} exists; name a new folder')
+    for path in paths:
+        if not Path(path).is_file() or Path(path).suffix in ('.jsonl', '.json', '.tsv', '.csv'):
+            raise ValueError(f'{path}: give files of plain text')
+        if not any(unicodedata.category(c)[0] not in 'ZC' for line in read_lines(path) for c in line):
+            raise ValueError(f'{path} has no text')
+    sizes, state = read_encoder(Path(folder))
+    tokenizer, n_rows = Tokenizer(folder, vocab_size=sizes['vocab_size']), len(state['embeddings.word.weight'])
+    if n_rows != sizes['vocab_size']:
+        raise ValueError(f'{folder}: {n_rows} embeddings, and vocab_size {sizes["vocab_size"]} in config.json')
+    proto(tokenizer)
+    return sizes, state, tokenizer
+
+
+def write(folder, paths, out, sizes, state, tokenizer, keep, new=(), added=None):
+    """Writes an encoder with the old pieces of indices `keep`, then new ones [(piece, score)] with embeddings (N,C).
+
+    Prints its size beside the old one's, and what it makes of the texts.
+    """
+    n_before, model = sum(t.numel() for t in state.values()), proto(tokenizer)
+    pieces = [model.pieces[i] for i in keep]
     del model.pieces[:]
-    model.pieces.extend(kept)
+    model.pieces.extend(pieces)
     for piece, score in new:
         model.pieces.add(piece=piece, score=score)
     model.trainer_spec.vocab_size = len(model.pieces)
-    return model.SerializeToString()
+    rows = [*range(UNK + 1), *(i + 1 for i in keep if i >= UNK), tokenizer.mask]
+    if tokenizer.vocab_size > tokenizer.mask + 1:
+        print(f'{tokenizer.vocab_size - tokenizer.mask - 1:,} rows behind <mask> are left out')
+    word, bias = state['embeddings.word.weight'], state.get('head.bias')
+    added = {'embeddings.word.weight': word[:0] if added is None else added.to(word.dtype)}
+    if bias is not None:
+        added['head.bias'] = bias[UNK + 1:tokenizer.mask].float().mean().expand(len(new)).to(bias.dtype)
+    for name, more in added.items():
+        state[name] = torch.cat([state[name][rows[:-1]], more, state[name][rows[-1:]]])
+    sizes = {**sizes, 'vocab_size': len(rows) + len(new),
+             'dropout': read_json(Path(folder) / 'config.json').get('hidden_dropout_prob', 0.1)}
+    write_encoder(out, sizes, state, model.SerializeToString())
+    print(f'{folder}: {tokenizer.vocab_size:,} ids, {n_before:,} parameters')
+    print(f'{out}: {sizes["vocab_size"]:,} ids, {sum(t.numel() for t in state.values()):,} parameters')
+    report(paths, Tokenizer(out), tokenizer)
 
 
 class Usage:
     """What a tokenizer makes of a file: `characters` {character: n}, `counts` of each id, and, beside another
-    tokenizer, `changed`, the pieces of that one that are no longer cut out of the text as they were."""
+    tokenizer, `n_changed` of the `n_before` pieces of that one, which are no longer cut out of the text as they were.
+
+    Raises ValueError for a file without text.
+    """
 
     def __init__(self, path, tokenizer, before=None):
         self.characters, self.counts = Counter(), np.zeros(tokenizer.vocab_size, np.int64)
-        self.changed = self.before = 0
+        self.n_changed = self.n_before = 0
         lines = read_lines(path)
         while chunk := list(islice(lines, 1000)):
-            for line, ids in zip(chunk, tokenizer.encode(chunk)):
+            for line in chunk:
                 self.characters.update(line)
-                self.counts += np.bincount(ids, minlength=len(self.counts))
+            self.counts += np.bincount(np.concatenate(tokenizer.encode(chunk)), minlength=len(self.counts))
             if before:
                 for ours, theirs in zip(*(map(spans, t.sp.encode(chunk, out_type=str)) for t in (tokenizer, before))):
-                    self.before += len(theirs)
-                    self.changed += len(theirs - ours)
+                    self.n_before += len(theirs)
+                    self.n_changed += len(theirs - ours)
         if not self.counts.sum():
             raise ValueError(f'{path} has no text')
 
@@ -158,18 +238,18 @@ def spans(pieces):
 
 
 def report(paths, tokenizer, before=None):
-    """Lines of a table: how the vocabulary fits each file, and the share of the tokens of `before` that it changes."""
-    width = max(len(Path(path).name) for path in paths)
-    yield (f'{"file":{width}} {"characters":>12} {"tokens":>12} {"tokens/char":>12} {"<unk>":>8} {"missing":>8} '
-           f'{"in use":>8}' + (f' {"changed":>8}' if before else ''))
+    """Prints a table: how the vocabulary fits each file, and the share of the tokens of `before` that it changes."""
+    width = max(4, *(len(str(path)) for path in paths))
+    print(f'{"file":{width}} {"characters":>12} {"tokens":>12} {"tokens/char":>12} {"<unk>":>8} {"missing":>8} '
+          f'{"in use":>8}' + (f' {"changed":>8}' if before else ''))
     for path in paths:
         use = Usage(path, tokenizer, before)
         characters, tokens = use.characters.total(), use.counts.sum()
-        yield (f'{Path(path).name:{width}} {characters:12,} {tokens:12,} {tokens / characters:12.3f} '
-               f'{use.counts[UNK] / tokens:8.2%} {len(lacking(tokenizer, use.characters)):8,} '
-               f'{(use.counts > 0).sum() / tokenizer.vocab_size:8.1%}'
-               + (f' {use.changed / use.before:8.2%}' if before else ''))
-    yield 'missing: different characters that become <unk>; in use: share of the vocabulary'
+        print(f'{str(path):{width}} {characters:12,} {tokens:12,} {tokens / characters:12.3f} '
+              f'{use.counts[UNK] / tokens:8.2%} {len(lacking(tokenizer, use.characters)):8,} '
+              f'{(use.counts > 0).sum() / tokenizer.vocab_size:8.1%}'
+              + (f' {use.n_changed / use.n_before:8.2%}' if before else ''))
+    print('missing: different characters that become <unk>; in use: share of the vocabulary')
 
 
 def main(argv):
@@ -188,51 +268,23 @@ def main(argv):
         if name == 'trim':
             limit = command.add_mutually_exclusive_group()
             limit.add_argument('--min_count', type=int, default=1, help='keep pieces that occur so often (1)')
-            limit.add_argument('--size', type=int, help='or keep so many, the most frequent')
+            limit.add_argument('--size', type=int, help='or so many, the most frequent; single characters stay besides')
             command.add_argument('--without', nargs='+', default=(), metavar='SCRIPT',
                                  help='keep no letters of these scripts, such as CJK HANGUL')
         else:
             command.add_argument('--pieces', type=int, required=True, help='how many to train')
             command.add_argument('--init', choices=INITS, default='subpieces', help='embeddings of new pieces')
-            command.add_argument('--seed', type=int, default=1)
+            command.add_argument('--seed', type=int, default=1, help='of the training of pieces, and of noise')
     args = parser.parse_args(argv)
-    folder = Path(args.encoder)
+    for key, most in ('min_count', math.inf), ('size', math.inf), ('pieces', 1e6), ('seed', 2**31):
+        if (value := getattr(args, key, None)) is not None and not 1 <= value <= most:
+            raise ValueError(f'{key}={value}: give a number above 0, at most {most:,.0f}')
     if args.command == 'report':
-        print('\n'.join(report(args.text, Tokenizer(folder), Tokenizer(args.before) if args.before else None)))
-        return
-    if Path(args.out).exists():
-        raise ValueError(f'{args.out} exists; name a new folder')
-    if unknown := set(getattr(args, 'without', ())) - {script(c) for piece in Tokenizer(folder).pieces for c in piece}:
-        raise ValueError(f'without={" ".join(unknown)}: no letter of the vocabulary is so named; names are like CJK')
-    for key in ('min_count', 'size', 'pieces'):
-        if getattr(args, key, None) is not None and getattr(args, key) < 1:
-            raise ValueError(f'{key}={getattr(args, key)}: give a number above 0')
-    sizes, state = read_encoder(folder)
-    old, word = Tokenizer(folder, vocab_size=sizes['vocab_size']), state['embeddings.word.weight']
-    if args.command == 'trim':
-        counts = sum(Usage(path, old).counts for path in args.text)[old.to_id]
-        keep, new = trim(proto(old.model).pieces, counts, args.min_count, args.size, args.without), []
+        report(args.text, Tokenizer(args.encoder), Tokenizer(args.before) if args.before else None)
+    elif args.command == 'trim':
+        trim(args.encoder, args.text, args.out, args.min_count, args.size, args.without)
     else:
-        keep, new = range(len(old.sp)), new_pieces(old, args.text, args.pieces, args.seed)
-        print(f'{len(new):,} new pieces: all that such a text yields' if len(new) < 0.9 * args.pieces else
-              f'{len(new):,} new pieces')
-    rows = [*range(UNK + 1), *(i + 1 for i in keep if i >= UNK), old.mask]
-
-    def with_rows(table, added):
-        return torch.cat([table[rows[:-1]], added.to(table.dtype), table[rows[-1:]]])
-
-    added = new_rows([piece for piece, _ in new], old, word, getattr(args, 'init', 'mean'), getattr(args, 'seed', 1))
-    state['embeddings.word.weight'] = with_rows(word, added)
-    if sizes['mlm_head']:
-        bias = state['head.bias']
-        state['head.bias'] = with_rows(bias, bias[UNK + 1:old.mask].float().mean().expand(len(new)))
-    n_old = sum(t.numel() for t in state.values()) + word.numel() - state['embeddings.word.weight'].numel()
-    sizes['vocab_size'] = len(state['embeddings.word.weight'])
-    dropout = read_json(folder / 'config.json').get('hidden_dropout_prob', 0.1)
-    write_encoder(args.out, {**sizes, 'dropout': dropout}, state, with_pieces(old, keep, new))
-    print(f'{args.encoder}: {old.vocab_size:,} ids, {n_old / 1e6:,.1f}M parameters')
-    print(f'{args.out}: {sizes["vocab_size"]:,} ids, {sum(t.numel() for t in state.values()) / 1e6:,.1f}M parameters')
-    print('\n'.join(report(args.text, Tokenizer(args.out), old)))
+        extend(args.encoder, args.text, args.out, args.pieces, args.init, args.seed)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from model import SWCM, SWCMConfig, n_weights
+from model import SWCM, SWCMConfig
 
 LENGTH = {'generate': 64, 'train': 128}                                           # tokens of a source and of a target
 WORK = [('generate', 1, 1), ('generate', 1, 5), ('generate', 8, 1), ('generate', 8, 5), ('train', 8, 1)]

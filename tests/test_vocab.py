@@ -1,15 +1,22 @@
 """data/vocab.py: smaller and larger vocabularies are read by us and by transformers, and cost the rest nothing."""
+import io
+import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import sentencepiece
 import torch
 from conftest import HARD, LANGUAGES, ROOT, sentences
+from safetensors import SafetensorError
 
+import data.vocab as module
 from data import UNK
+from data.files import read_encoder
 from data.tokenizer import SPACE, Tokenizer, script
-from data.vocab import INITS, Usage, main, new_rows
+from data.vocab import INITS, Usage, main, new_pieces, new_rows, proto, used
 from model import SWCM, XLMR
 
 GEORGIAN = [f'{who} {n} {what} აქვს.' for who in ('მე', 'მას', 'ჩვენ', 'დედას', 'ბავშვს')
@@ -40,7 +47,10 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
           *(str(texts / f'{language}.txt') for language in kept)])
     old, new = Tokenizer(encoder_folder), Tokenizer(out)
     before, after = XLMR.from_encoder(encoder_folder).eval(), XLMR.from_encoder(out).eval()
-    assert re.search(rf'small: {new.vocab_size:,} ids, 0\.0M parameters', capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    for folder, n in (encoder_folder, old.vocab_size), (out, new.vocab_size):
+        total = sum(t.numel() for t in read_encoder(folder)[1].values())
+        assert f'{folder}: {n:,} ids, {total:,} parameters\n' in shown
     assert set(new.pieces) < set(old.pieces)
     assert {p for p in old.pieces if len(p.strip(SPACE)) == 1} <= set(new.pieces)
     model, tokenizer = theirs(out)
@@ -74,6 +84,18 @@ def test_trim_to_a_size(texts, encoder_folder, tmp_path):
     assert longest and {Tokenizer(encoder_folder).pieces[i] for i in longest} <= set(Tokenizer(tmp_path / 'few').pieces)
 
 
+def test_what_stays():
+    """As many as `size` of the most frequent, besides them single characters, special pieces and one of least score."""
+    pieces = [SimpleNamespace(piece=p, score=s, type=t) for p, s, t in (
+        ('<unk>', 0, 2), ('<s>', 0, 3), ('ab', -1, 1), ('bc', -2, 1), ('cd', -3, 1), ('de', -9, 1), ('ef', -9, 1),
+        (SPACE + 'g', -4, 1), ('གང', -5, 1))]
+    counts = [99, 0, 5, 5, 5, 0, 0, 0, 1]
+    assert used(pieces, counts, size=2) == [0, 1, 2, 3, 5, 7]
+    assert used(pieces, counts, min_count=5) == [0, 1, 2, 3, 4, 5, 7]
+    assert used(pieces, counts, size=99) == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert used(pieces, counts, without=['LATIN']) == [0, 1, 8]
+
+
 @torch.no_grad()
 def test_extend(texts, encoder_folder, tmp_path, capsys):
     """A script that was <unk> is read; other languages have the tokens and the hidden states that they had."""
@@ -88,6 +110,9 @@ def test_extend(texts, encoder_folder, tmp_path, capsys):
     model, tokenizer = theirs(out)
     for text in GEORGIAN[::20] + [text for text in HARD[2:] if 's' not in text]:
         assert new.encode(text).tolist() == tokenizer(text, add_special_tokens=False)['input_ids']
+    (_, past), (_, state) = read_encoder(encoder_folder), read_encoder(out)
+    torch.testing.assert_close(state['head.bias'][old.mask:-1],
+                               past['head.bias'][4:old.mask].mean().expand(new.vocab_size - old.vocab_size))
     before, after = XLMR.from_encoder(encoder_folder).eval(), XLMR.from_encoder(out).eval()
     for language in LANGUAGES:
         for text in sentences(language)[::30]:
@@ -104,6 +129,9 @@ def test_extend(texts, encoder_folder, tmp_path, capsys):
           *(str(texts / f'{x}.txt') for x in ('bo', 'ka'))])
     bo, ka = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
     assert bo[-1] == '0.00%' and float(ka[-1][:-1]) > 40
+    with pytest.raises(ValueError, match=r'the vocabulary has all \d+ pieces that these texts yield'):
+        main(['extend', '--encoder', str(out), '--text', str(texts / 'ka.txt'), '--pieces', '90', '--out',
+              str(tmp_path / 'again')])
     model = SWCM.from_encoder(out, languages=('ka', 'zh'))
     assert model.generate(src, 'ka', max_new_tokens=3)
 
@@ -114,8 +142,11 @@ def test_initial_rows(tokenizer):
     pieces = ['ძა', 'མཐོང་།ཁོས་', SPACE + 'екіүш', '༈']
     found = {init: new_rows(pieces, tokenizer, word, init) for init in INITS}
     spread = old.std(0)
-    cut = [i for i in tokenizer.encode(pieces[2].replace(SPACE, ' ')) if i != UNK and tokenizer.pieces[i] != SPACE]
-    torch.testing.assert_close(found['subpieces'][2], word[cut].mean(0))
+    cut = tokenizer.encode('екіүш')                                               # at the beginning of a word
+    assert ((found['subpieces'][2] - word[cut].mean(0)).abs() / spread).mean() < 0.2
+    assert not torch.equal(*(new_rows([piece], tokenizer, word, 'subpieces') for piece in (SPACE + 'екіүш', 'екіүш')))
+    equal = new_rows(['ძა' + c for c in 'ბგდ'] + ['ཁོས་ཁོས་', 'ཁོས་ཁོས་'], tokenizer, word, 'subpieces')
+    assert len(equal.unique(dim=0)) == 5
     tibetan = [i for i, p in enumerate(tokenizer.pieces[UNK + 1:tokenizer.mask]) if any('ཀ' <= c <= 'ྼ' for c in p)]
     near = (found['script'][1] - old[tibetan].mean(0)).abs() / spread
     assert 0 < near.mean() < 0.2                      # a tenth of the spread
@@ -127,15 +158,21 @@ def test_initial_rows(tokenizer):
 
 def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
     (tmp_path / 'empty.txt').write_text('\n \n', encoding='utf-8')
+    (tmp_path / 'signs.txt').write_text('\0\n\u200b\u200c\n', encoding='utf-8')
+    (tmp_path / 'ka.jsonl').write_text('{"text": "\u10d9"}\n', encoding='utf-8')
     (tmp_path / 'digits.txt').write_text('ძაღლი 1, წიგნი.', encoding='utf-8')
     (tmp_path / 'latin1.txt').write_bytes(b'\xe9t\xe9\n')
     out = tmp_path / 'out'
     for command, text, options, message in (
-            ('extend', 'empty.txt', ('--pieces', '50'), 'empty.txt: no text in there'),
+            ('extend', 'empty.txt', ('--pieces', '50'), 'empty.txt has no text'),
+            ('extend', 'signs.txt', ('--pieces', '50'), 'signs.txt has no text'),
+            ('extend', 'ka.jsonl', ('--pieces', '50'), 'ka.jsonl: give files of plain text'),
+            ('extend', 'ka.txt', ('--pieces', '23'), 'pieces=23: too few'),
+            ('extend', 'ka.txt', ('--pieces', '9', '--seed', '-1'), 'seed=-1: '),
             ('extend', 'ka.txt', ('--pieces', '5'), 'pieces=5: '),
             ('extend', 'ka.txt', ('--pieces', '0'), 'pieces=0: '),
             ('extend', 'latin1.txt', ('--pieces', '50'), 'byte 0 (0xe9) is not UTF-8'),
-            ('extend', 'none.txt', ('--pieces', '50'), 'none.txt'),
+            ('extend', 'none.txt', ('--pieces', '50'), 'none.txt: give files'),
             ('trim', 'empty.txt', (), 'empty.txt has no text'),
             ('trim', 'digits.txt', (), 'can read no letter of these texts'),
             ('trim', 'bo.txt', ('--size', '0'), 'size=0: '),
@@ -146,6 +183,7 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
                   *(() if command == 'report' else ('--out', str(out))), *options])
         assert '\n' not in str(stopped.value) and not out.exists()
     out.mkdir()
+    (out / 'mine').touch()
     with pytest.raises(ValueError, match='exists; name a new folder'):
         main(['trim', '--encoder', str(encoder_folder), '--text', str(texts / 'bo.txt'), '--out', str(out)])
 
@@ -153,7 +191,7 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
 def test_more_pieces_than_can_be_trained(texts, encoder_folder, tmp_path, capsys):
     main(['extend', '--encoder', str(encoder_folder), '--text', str(texts / 'ka.txt'), '--pieces', '20000', '--out',
           str(tmp_path / 'out')])
-    assert 'all that such a text yields' in capsys.readouterr().out
+    assert 'and such a text yields no more' in capsys.readouterr().out
 
 
 def test_encoder_without_a_head(texts, encoder_folder, tmp_path):
@@ -177,3 +215,60 @@ def test_without_protobuf(texts, encoder_folder, tmp_path):
                           text=True)
     assert done.returncode == 1 and done.stderr.startswith('error: data.vocab needs protobuf') and \
         done.stderr.count('\n') == 1
+
+
+def test_new_pieces(encoder_folder, tmp_path, monkeypatch):
+    """Rare characters too are covered, scores give way to the old pieces, and a long line is drawn in part."""
+    tokenizer, path = Tokenizer(encoder_folder), tmp_path / 'ka.txt'
+    path.write_text('\n'.join(['e\u0301', *GEORGIAN * 5, 'ძ\u0301ა ჰ \u2585 \0']), encoding='utf-8')
+    new, n = new_pieces(tokenizer, [path], 90)
+    assert {'\u0301', 'ჰ', 'ძ'} <= {piece for piece, _ in new} and '\u2585' not in dict(new) and len(new) < n <= 90
+    ratio = len(new) / len(tokenizer.sp)
+    assert ratio / 3 < sum(math.exp(score) for _, score in new) < ratio
+    assert min(score for _, score in new) >= min(piece.score for piece in proto(tokenizer).pieces)
+    drawn, train = [], module.train_sentencepiece
+    monkeypatch.setattr(module, 'VOCABULARY_CHARACTERS', 20_000)
+    monkeypatch.setattr(module, 'train_sentencepiece', lambda lines, *rest: drawn.append(lines) or train(lines, *rest))
+    path.write_text(' '.join(f'{text} {i}' for i in range(20) for text in GEORGIAN), encoding='utf-8')
+    new_pieces(tokenizer, [path, path], 90)
+    assert 20_000 < sum(map(len, drawn[0])) < 60_000 and max(map(len, drawn[0])) == 1000
+
+
+def test_init_and_seed_reach_the_rows(texts, encoder_folder, tmp_path):
+    rows = {}
+    for name, *options in (('a', '--init=random'), ('b', '--init=random', '--seed=2'), ('c', '--init=mean')):
+        main(['extend', '--encoder', str(encoder_folder), '--text', str(texts / 'ka.txt'), '--pieces', '90', '--out',
+              str(tmp_path / name), *options])
+        sizes, state = read_encoder(tmp_path / name)
+        rows[name] = state['embeddings.word.weight'][Tokenizer(encoder_folder).mask:-1]
+    old = read_encoder(encoder_folder)[1]['embeddings.word.weight'][4:-1]
+    assert not torch.equal(rows['a'], rows['b']) and 0.015 < rows['a'].std() < 0.025
+    assert (rows['c'].mean(0) - old.mean(0)).abs().max() < 0.1 * old.std(0).max()
+
+
+def test_other_models_are_refused(tmp_path, tokenizer):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(GEORGIAN), model_writer=model, vocab_size=40,
+                                             model_type='bpe', minloglevel=2)
+    with pytest.raises(ValueError, match='not a unigram one'):
+        proto(Tokenizer(model.getvalue()))
+
+
+def test_nothing_is_left_of_what_cannot_be_written(texts, encoder_folder, tmp_path, monkeypatch):
+    def full(*args):
+        raise SafetensorError('no space left')
+
+    out = tmp_path / 'out'
+    with monkeypatch.context() as patch:
+        patch.setattr('data.files.save_file', full)
+        with pytest.raises(OSError, match='no space left'):
+            main(['trim', '--encoder', str(encoder_folder), '--text', str(texts / 'bo.txt'), '--out', str(out)])
+    assert not out.exists()
+    bad = tmp_path / 'bad'
+    bad.mkdir()
+    for file in encoder_folder.iterdir():
+        (bad / file.name).write_bytes(file.read_bytes())
+    settings = (bad / 'config.json').read_text()
+    (bad / 'config.json').write_text(settings.replace('"vocab_size": 161', '"vocab_size": 200'))
+    with pytest.raises(ValueError, match='161 embeddings, and vocab_size 200'):
+        main(['trim', '--encoder', str(bad), '--text', str(texts / 'bo.txt'), '--out', str(out)])
