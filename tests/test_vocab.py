@@ -227,7 +227,7 @@ def test_new_pieces(encoder_folder, tmp_path, monkeypatch):
     assert ratio / 3 < sum(math.exp(score) for _, score in new) < ratio
     assert min(score for _, score in new) >= min(piece.score for piece in proto(tokenizer).pieces)
     drawn, train = [], module.train_sentencepiece
-    monkeypatch.setattr(module, 'VOCABULARY_CHARACTERS', 20_000)
+    monkeypatch.setattr(module, 'CHARACTERS', 20_000)
     monkeypatch.setattr(module, 'train_sentencepiece', lambda lines, *rest: drawn.append(lines) or train(lines, *rest))
     path.write_text(' '.join(f'{text} {i}' for i in range(20) for text in GEORGIAN), encoding='utf-8')
     new_pieces(tokenizer, [path, path], 90)
