@@ -194,12 +194,17 @@ def test_curves(cfg, tmp_path):
 
 
 def test_readme_has_the_table_of_the_logs():
-    """The README's two tables of decoders are what its commands print from the committed logs."""
+    """The README's tables of runs are what its commands print from the committed logs and scores."""
     for pattern, arms in ('*.jsonl', 10), ('long/*.jsonl', 4):
         logs = sorted(str(path) for path in (ROOT / 'config/ablation/logs').glob(pattern))
         status, out, err = call('tests/curves.py', *logs, cwd=ROOT)
         assert status == 0, err
         assert len(out.splitlines()) == 2 + arms and out in (ROOT / 'README.md').read_text(encoding='utf-8')
+    for folder, score, runs in ('translate', 'chrf++', 8), ('transfer', 'chrf++', 5), ('transfer', 'wrong_script', 5):
+        files = sorted(str(path) for path in (ROOT / 'docs/scores' / folder).glob('*.json'))
+        status, out, err = call('tests/curves.py', *files, f'--score={score}', cwd=ROOT)
+        assert status == 0, err
+        assert len(out.splitlines()) == 2 + runs and out in (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
 def test_gradient_that_is_no_number_stops_the_run(cfg):
