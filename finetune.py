@@ -37,7 +37,10 @@ SCORES = {'translate': ('chrf++', 'bleu', *WRONG), 'answer': ('f1', 'exact', 'ro
 
 
 def finetune(cfg):
-    """Runs one config to its end: reads the examples, trains, scores, writes cfg.out_dir."""
+    """Runs one config to its end: reads the examples, trains, scores, writes cfg.out_dir.
+
+    Raises ValueError or FileNotFoundError, which name what is wrong and the remedy.
+    """
     if cfg.task not in SCORES:
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(SCORES)}')
     if not cfg.data:
@@ -47,8 +50,8 @@ def finetune(cfg):
     directions = [*cfg.learn, *cfg.transfer]
     if len(set(directions)) < len(directions) or not cfg.learn:
         raise ValueError(f'learn={",".join(cfg.learn)}, transfer={",".join(cfg.transfer)}: name each direction once')
-    state = read_state(cfg)
-    parts, left_out = read_parts(cfg, directions)
+    state = read_state(replace(cfg, resume=cfg.resume or cfg.eval_only))
+    parts, samples, left_out = read_parts(cfg, directions)
     text = f'{digest(*(x for e in parts["train"] for x in (e.direction, *e.source, e.target))):016x}'
     if state and state['data'] != text:
         raise ValueError(f'{cfg.out_dir}: the examples have changed since this run began. --resume=False starts over, '
@@ -60,8 +63,8 @@ def finetune(cfg):
     model, tokenizer = build(replace(cfg, checkpoint=str(best)) if done and trained else cfg, directions,
                              None if done else state)
     banned = force_scripts(cfg.force_script, directions, tokenizer)
-    sets = {part: [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg) for d in directions]
-            for part, found in parts.items()}
+    sets = {part: [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg, part in ('train', 'val'))
+                   for d in directions] for part, found in parts.items()}
     say(f'{cfg.out_dir}: {cfg.task}\n' + '\n'.join(describe(sets, left_out, cfg)))
     tests = {part: [task for task in found if len(task)] for part, found in sets.items()
              if part not in ('train', 'val')}
@@ -82,18 +85,19 @@ def finetune(cfg):
     if not done:
         model = SWCM.load(best)
     model.to(config.find_device(cfg.device, cfg.dtype)[0]).eval()
-    samples = {}
-    for example in (e for found in parts.values() for e in found):
-        for language, side in zip(languages_of(example.direction), (example.source, (example.target,))):
-            samples.setdefault(language, []).extend(side if len(samples.get(language, ())) < 3000 else ())
     write_scores(model, tests, banned, samples, tokenizer, cfg,
                  best if trained or not done else Path(cfg.out_dir))
 
 
 def read_parts(cfg, directions):
-    """{'train': [Example], 'val': ..., 'test': ..., further tests} and a Counter of what was left out."""
+    """{'train': [Example], 'val': ..., 'test': ..., further tests}, samples {language: texts} by which to tell the
+    languages apart, of all that is not for tests, and a Counter of what was left out."""
     examples, left_out = read_examples(cfg.data, directions)
     parts, left_out['text in common with one held out'] = split_examples(examples, cfg.val_fraction, cfg.test_fraction)
+    samples = {}
+    for e in parts['train'] + parts['val']:
+        for language, side in zip(languages_of(e.direction), (e.source, (e.target,))):
+            samples.setdefault(language, []).extend(side if len(samples.get(language, ())) < 3000 else ())
     parts['train'] = few_shots(parts['train'], cfg)
     if cfg.test:
         parts['test files'], more = read_examples(cfg.test, directions)
@@ -103,7 +107,7 @@ def read_parts(cfg, directions):
             say(f'warning: {both} of the {len(parts["test files"])} examples of {cfg.test} are learned')
     if cfg.test_dataset:
         parts[cfg.test_dataset] = corpus_examples(cfg, directions)
-    return parts, left_out
+    return parts, samples, left_out
 
 
 def few_shots(examples, cfg):
@@ -144,10 +148,10 @@ def describe(sets, left_out, cfg):
     yield f'  {"":12}' + ''.join(f'{part:>12}' for part in sets) + f'{"cut":>10}{"too long":>10}'
     for tasks in zip(*sets.values()):
         n = sum(len(task) for task in tasks)
-        yield (f'  {tasks[0].name.split()[1]:12}' + ''.join(f'{len(task):12,}' for task in tasks)
+        yield (f'  {tasks[0].direction:12}' + ''.join(f'{len(task):12,}' for task in tasks)
                + f'{sum(task.n_cut for task in tasks) / max(n, 1):10.1%}{sum(task.n_long for task in tasks):10,}')
     yield (f'  cut: sources of over {cfg.max_source_len} tokens; too long: targets of over {cfg.max_target_len}, '
-           'left out')
+           'not learned')
     for reason, n in left_out.items():
         if n:
             yield f'  left out, {reason}: {n:,}'
@@ -164,7 +168,7 @@ def corpus_examples(cfg, directions):
 
 
 def evaluate(model, tasks, banned, tokenizer, cfg):
-    """For `fit`: losses per target token, the task's score of greedy outputs, and a few of these."""
+    """For `fit`: losses (nats per target token), the task's score of greedy outputs (percent), and a few of these."""
     losses, scores, lines = {}, {}, []
     for task in tasks:
         losses[task.name] = loss_of(model, val_batches(task, cfg, cfg.eval_examples))
@@ -172,7 +176,7 @@ def evaluate(model, tasks, banned, tokenizer, cfg):
         examples = [task.examples[i] for i in chosen]
         whole, _ = score_outputs(outputs, examples, task.target)
         name = SCORES[cfg.task][0]
-        scores[f'{name} {task.name.split()[1]}'] = whole[name][0]
+        scores[f'{name} {task.direction}'] = whole[name][0]
         middle = len(chosen) // 2
         lines += [f'  {task.name}', f'    source     {" | ".join(examples[middle].source)[:300]}',
                   f'    output     {outputs[middle]}', f'    reference  {normal(examples[middle].target)}']
@@ -180,7 +184,10 @@ def evaluate(model, tasks, banned, tokenizer, cfg):
 
 
 def predict(model, task, banned, tokenizer, cfg, n, beams):
-    """Which examples of a task were taken, at most n (0: all) and evenly spread, and what the model writes for each."""
+    """Which examples of a task were taken, at most n (0: all) and evenly spread, and what the model writes for each.
+
+    That has at most max_target_len tokens with <s> <lang> </s>.
+    """
     n = min(n or len(task), len(task))
     chosen, device = np.linspace(0, len(task) - 1, n).astype(int), next(model.parameters()).device
     order = sorted(range(n), key=lambda i: task.lengths[0, chosen[i]])    # like lengths together
@@ -223,6 +230,8 @@ def normal(text):
 def write_scores(model, tests, banned, samples, tokenizer, cfg, folder):
     """Has the model write for all tests; prints the task's scores; writes metrics.json and predictions.jsonl."""
     metrics, lines = {}, []
+    if len(samples) < 2:
+        say(f'wrong_language is not scored: all examples are in {" ".join(samples)}')
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     for name, tasks in tests.items():
         for task in tasks:
@@ -232,15 +241,14 @@ def write_scores(model, tests, banned, samples, tokenizer, cfg, folder):
             whole, each = score_outputs(outputs, examples, task.target,
                                         lambda text: [tokenizer.pieces[i] for i in tokenizer.encode(text)],
                                         samples if len(samples) > 1 else None)
-            direction = task.name.split()[1]
-            say(f'{name}, {direction}: {len(chosen)} examples; percent, with 95 % intervals')
+            say(f'{name}, {task.direction}: {len(chosen)} examples; percent, with 95 % intervals')
             say('\n'.join(report(whole, SCORES[cfg.task])))
-            metrics.setdefault(name, {})[direction] = {
+            metrics.setdefault(name, {})[task.direction] = {
                 'examples': len(chosen), 'too_long': task.n_long, 'cut': task.n_cut,
                 **{key: dict(zip(('value', 'low', 'high'), map(or_null, values))) for key, values in whole.items()}}
             for i, (example, output) in enumerate(zip(examples, outputs)):
-                lines.append({'test': name, 'direction': direction, 'source': ' | '.join(example.source),
-                              'prediction': output, 'reference': example.target,
+                lines.append({'test': name, 'direction': task.direction, 'source': list(example.source),
+                              'prediction': output, 'reference': normal(example.target),
                               'scores': {key: or_null(values[i]) for key, values in each.items()}})
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({'scores': metrics, 'about': {'unit': 'percent, with the bounds of a 95 % interval', **ABOUT},

@@ -81,7 +81,7 @@ class FineTune(Run):
     data: str = ''                   # files of examples, separated by commas
     learn: tuple = ('zh-bo',)        # source-target languages; bo alone is bo-bo
     transfer: tuple = ()             # further ones, of which only `shots` examples are learned
-    shots: int = 50                  # 0: none, they are only tested
+    shots: int = 50                  # 0: none, they are only tested; those held out to choose the best come besides
     checkpoint: str = ''             # a model that train.py wrote; '': made from the encoder
     encoder: str = 'data/nano'       # an XLM-R family folder
     max_source_len: int = 256        # tokens, with <s> <lang> </s>; longer sources are cut
@@ -93,7 +93,7 @@ class FineTune(Run):
     out_dir: str = 'out/translate'   # gets last/, best/ with metrics.json and predictions.jsonl, and log.jsonl
     eval_examples: int = 100         # examples per direction on which the best checkpoint is chosen
     test_examples: int = 0           # examples per direction that are scored in the end; 0: all
-    eval_only: bool = False          # score the best checkpoint of out_dir or, where there is none, the untrained one
+    eval_only: bool = False          # score the best checkpoint of out_dir or, where there is none, `checkpoint`
     beams: int = 4                   # beam search; 1: greedy
     length_penalty: float = 1.0      # a score is divided by length ** this
     no_repeat_ngram: int = 0         # no sequence of so many tokens twice; 0: may
@@ -118,9 +118,10 @@ def load(cls, argv):
             raise ValueError(f'{arg!r}: one config file comes first, then --key=value')
         key, equals, text = arg[2:].partition('=')
         field = check_key(cls, key, f'--{key}')
-        if not equals and not rest:
+        flag = field.type is bool and (not rest or rest[0] not in ('True', 'False'))
+        if not equals and not rest and not flag:
             raise ValueError(f'--{key}: write --{key}=VALUE')
-        values[key] = convert(field, text if equals else rest.pop(0), f'--{key}')
+        values[key] = convert(field, text if equals else 'True' if flag else rest.pop(0), f'--{key}')
     for key, value in values.items():
         check_range(key, value)
     return cls(**values)

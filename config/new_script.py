@@ -1,13 +1,13 @@
 # An encoder learns the pieces that data/vocab.py has added to its vocabulary, by masked tokens:
 #     python train.py config/new_script.py --data_from=MY_TEXT --encoder=extended --languages=bo
-# The languages of the new pieces are enough; with others beside them, the encoder forgets less of these.
 objective = 'mlm'
 dataset = 'text'
+encoder = 'extended'             # what `python -m data.vocab extend --out` wrote
 languages = ('bo',)
 out_dir = 'out/encoder'
-batch_tokens = 8192
+batch_tokens = 8192              # 32,000 tokens a step; half of them are a copy of the source
 accumulate = 4
 max_steps = 20000
-lr = 1e-4
+lr = 1e-4                        # on, from what the encoder knows
 eval_interval = 1000
 save_interval = 500

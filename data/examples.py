@@ -85,7 +85,8 @@ def read_examples(paths, directions):
             raise ValueError(f'{path} has no examples')
         if len(found) == n_before and others:
             raise ValueError(f'{path}: {n:,} examples of {next(iter(others)).split(",")[0]}'
-                             f'{", as its name says," if named else ""} and none of {" ".join(directions)}')
+                             f'{", as its name says (or rename it)," if named else ""} and none of '
+                             f'{" ".join(directions)}')
         left_out += others
     return found, +left_out
 
@@ -243,16 +244,17 @@ class Examples:
 
     `example(i, rng)` returns source and target ids with their special tokens; `lengths` (2,n) are theirs. Sources are
     cut to max_source_len tokens, question and context together (`n_cut`); examples whose target has more than
-    max_target_len tokens are left out (`n_long`).
+    max_target_len tokens (`n_long`) are left out of what is to be learned.
     """
     kind = 'mt'                                       # supervised, in the words of data/batches.py
 
-    def __init__(self, direction, examples, tokenizer, cfg):
-        self.name = f'{cfg.task} {direction}'
+    def __init__(self, direction, examples, tokenizer, cfg, learn=True):
+        self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)
         targets = [tokenizer.dress(self.target, ids) for ids in tokenizer.encode([e.target for e in examples])]
-        kept = [i for i, ids in enumerate(targets) if len(ids) <= cfg.max_target_len]
-        self.examples, self.n_long = [examples[i] for i in kept], len(examples) - len(kept)
+        fit = [len(ids) <= cfg.max_target_len for ids in targets]
+        kept = [i for i in range(len(examples)) if fit[i] or not learn]
+        self.examples, self.n_long = [examples[i] for i in kept], fit.count(False)
         parts = [tokenizer.encode(list(texts)) for texts in zip(*(e.source for e in self.examples))]
         sources = [tokenizer.dress(self.source, *texts) for texts in zip(*parts)]
         self.n_cut = sum(len(ids) > cfg.max_source_len for ids in sources)

@@ -35,7 +35,7 @@ ABOUT = {
     'empty': 'texts with nothing in them',
     'repeats': 'texts in which something of 2 to 50 characters stands four times in a row',
     'wrong_script': "texts most of whose letters are not of the references' script",
-    'wrong_language': 'texts that look more like another of the languages at hand',
+    'wrong_language': 'texts in a wrong script, or that look more like another of the languages at hand',
 }
 
 
@@ -79,7 +79,7 @@ def score(hypotheses, references, language, pieces=None, samples=None, others=No
     if empty := [i for i, text in enumerate(references, 1) if not text.strip()]:
         raise ValueError(f'reference {empty[0]} has no text to score against')
     pairs = list(zip(hypotheses, references))
-    in_units = [(units(h, language), units(r, language)) for h, r in pairs]
+    in_units = [tuple(units(text, language) or [*characters(text)] for text in pair) for pair in pairs]
     answers = [(bare(h, language), [bare(text, language) for text in (r, *more)])
                for (h, r), more in zip(pairs, others or [()] * len(pairs))]
     found = {'chrf++': (np.array([chrf_counts(h, r) for h, r in pairs]), chrf_of),
@@ -93,11 +93,14 @@ def score(hypotheses, references, language, pieces=None, samples=None, others=No
     found['repeats'] = means(re.search(r'(.{2,50}?)\1{3}', h + ' ', re.DOTALL) is not None for h in hypotheses)
     found['wrong_script'] = means(main_script(h) not in (main, None) for h in hypotheses)
     if samples:
-        found['wrong_language'] = means(guess not in (language, None)
-                                        for guess in guess_languages(hypotheses, samples))
+        found['wrong_language'] = means(main_script(h) not in (main, None) or guess not in (language, None)
+                                        for h, guess in zip(hypotheses, guess_languages(hypotheses, samples)))
     weights = np.random.default_rng(0).multinomial(len(pairs), [1 / len(pairs)] * len(pairs), RESAMPLES)
-    whole = {name: tuple(float(x) for x in (of(counts.sum(0)), *np.percentile(of(weights @ counts), [2.5, 97.5])))
-             for name, (counts, of) in found.items()}
+    whole = {}
+    for name, (counts, of) in found.items():
+        values = of(weights @ counts)                                    # (RESAMPLES,)
+        bounds = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else [np.nan] * 2
+        whole[name] = tuple(float(x) for x in (of(counts.sum(0)), *bounds))
     return whole, {name: of(counts).tolist() for name, (counts, of) in found.items()}
 
 

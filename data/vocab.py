@@ -121,14 +121,15 @@ def new_rows(pieces, tokenizer, word, init, seed=1):
     init: `random`, N(0, 0.02²), XLM-R's own; `mean` of all old rows (after Hewitt 2021,
     nlp.stanford.edu/~johnhew/vocab-expansion.html); `script`, the mean of the old pieces with letters of the same
     script; `subpieces`, the mean of the old pieces that the piece was cut into (Gee et al. 2022,
-    aclanthology.org/2022.emnlp-industry.41). Where one of these is <unk>, `subpieces` falls back on `script`, and where
-    there are none, that on `mean`. To all but `random`, noise of a tenth of the old rows' spread is added, so that no
-    two are equal.
+    aclanthology.org/2022.emnlp-industry.41). Where one of these is <unk>, `subpieces` falls back on `random`, which is the
+    next best (README); `script`, where there are none, on `mean`. To all but `random`, noise of a tenth of the old rows'
+    spread is added, so that no two are equal.
     """
     generator, old = torch.Generator().manual_seed(seed), word[UNK + 1:tokenizer.mask].float()
     noise = torch.randn(len(pieces), word.shape[1], generator=generator)
+    random = 0.02 * noise
     if init == 'random':
-        return 0.02 * noise
+        return random
     scripts, mean = {}, old.mean(0)
     for i, piece in enumerate(tokenizer.pieces[UNK + 1:tokenizer.mask]):
         for name in set(map(script, piece)) - {None}:
@@ -140,9 +141,9 @@ def new_rows(pieces, tokenizer, word, init, seed=1):
     rows = 0.1 * old.std(0) * noise
     for i, (piece, ids) in enumerate(zip(pieces, cut)):
         names = [name for name in set(map(script, piece)) if name in found]
-        if init == 'subpieces' and len(ids) and UNK not in ids:
-            rows[i] += word[ids].float().mean(0)
-        elif init in ('subpieces', 'script') and names:
+        if init == 'subpieces':
+            rows[i] = random[i] if UNK in ids else rows[i] + word[ids].float().mean(0)
+        elif init == 'script' and names:
             rows[i] += torch.stack([found[name] for name in names]).mean(0)
         else:
             rows[i] += mean

@@ -72,7 +72,8 @@ def table(arms):
         cells.append(spread(means, 2) if len(ends[0]['val']) == n_tasks else '')
         for kind, name in columns:
             values = [end[kind][name] for end in ends if name in end.get(kind, ())]
-            cells.append(spread(values, 1 if name.startswith('chrF') else 2) if len(values) == len(ends) else '')
+            digits = 1 if name.lower().startswith('chrf') else 2
+            cells.append(spread(values, digits) if len(values) == len(ends) else '')
         yield '| ' + ' | '.join(cells) + ' |'
 
 
@@ -84,10 +85,14 @@ def score_table(paths, score):
     rows = {}
     for path in map(Path, paths):
         file = next((p for p in (path / 'best/metrics.json', path / 'metrics.json') if p.exists()), path)
-        if not file.is_file():
-            raise ValueError(f'{path} has no metrics.json')
-        scores = json.loads(file.read_text(encoding='utf-8'))['scores']
-        cells = rows[path.name if path.is_dir() else path.stem] = {}
+        scores = json.loads(file.read_text(encoding='utf-8')).get('scores') if file.is_file() else None
+        if not scores:
+            raise ValueError(f'{path} has no scores; give the folder of a run of finetune.py or its metrics.json')
+        run = file.with_suffix('') if file.name != 'metrics.json' else file.resolve().parent
+        name = run.parent.name if run.name == 'best' else run.name
+        if name in rows:
+            raise ValueError(f'{path}: {name} is there already; rename one')
+        cells = rows[name] = {}
         for test, directions in scores.items():
             for direction, values in directions.items():
                 if score not in values:

@@ -70,7 +70,7 @@ def test_languages(tmp_path):
         (tmp_path / name).write_text(json.dumps([rows[0]]), encoding='utf-8')
         found, left_out = read_examples(str(tmp_path / name), [language])
         assert len(found) == 1 and not left_out
-    for name, directions, message in (('x.kk.json', ['bo'], '1 examples of kk, as its name says, and none of bo'),
+    for name, directions, message in (('x.kk.json', ['bo'], '1 examples of kk, as its name says .or rename it., and none of bo'),
                                       ('a.bo-zh.tsv', ['kk-zh', 'kk'], '2 examples of bo-zh, as its name says, and')):
         with pytest.raises(ValueError, match=message):
             read_examples(str(tmp_path / name), directions)
@@ -150,6 +150,7 @@ def test_few_shots():
     cfg = config.FineTune(learn=('zh-bo',), transfer=('zh-kk',), shots=7)
     found = finetune.few_shots(pairs(), cfg)
     assert len(finetune.few_shots([*pairs(), *pairs()], cfg)) == 6007         # different ones
+    assert set(found) != set(finetune.few_shots(pairs(), config.FineTune(transfer=('zh-kk',), shots=7, seed=2)))
     few = [e for e in found if e.direction == 'zh-kk']
     assert len(few) == 7 and len(found) == 3007
     assert set(few) <= set(finetune.few_shots(pairs(), config.FineTune(transfer=('zh-kk',), shots=20)))
@@ -161,12 +162,15 @@ def test_examples_are_cut_and_counted(tokenizer):
     texts = sentences('bo')
     made = [Example('bo', (texts[0], ' '.join(texts[:9])), texts[0], '', ()),
             Example('bo', (texts[1],) * 2, texts[1], '', ()), Example('bo', (texts[2],) * 2, ' '.join(texts), '', ())]
-    task = Examples('bo', made, tokenizer, SimpleNamespace(task='answer', max_source_len=60, max_target_len=40))
+    limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)
+    task = Examples('bo', made, tokenizer, limits)
     assert len(task) == 2 and task.n_cut == 1 and task.n_long == 1 and task.lengths.max() == 60
+    tested = Examples('bo', made, tokenizer, limits, learn=False)
+    assert len(tested) == 3 and tested.n_long == 1                            # scored all the same
     source, target = task.example(1)
     once = [tokenizer.language_id('bo'), *tokenizer.encode(texts[1])]
     assert list(source) == [0, *once, 2, 2, *once[1:], 2] and list(target) == [0, *once, 2]
-    assert len(Examples('bo', [], tokenizer, SimpleNamespace(task='answer', max_source_len=60, max_target_len=40))) == 0
+    assert len(Examples('bo', [], tokenizer, limits)) == 0
 
 
 def small_examples(folder):
@@ -228,14 +232,15 @@ def test_transfer_and_force_script(tmp_path, corpus):
     for direction, letters in ('zh-bo', {None, 'CJK'}), ('zh-kk', {None, 'CYRILLIC'}):
         assert letters >= {script(c) for line in lines if line['direction'] == direction for c in line['prediction']}
     scores = json.loads((out / 'best' / 'metrics.json').read_text(encoding='utf-8'))['scores']['test']
-    table = run(out, out / 'best/metrics.json', '--score=empty', script='tests/curves.py').stdout
-    header, _, row, _ = table.splitlines()
+    header, _, row = run(out, '--score=empty', script='tests/curves.py').stdout.splitlines()
     assert header == '| empty | test zh-bo | test zh-kk |'
     assert row == '| out | ' + ' | '.join(
         '{value:.1f} [{low:.1f}, {high:.1f}]'.format(**scores[x]['empty']) for x in ('zh-bo', 'zh-kk')) + ' |'
-    wrong = run(out, '--score=blue', script='tests/curves.py')
-    assert wrong.returncode == 1 and wrong.stderr.count('\n') == 1
-    assert "has no score 'blue' but chrf++, bleu" in wrong.stderr
+    for args, message in (((out, '--score=blue'), "has no score 'blue' but chrf++, bleu"),
+                          ((out, out / 'best/metrics.json', '--score=bleu'), 'metrics.json: out is there already'),
+                          ((out / 'last', '--score=bleu'), 'has no scores')):
+        wrong = run(*args, script='tests/curves.py')
+        assert wrong.returncode == 1 and wrong.stderr.count('\n') == 1 and message in wrong.stderr
 
 
 def test_force_scripts():
@@ -315,4 +320,5 @@ def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, 
     for name in ('best/model.safetensors', 'last/model.safetensors', 'best/predictions.jsonl'):
         assert (tmp_path / 'whole' / name).read_bytes() == (tmp_path / 'parts' / name).read_bytes()
     with pytest.raises(ValueError, match='holds a run with test_fraction=0.2, not 0.5'):      # learned ones in the test
-        finetune.main([*settings, f'--out_dir={tmp_path}/whole', '--eval_only=True', '--test_fraction=0.5'])
+        finetune.main([*settings, f'--out_dir={tmp_path}/whole', '--eval_only', '--resume=False',
+                       '--test_fraction=0.5'])
