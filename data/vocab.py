@@ -121,9 +121,9 @@ def new_rows(pieces, tokenizer, word, init, seed=1):
     init: `random`, N(0, 0.02²), XLM-R's own; `mean` of all old rows (after Hewitt 2021,
     nlp.stanford.edu/~johnhew/vocab-expansion.html); `script`, the mean of the old pieces with letters of the same
     script; `subpieces`, the mean of the old pieces that the piece was cut into (Gee et al. 2022,
-    aclanthology.org/2022.emnlp-industry.41). Where one of these is <unk>, `subpieces` falls back on `random`, which is the
-    next best (README); `script`, where there are none, on `mean`. To all but `random`, noise of a tenth of the old rows'
-    spread is added, so that no two are equal.
+    aclanthology.org/2022.emnlp-industry.41). Where one of these is <unk>, `subpieces` falls back on `random`, which is
+    the next best (README); `script`, where there are none, on `mean`. To all but `random`, noise of a tenth of the old
+    rows' spread is added, so that no two are equal.
     """
     generator, old = torch.Generator().manual_seed(seed), word[UNK + 1:tokenizer.mask].float()
     noise = torch.randn(len(pieces), word.shape[1], generator=generator)
