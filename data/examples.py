@@ -21,6 +21,7 @@ import numpy as np
 from data import EOS
 from data.tokens import digest, read_lines
 
+# Names of CMRC 2018 (github.com/ymcui/cmrc2018) among them; LCSTS is of Hu et al. 2015 (aclanthology.org/D15-1229)
 FIELDS = {'question': ('question', 'query_text', '问题'), 'context': ('context', 'context_text', 'passage', '段落'),
           'answer': ('answer', 'answers', '答案'), 'source': ('source', 'article', 'text', 'content'),
           'target': ('target', 'title', 'summary')}
