@@ -148,8 +148,9 @@ def describe(sets, left_out, cfg):
     yield f'  {"":12}' + ''.join(f'{part:>12}' for part in sets) + f'{"cut":>10}{"too long":>10}'
     for tasks in zip(*sets.values()):
         n = sum(len(task) for task in tasks)
+        n_long = sum(task.n_long for part, task in zip(sets, tasks) if part in ('train', 'val'))
         yield (f'  {tasks[0].direction:12}' + ''.join(f'{len(task):12,}' for task in tasks)
-               + f'{sum(task.n_cut for task in tasks) / max(n, 1):10.1%}{sum(task.n_long for task in tasks):10,}')
+               + f'{sum(task.n_cut for task in tasks) / max(n, 1):10.1%}{n_long:10,}')
     yield (f'  cut: sources of over {cfg.max_source_len} tokens; too long: targets of over {cfg.max_target_len}, '
            'not learned')
     for reason, n in left_out.items():
