@@ -62,6 +62,8 @@ def finetune(cfg):
         raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
     model, tokenizer = build(replace(cfg, checkpoint=str(best)) if done and trained else cfg, directions,
                              None if done else state)
+    if done:
+        say(f'the model that is scored: {best if trained else cfg.checkpoint or f"{cfg.encoder}, untrained"}')
     banned = force_scripts(cfg.force_script, directions, tokenizer)
     sets = {part: [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg, part in ('train', 'val'))
                    for d in directions] for part, found in parts.items()}

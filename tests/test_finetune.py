@@ -280,6 +280,7 @@ def test_untrained_and_checkpoint(tmp_path, corpus, encoder_folder):
                '--eval_only=True', '--test_fraction=0.2', '--max_source_len=60', '--max_target_len=60')
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in out.iterdir()) == ['metrics.json', 'predictions.jsonl']
+    assert f'the model that is scored: {tmp_path}/model\n' in done.stdout
 
 
 def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):
