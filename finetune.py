@@ -52,6 +52,9 @@ def finetune(cfg):
         raise ValueError(f'learn={",".join(cfg.learn)}, transfer={",".join(cfg.transfer)}: name each direction once')
     state = read_state(replace(cfg, resume=cfg.resume or cfg.eval_only))
     parts, samples, left_out = read_parts(cfg, directions)
+    there = {e.direction for found in parts.values() for e in found}
+    if missing := [d for d in directions if d not in there]:
+        raise ValueError(f'data={cfg.data}: no examples of {" ".join(missing)}, which --learn or --transfer asks for')
     text = f'{digest(*(x for e in parts["train"] for x in (e.direction, *e.source, e.target))):016x}'
     if state and state['data'] != text:
         raise ValueError(f'{cfg.out_dir}: the examples have changed since this run began. --resume=False starts over, '

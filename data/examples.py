@@ -67,7 +67,8 @@ def read_examples(paths, directions):
     found, left_out = [], Counter()
     for path in (Path(os.path.expanduser(part.strip())) for part in paths.split(',')):
         if not path.is_file():
-            raise FileNotFoundError(f'{path} does not exist; give files, separated by commas')
+            what = 'is a folder' if path.is_dir() else 'does not exist'
+            raise FileNotFoundError(f'{path} {what}; give files, separated by commas')
         if path.suffix not in READERS:
             raise ValueError(f'{path}: examples come as {" ".join(READERS)}')
         n, n_before, named = 0, len(found), named_languages(path, directions)
