@@ -24,16 +24,17 @@ import torch.distributed as dist
 from data.batches import Batches, collate, shares, val_batches
 from data.examples import Example, Examples, direction, languages_of, read_examples, split_examples
 from data.files import replacing
-from data.metrics import ABOUT, report, score
-from data.tokenizer import Tokenizer, script
+from data.metrics import ABOUT, check_script, report, score
+from data.tokenizer import Tokenizer
 from data.tokens import corpus_module, digest
 from model import SWCM
 from train import fit, loss_of, main_process_first, read_state, say, with_processes
 
 # The scores of each task that are shown; by the first the best checkpoint is chosen
 WRONG = ('wrong_script', 'wrong_language', 'empty', 'repeats')
-SCORES = {'translate': ('chrf++', 'bleu', *WRONG), 'answer': ('f1', 'exact', 'rouge_l_f', *WRONG),
-          'summarise': ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f', 'chrf++', *WRONG)}
+SCORES = {'translate': ('chrF++', 'bleu', *WRONG), 'answer': ('f1', 'exact', 'rouge_l_f', *WRONG),
+          'summarise': ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f', 'chrF++', *WRONG)}
+FEW = 50                                              # examples: a warning below
 
 
 def finetune(cfg):
@@ -47,6 +48,9 @@ def finetune(cfg):
         raise ValueError("data='': give files of examples, separated by commas")
     cfg = replace(cfg, learn=tuple(direction(*languages_of(d)) for d in cfg.learn),
                   transfer=tuple(direction(*languages_of(d)) for d in cfg.transfer))
+    if cfg.test_from and not cfg.test_dataset:
+        raise ValueError(f'test_from={cfg.test_from}: name the corpus too, --test_dataset=ntrex; files of examples go '
+                         'into --test')
     directions = [*cfg.learn, *cfg.transfer]
     if len(set(directions)) < len(directions) or not cfg.learn:
         raise ValueError(f'learn={",".join(cfg.learn)}, transfer={",".join(cfg.transfer)}: name each direction once')
@@ -55,6 +59,8 @@ def finetune(cfg):
     there = {e.direction for found in parts.values() for e in found}
     if missing := [d for d in directions if d not in there]:
         raise ValueError(f'data={cfg.data}: no examples of {" ".join(missing)}, which --learn or --transfer asks for')
+    for found in parts.values():
+        check_task(cfg.task, found)
     text = f'{digest(*(x for e in parts["train"] for x in (e.direction, *e.source, e.target))):016x}'
     if state and state['data'] != text:
         raise ValueError(f'{cfg.out_dir}: the examples have changed since this run began. --resume=False starts over, '
@@ -80,7 +86,9 @@ def finetune(cfg):
         chosen = [val[name] for name in train if name in val] if cfg.val_fraction else list(train.values())
         if {f'{cfg.task} {d}' for d in cfg.learn} - set(train) or not chosen:
             raise ValueError(f'data={cfg.data}: too few examples to learn {",".join(cfg.learn)} and to hold some out '
-                             f'with val_fraction={cfg.val_fraction}')
+                             f'with val_fraction={cfg.val_fraction}; try --val_fraction=0.1, and as much for the test')
+        say(f'  best checkpoint: by {SCORES[cfg.task][0]} of greedy outputs, at most {cfg.eval_examples} examples of '
+            f'each of {" ".join(task.direction for task in chosen)}; of equal ones by loss')
         say(model.weight_report())
         fit(cfg, model, Batches(list(train.values()), shares(list(train.values()), 0, cfg.alpha), cfg),
             lambda model, last: evaluate(model, chosen, banned, tokenizer, cfg), state, text,
@@ -113,6 +121,19 @@ def read_parts(cfg, directions):
     if cfg.test_dataset:
         parts[cfg.test_dataset] = corpus_examples(cfg, directions)
     return parts, samples, left_out
+
+
+def check_task(task, examples):
+    """Raises ValueError for an example that is not of the task, and for texts in the script of another language."""
+    for e in examples:
+        if (len(e.source) == 2) != (task == 'answer') or task == 'translate' and '-' not in e.direction:
+            kind = ('a question with its context' if len(e.source) == 2 else
+                    'a translation' if '-' in e.direction else 'a text with another, in one language')
+            raise ValueError(f'task={task}: {" ".join(e.source)[:40]!r} is {kind}; see --task and data/examples.py')
+    for d in {e.direction for e in examples}:
+        sides = zip(*[(e.source[-1], e.target) for e in examples if e.direction == d][:1000])
+        for texts, language in zip(sides, languages_of(d)):
+            check_script(texts, language)                                 # columns may be the wrong way round
 
 
 def few_shots(examples, cfg):
@@ -161,6 +182,9 @@ def describe(sets, left_out, cfg):
     for reason, n in left_out.items():
         if n:
             yield f'  left out, {reason}: {n:,}'
+    if few := [f'{len(task)} of {part} {task.direction}' for part, tasks in sets.items() if part != 'train'
+               for task in tasks if 0 < len(task) < FEW]:
+        yield f'  warning: fewer than {FEW} examples say little: {", ".join(few)}; see --val_fraction, --test_fraction'
 
 
 def corpus_examples(cfg, directions):
@@ -210,16 +234,16 @@ def predict(model, task, banned, tokenizer, cfg, n, beams):
 def force_scripts(entries, directions, tokenizer):
     """{language: ids that outputs in it must not have} of entries like bo:TIBETAN or bo:TIBETAN+LATIN."""
     written = {languages_of(d)[1] for d in directions}
-    known, banned = {script(character) for piece in tokenizer.pieces for character in piece}, {}
+    banned = {}
     for entry in entries:
         language, _, names = entry.partition(':')
         if language not in written or language in banned:
             raise ValueError(f'force_script={entry}: name each language once of those that are written, '
                              f'{" ".join(sorted(written))}')
-        if unknown := set(names.split('+')) - known:
-            raise ValueError(f'force_script={entry}: the vocabulary has no letters of {" ".join(unknown)}; write it as '
-                             'bo:TIBETAN or bo:TIBETAN+LATIN')
-        banned[language] = tokenizer.foreign(names.split('+'))
+        try:
+            banned[language] = tokenizer.foreign(names.upper().split('+'))
+        except ValueError as e:
+            raise ValueError(f'force_script={entry}: {e}') from e
     return banned
 
 

@@ -1,4 +1,4 @@
-"""Text in, text out, with a checkpoint that train.py wrote.
+"""Text in, text out, with a checkpoint that train.py or finetune.py wrote.
 
     python sample.py                                    the newest model of out/ on held-out examples
     python sample.py --text=你好 --to=bo                 translates from zh; --source=LANG for other languages
@@ -7,7 +7,7 @@
 """
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,13 +19,14 @@ class Sample:
     checkpoint: str = ''             # folder with config.json, model.safetensors; '': the newest of out/
     text: str = ''                   # what to work on
     file: str = ''                   # or a UTF-8 file, a text a line; -: standard input
-    task: str = 'translate'          # translate | denoise (fill in each <mask>) | summarise | answer
+    task: str = ''                   # translate | denoise (fill in each <mask>) | summarise | answer; '': as fine-tuned
     question: str = ''               # to answer from the text
-    to: str = ''                     # language to write; '': the model's first
-    source: str = ''                 # language of the text; '': zh for translate, else the language to write
+    to: str = ''                     # language to write; '': as fine-tuned, or the model's first
+    source: str = ''                 # language of the text; '': as fine-tuned, or zh to translate, else that to write
     beams: int = 4                   # beam search; 1: greedy
     length_penalty: float = 1.0      # a score is divided by length ** this
     no_repeat_ngram: int = 4         # no sequence of so many tokens twice; 0: may
+    force_script: str = ''           # scripts that outputs may have letters of, as TIBETAN+LATIN; '': any
     max_new_tokens: int = 200        # longest output
     temperature: float = 0.0         # above 0: sample, with beams=1
     top_k: int = 0                   # sample from so many likeliest tokens; 0: all
@@ -45,6 +46,7 @@ import torch
 
 from data.batches import collate, tasks
 from data.examples import cut as cut_source
+from data.examples import languages_of
 from data.tokenizer import Tokenizer
 from data.tokens import cut, prepare, read_lines
 from model import SWCM
@@ -58,6 +60,8 @@ class Writer:
         self.model, self.cfg = SWCM.load(folder).eval().to(self.device), cfg
         c = self.model.config
         self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
+        scripts = cfg.force_script.upper().split('+') if cfg.force_script else None
+        self.banned = self.tokenizer.foreign(scripts) if scripts else ()
 
     def write(self, sources, languages):
         """sources: arrays of ids with <s> <lang> and </s>; languages: to write -> an iterator of the best texts."""
@@ -66,7 +70,7 @@ class Writer:
             src = torch.from_numpy(collate([(s, s) for s in sources[i:i + cfg.batch]])[0]).to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 found = self.model.generate(src, languages[i:i + cfg.batch], cfg.beams, room, 0, cfg.length_penalty,
-                                            cfg.no_repeat_ngram, cfg.temperature, cfg.top_k, cfg.top_p)
+                                            cfg.no_repeat_ngram, cfg.temperature, cfg.top_k, cfg.top_p, self.banned)
             yield from (self.tokenizer.decode(hypotheses[0][0]) for hypotheses in found)
 
     def answer(self, texts, source, language):
@@ -98,12 +102,17 @@ def newest():
     return max(found, key=lambda p: (p.name == 'best', (p / 'model.safetensors').stat().st_mtime))
 
 
-def show_examples(writer, folder, cfg):
-    """Prints source, output and reference of held-out examples, from the corpus that the model was trained on."""
+def settings_of(folder):
+    """The settings of the run that wrote a checkpoint; {} where they do not lie beside it."""
     path = Path(folder).parent / 'config.json'
-    if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist, so the held-out text of {folder} is not known; give --text')
-    settings = json.loads(path.read_text(encoding='utf-8'))
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+
+def show_examples(writer, folder, cfg, settings):
+    """Prints source, output and reference of held-out examples, from the corpus that the model was trained on."""
+    if not settings:
+        raise FileNotFoundError(f'{Path(folder).parent}/config.json does not exist, so the held-out text of {folder} '
+                                'is not known; give --text')
     if 'task' in settings:                                                # finetune.py's
         return show_predictions(Path(folder) / 'predictions.jsonl', cfg.examples)
     trained = config.Train(**settings)
@@ -120,6 +129,9 @@ def show_examples(writer, folder, cfg):
 
 def show_predictions(path, n):
     """Prints n of the test examples of each kind that finetune.py has written, evenly spread."""
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist: its run has not come to the end. The same finetune.py command '
+                                'goes on; or give --text')
     kinds = {}
     for prediction in map(json.loads, read_lines(path)):
         kinds.setdefault(f'{prediction["test"]}, {prediction["direction"]}', []).append(prediction)
@@ -131,18 +143,28 @@ def show_predictions(path, n):
 
 def main(argv):
     cfg = config.load(Sample, argv)
-    if cfg.task not in ('translate', 'denoise', 'summarise', 'answer'):
+    if cfg.task not in ('', 'translate', 'denoise', 'summarise', 'answer'):
         raise ValueError(f'task={cfg.task!r}: choose translate, denoise, summarise or answer')
-    if (cfg.task == 'answer') != bool(cfg.question):
+    if cfg.text and cfg.file:
+        raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
+    folder = cfg.checkpoint or newest()
+    settings = settings_of(folder)
+    tuned = settings.get('task')
+    cfg = replace(cfg, task=cfg.task or tuned or 'translate')
+    if cfg.text + cfg.file and (cfg.task == 'answer') != bool(cfg.question):
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a --question')
     torch.manual_seed(cfg.seed)
-    folder = cfg.checkpoint or newest()
     writer = Writer(folder, cfg)
     print(f'model: {folder}', file=sys.stderr)
     if not cfg.text and not cfg.file:
-        return show_examples(writer, folder, cfg)
-    to = cfg.to or writer.model.config.languages[0]
-    source = cfg.source or ('zh' if cfg.task == 'translate' else to)
+        return show_examples(writer, folder, cfg, settings)
+    if cfg.task == tuned:
+        usual, to = languages_of(settings['learn'][0])
+    else:
+        to = writer.model.config.languages[0]
+        usual = 'zh' if cfg.task == 'translate' else to
+    source = cfg.source or (cfg.to or to if usual == to else usual)
+    to = cfg.to or to
     if cfg.task == 'translate' and source == to:
         raise ValueError(f'translate from {source} to {to}: name another language with --source or --to')
     if cfg.task == 'denoise' and source != to:

@@ -122,15 +122,16 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens; `batches[k]` a pair of
     int64 arrays; `evaluate(model, last)` a dict of losses per token by name, one of other scores, and some lines to
-    show (last: the run is at its end); the checkpoint of least `badness(losses, scores)` is the best; `data` names the
-    text, so that no run goes on with another. The gradient of a step is that of the loss per target token over all its
-    micro-batches and processes. On a CPU the same settings give the same bits, whether the run was stopped or not.
+    show (last: the run is at its end); the checkpoint of least `badness(losses, scores)`, of equal ones that of least
+    loss, is the best; `data` names the text, so that no run goes on with another. The gradient of a step is that of the
+    loss per target token over all its micro-batches and processes. On a CPU the same settings give the same bits,
+    whether the run was stopped or not.
     """
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if cfg.accumulate % world:
         raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} processes')
-    out, step, best, tokens = Path(cfg.out_dir), 0, float('inf'), 0
+    out, step, best, tokens = Path(cfg.out_dir), 0, [float('inf')] * 2, 0
     model.to(device).train()
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
@@ -166,7 +167,8 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
             model.eval()
             losses, scores, lines = evaluate(model, step == cfg.max_steps)
             model.train()
-        mean, bad = mean_loss(losses, scores), badness(losses, scores)
+        mean = mean_loss(losses, scores)
+        bad = [badness(losses, scores), mean]
         log.write(step=step, tokens=tokens, val=losses, val_mean=mean, scores=scores)
         tqdm.write(f'step {step}: held-out loss {mean:.3f} nats a token, mean of:')
         tqdm.write('\n'.join([*table(losses), *table(scores), *lines]))

@@ -104,14 +104,14 @@ def load(cls, argv):
     """The settings of argv, which is [FILE.py] [--key=value ...]; --key value works too.
 
     Raises ValueError for an unknown or mistyped key and FileNotFoundError for a missing file. --help prints every
-    key and exits.
+    key, with the file's values, and exits.
     """
-    if '--help' in argv or '-h' in argv:
-        print(help_text(cls))
-        sys.exit()
     values, rest = {}, list(argv)
-    if rest and not rest[0].startswith('--'):
+    if rest and not rest[0].startswith('-'):
         values.update(read_config(cls, rest.pop(0)))
+    if '--help' in argv or '-h' in argv:
+        print(help_text(cls, values))
+        sys.exit()
     while rest:
         arg = rest.pop(0)
         if not arg.startswith('--'):
@@ -209,8 +209,8 @@ def find_device(device, dtype):
     return torch.device(device), getattr(torch, dtype)
 
 
-def help_text(cls):
-    """Every key with its default and the comment that stands behind it in the class."""
+def help_text(cls, values):
+    """Every key with its value, if there is one, or else its default, and the comment behind it in the class."""
     lines = [inspect.getdoc(sys.modules[cls.__module__]) or '', '',
              f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
     shown, own = set(), [c for c in cls.__mro__ if '__dataclass_fields__' in vars(c)]
@@ -221,9 +221,10 @@ def help_text(cls):
             if name in shown:                         # a default of Run that cls replaces
                 continue
             shown.add(name)
-            if default.startswith('('):               # a tuple, as it is written on the command line
-                default = repr(','.join(ast.literal_eval(default)))
-            lines.append(f'  --{name + "=" + default:38} {comment.strip()}')
+            value = values.get(name, ast.literal_eval(default))
+            if isinstance(value, tuple):              # as it is written on the command line
+                value = ','.join(value)
+            lines.append(f'  --{f"{name}={value!r}":38} {comment.strip()}')
         elif comment:
             lines.append(f'{comment.strip()}:')
     return '\n'.join(lines)
@@ -240,4 +241,5 @@ def run(main):
     except ValueError as e:
         sys.exit(f'error: {e}')
     except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
         sys.exit(130)

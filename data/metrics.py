@@ -22,8 +22,8 @@ BY_CHARACTER = {'zh': {'CJK'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'}, 'th': {'TH
 TSHEG = '\u0f0b\u0f0c'                                # stands between the syllables of Tibetan and Dzongkha
 RESAMPLES = 1000
 ABOUT = {
-    'chrf++': 'characters 1-6 and words 1-2, all texts together; equal to sacrebleu',
-    'bleu': "pieces of the vocabulary, or the language's units, 1-4; comparable within one vocabulary only",
+    'chrF++': 'characters 1-6 and words 1-2, all texts together; equal to sacrebleu',
+    'bleu': "1-4 pieces of the model's vocabulary (finetune.py) or of the language's units (data.metrics)",
     'rouge_l_f': "F1 of the longest common subsequence, in the language's units, mean over texts",
     'rouge_l_p': 'its precision',
     'rouge_l_r': 'its recall',
@@ -73,16 +73,14 @@ def score(hypotheses, references, language, pieces=None, samples=None, others=No
     `chrf`, for a reference without text, and for references in a script that `language` is not split for.
     """
     check(hypotheses, references)
-    main, pieces = main_script(''.join(references)), pieces or (lambda text: units(text, language))
-    if language not in BY_CHARACTER and (fitting := [x for x, scripts in BY_CHARACTER.items() if main in scripts]):
-        raise ValueError(f'language {language!r}: the references are in {main}; write {" or ".join(fitting)}')
+    main, pieces = check_script(references, language), pieces or (lambda text: units(text, language))
     if empty := [i for i, text in enumerate(references, 1) if not text.strip()]:
         raise ValueError(f'reference {empty[0]} has no text to score against')
     pairs = list(zip(hypotheses, references))
     in_units = [tuple(units(text, language) or [*characters(text)] for text in pair) for pair in pairs]
     answers = [(bare(h, language), [bare(text, language) for text in (r, *more)])
                for (h, r), more in zip(pairs, others or [()] * len(pairs))]
-    found = {'chrf++': (np.array([chrf_counts(h, r) for h, r in pairs]), chrf_of),
+    found = {'chrF++': (np.array([chrf_counts(h, r) for h, r in pairs]), chrf_of),
              'bleu': (np.array([bleu_counts(pieces(h), pieces(r)) for h, r in pairs]), bleu_of)}
     for name, texts in ('rouge_l', in_units), ('rouge_l_char', [(characters(h), characters(r)) for h, r in pairs]):
         for i, values in enumerate(zip(*(rouge_l(h, r) for h, r in texts))):
@@ -109,6 +107,15 @@ def check(hypotheses, references):
         raise ValueError(f'{len(hypotheses)} hypotheses for {len(references)} references')
     if not any(text.strip() for text in references):
         raise ValueError('the references have no text to score against')
+
+
+def check_script(texts, language):
+    """The script of most letters of the texts. Raises ValueError for one that `language` is not split for."""
+    main = main_script(''.join(texts))
+    if language not in BY_CHARACTER and (fitting := [x for x, scripts in BY_CHARACTER.items() if main in scripts]):
+        raise ValueError(f'language {language!r}: {texts[0][:40]!r} and others are in {main}; '
+                         f'write {" or ".join(fitting)}, or mend the order of the columns')
+    return main
 
 
 def means(values):
@@ -278,7 +285,8 @@ def main(argv):
     if left := len(references) - len(kept):
         print(f'{left} lines without a reference are not scored')
     whole, _ = score(*map(list, zip(*kept)), args.lang)
-    print(f'{len(kept)} texts; percent, with 95 % intervals')
+    unit = 'characters' if args.lang in BY_CHARACTER else 'words or syllables'
+    print(f"{len(kept)} texts; percent, with 95 % intervals; the language's units are {unit}")
     print('\n'.join(report(whole)))
 
 

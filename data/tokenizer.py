@@ -80,7 +80,14 @@ class Tokenizer:
         return self.vocab_size + self.languages.index(language)
 
     def foreign(self, scripts):
-        """The ids of pieces that have a letter of none of the scripts, which are named as by `script`."""
+        """The ids of pieces that have a letter of none of the scripts, which are named as by `script`.
+
+        Raises ValueError for a script of which the vocabulary has no letter.
+        """
+        known = Counter(script(character) for piece in self.pieces for character in piece)
+        if unknown := set(scripts) - set(known):
+            there = ' '.join(name for name, _ in known.most_common(12) if name)
+            raise ValueError(f'the vocabulary has no letters of {" ".join(sorted(unknown))}; it has {there}, ...')
         return [i for i, piece in enumerate(self.pieces[:self.mask])
                 if not {script(character) for character in piece} <= {None, *scripts}]
 

@@ -7,8 +7,8 @@ swcm        this repository's model: 12 custom layers and the paper's 3 inserted
 bert2bert   transformers' EncoderDecoderModel of two XLM-R, the second with cross-attention
 
 Seconds are medians; `ratio` says how many times as fast as the first row of the same work; memory is the process' peak.
-`of floor` is the share of what this machine could do, measured in the same run: the work's products at the rate of a large
-one or, if that is longer, the time to read the decoder and the head for each new token.
+`of floor` is the share of what this machine could do, measured in the same run: the work's products at the rate of a
+large one or, if that is longer, the time to read the decoder and the head for each new token.
 """
 import argparse
 import json

@@ -2,7 +2,7 @@
 
     python tests/curves.py out/tibetan out/other --svg=curves.svg
     python tests/curves.py config/ablation/logs/*.jsonl --svg=docs/ablation.svg
-    python tests/curves.py out/translate out/other --score=chrf++
+    python tests/curves.py out/translate out/other --score=chrF++
 
 Needs matplotlib. Each argument is the folder of a run or its log.jsonl; with --score, its metrics.json. In logs, runs
 whose names differ only in a number behind a dot, like copy.1 and copy.2, are one arm with several seeds: the table has
@@ -146,10 +146,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', help='folders of runs, or their log.jsonl')
     parser.add_argument('--svg', help='file for the figure')
-    parser.add_argument('--score', help="a score of finetune.py's metrics.json, such as chrf++")
+    parser.add_argument('--score', help="a score of finetune.py's metrics.json, such as chrF++")
     args = parser.parse_args()
     try:
         if args.score:
+            if args.svg:
+                raise ValueError(f'svg={args.svg}: a score is shown as a table; leave --score out for learning curves')
             print('\n'.join(score_table(args.runs, args.score)))
             return
         arms = read_arms(args.runs)

@@ -1,6 +1,7 @@
 """finetune.py and data/examples.py: the files that data sets come in, what is held out, runs as a user types them."""
 import json
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from data.examples import Example, Examples, read_examples, split_examples
 from data.tokenizer import Tokenizer, script
 from data.tokens import splits
 from model import SWCM
+from train import read_state
 
 ARTICLE, TITLE = 'ང་ལ་དེབ་གཉིས་ཡོད། ཁོས་ཁྱི་བཞི་མཐོང་།', 'དེབ་གཉིས།'
 QUESTION, ANSWER = 'ང་ལ་ཅི་ཡོད།', 'དེབ་གཉིས'
@@ -192,7 +194,7 @@ def run(*args, script='finetune.py'):
     return subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True, encoding='utf-8')
 
 
-@pytest.mark.parametrize('task, scores', [('summarise', ('rouge_l_f', 'rouge_l_char_f', 'chrf++', 'bleu')),
+@pytest.mark.parametrize('task, scores', [('summarise', ('rouge_l_f', 'rouge_l_char_f', 'chrF++', 'bleu')),
                                           ('answer', ('exact', 'f1'))])
 def test_learns_by_heart(tmp_path, task, scores):
     """From the shipped encoder, the small examples are learned to a score of 100; a second run goes on and is done."""
@@ -211,7 +213,11 @@ def test_learns_by_heart(tmp_path, task, scores):
     before = (out / 'log.jsonl').read_bytes()
     again = run(*settings, '--beams=1')
     assert again.returncode == 0 and (out / 'log.jsonl').read_bytes() == before and 'step' not in again.stdout
-    assert 'test files, bo: 24 examples' in again.stdout
+    assert 'test files, bo: 24 examples' in again.stdout and 'warning: fewer than 50 examples' in again.stdout
+    source = lines[0]['source']                       # sample.py does what a model was fine-tuned for
+    asked = run(f'--checkpoint={out}/best', f'--text={source[-1]}', '--no_repeat_ngram=0',
+                *(['--question=' + source[0]] if task == 'answer' else []), script='sample.py')
+    assert asked.returncode == 0 and asked.stdout == lines[0]['reference'] + '\n', asked.stderr
 
 
 def test_transfer_and_force_script(tmp_path, corpus):
@@ -236,7 +242,7 @@ def test_transfer_and_force_script(tmp_path, corpus):
     assert header == '| empty | test zh-bo | test zh-kk |'
     assert row == '| out | ' + ' | '.join(
         '{value:.1f} [{low:.1f}, {high:.1f}]'.format(**scores[x]['empty']) for x in ('zh-bo', 'zh-kk')) + ' |'
-    for args, message in (((out, '--score=blue'), "has no score 'blue' but chrf++, bleu"),
+    for args, message in (((out, '--score=blue'), "has no score 'blue' but chrF++, bleu"),
                           ((out, out / 'best/metrics.json', '--score=bleu'), 'metrics.json: out is there already'),
                           ((out / 'last', '--score=bleu'), 'has no scores')):
         wrong = run(*args, script='tests/curves.py')
@@ -252,8 +258,16 @@ def test_force_scripts():
         assert {i for i, found in enumerate(scripts) if not found <= letters} == set(banned[language]) != set()
 
 
+def test_references_and_answers():
+    """A reference is scored as the vocabulary could write it, and the answer that fits best counts."""
+    examples = [Example('zh', ('x',), 'ＡＢ\u3000書', '', (), ('ｃ', '狗'))]
+    for output, exact in (('AB 書', 100), ('c', 100), ('狗', 100), ('書', 0)):
+        assert finetune.score_outputs([output], examples, 'zh')[0]['exact'][0] == exact
+
+
 def test_bad_settings(tmp_path, corpus):
-    data = corpus / 'some.bo-zh.tsv'
+    data, swapped = corpus / 'some.bo-zh.tsv', tmp_path / 'some.zh-bo.tsv'
+    shutil.copy(data, swapped)
     for args, message in (
             (('--task=sing',), "task='sing': choose translate, answer, summarise"),
             (('--data=',), "data='': give files of examples"),
@@ -267,7 +281,10 @@ def test_bad_settings(tmp_path, corpus):
             (('--max_source_len=3',), 'max_source_len=3: give at least 8 tokens'),
             (('--test_fraction=0',), 'test: no examples of zh-bo to score'),
             (('--test_dataset=ntrex', f'--test_from={tmp_path}'), 'needs zh.txt'),
-            (('--force_script=bo:TIBETIAN', '--eval_only=True'), 'the vocabulary has no letters of TIBETIAN'),
+            (('--force_script=bo:TIBETIAN', '--eval_only=True'), 'the vocabulary has no letters of TIBETIAN; it has '),
+            (('--task=answer',), 'is a translation; see --task'),
+            ((f'--data={swapped}',), ' and others are in CJK; write zh or ja, or mend the order of the columns'),
+            ((f'--test_from={tmp_path}',), 'name the corpus too, --test_dataset=ntrex'),
             (('--force_script=zh:CJK', '--eval_only=True'), 'name each language once of those that are written, bo')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             finetune.main([f'--data={data}', f'--out_dir={tmp_path}/out', '--test_fraction=0.2', '--val_fraction=0.1',
@@ -284,6 +301,15 @@ def test_untrained_and_checkpoint(tmp_path, corpus, encoder_folder):
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in out.iterdir()) == ['metrics.json', 'predictions.jsonl']
     assert f'the model that is scored: {tmp_path}/model\n' in done.stdout
+
+
+def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monkeypatch):
+    losses = iter([9, 8, 6, 7])
+    monkeypatch.setattr(finetune, 'evaluate', lambda *args: ({'x': next(losses)}, {'chrF++ x': 0.0}, []))
+    finetune.main([f'--data={corpus}/some.bo-zh.tsv', f'--encoder={encoder_folder}', '--max_source_len=60',
+                   '--max_target_len=60', '--max_steps=3', '--test_fraction=0.2', '--val_fraction=0.2', '--beams=1',
+                   '--eval_interval=1', '--batch_tokens=300', '--test_examples=2', f'--out_dir={tmp_path}/out'])
+    assert read_state(config.FineTune(**json.loads((tmp_path / 'out/config.json').read_text())))['best'] == [0, 6]
 
 
 def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):

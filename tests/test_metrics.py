@@ -45,7 +45,7 @@ def test_chrf_equals_sacrebleu(words):
             if there:                                         # the score of `score`
                 ours, theirs = ([texts[i] for i in there] for texts in (hypotheses, references))
                 expected = CHRF(word_order=2).corpus_score(ours, [theirs]).score
-                assert score(ours, theirs, language)[0]['chrf++'][0] == pytest.approx(expected, abs=1e-9)
+                assert score(ours, theirs, language)[0]['chrF++'][0] == pytest.approx(expected, abs=1e-9)
     assert chrf(['བ'], ['x']) == 0 and chrf(['a b'], ['a b']) == pytest.approx(100)
     with pytest.raises(ValueError, match='1 hypotheses for 2 references'):
         chrf(['a'], ['a', 'b'])
@@ -151,7 +151,7 @@ def test_scores_without_a_value_say_so():
     assert value == pytest.approx(100) and low == pytest.approx(100) == high   # of the resamples that have a value
     with pytest.raises(ValueError, match='reference 2 has no text'):
         score(['a', 'b'], ['a', ''], 'bo')
-    with pytest.raises(ValueError, match="language 'cn': the references are in CJK; write zh or ja"):
+    with pytest.raises(ValueError, match="language 'cn': '我' and others are in CJK; write zh or ja"):
         score(['我'], ['我'], 'cn')
 
 
@@ -195,7 +195,7 @@ def test_command_line(tmp_path):
     hyp.write_text('\n'.join([*sentences('bo'), 'x']) + '\n', encoding='utf-8')
     done = run(hyp, ref, '--lang=bo')
     assert done.returncode == 0 and '1 lines without a reference are not scored\n90 texts;' in done.stdout
-    assert 'chrf++          100.0  [100.0, 100.0]  characters' in done.stdout
+    assert 'chrF++          100.0  [100.0, 100.0]  characters' in done.stdout
     hyp.write_text('x\n', encoding='utf-8')
     for args, message in ((hyp, ref, '--lang=bo'), '1 hypotheses for 91 references'), ((ref, hyp.parent / 'no',
                          '--lang=bo'), 'No such file'):

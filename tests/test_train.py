@@ -200,7 +200,7 @@ def test_readme_has_the_table_of_the_logs():
         status, out, err = call('tests/curves.py', *logs, cwd=ROOT)
         assert status == 0, err
         assert len(out.splitlines()) == 2 + arms and out in (ROOT / 'README.md').read_text(encoding='utf-8')
-    for folder, score, runs in ('translate', 'chrf++', 8), ('transfer', 'chrf++', 5), ('transfer', 'wrong_script', 5):
+    for folder, score, runs in ('translate', 'chrF++', 8), ('transfer', 'chrF++', 5), ('transfer', 'wrong_script', 5):
         files = sorted(str(path) for path in (ROOT / 'docs/scores' / folder).glob('*.json'))
         status, out, err = call('tests/curves.py', *files, f'--score={score}', cwd=ROOT)
         assert status == 0, err
@@ -251,6 +251,8 @@ def test_help_lists_every_key(tmp_path):
         for name in cls.__dataclass_fields__:
             assert re.search(rf'--{name}=\S+ .*\w', out), name
     assert time.perf_counter() - started < 5
+    status, out, _ = call('train.py', 'config/tibetan_base.py', '-h', cwd=ROOT)
+    assert status == 0 and '--insert_every=3 ' in out and '--warmup=0.1 ' in out     # the file's, and a default
 
 
 @pytest.mark.parametrize('args, message', [
@@ -321,6 +323,9 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     for args, message in ((['--text=x', '--to=fr'], "'fr' has no token in this model; it knows bo ug kk mn zh"),
                           (['--text=x', '--to=zh'], 'translate from zh to zh: name another language'),
                           (['--file=none.txt'], 'none.txt'),
+                          (['--text=x', '--file=zh.txt'], "text='x', file=zh.txt: give one of them"),
+                          (['--text=x', '--to=bo', '--force_script=TIBETIAN'], 'no letters of TIBETIAN; it has '),
+                          (['--text=x', '--task=answer'], "question='': --task=answer goes with a --question"),
                           (['--task=sing'], "task='sing': choose translate, denoise, summarise or answer"),
                           ([f'--checkpoint={encoder_folder}', '--to=bo'], 'is not a nanoSWCM model')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
