@@ -4,13 +4,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
-import torch
+os.environ['OMP_NUM_THREADS'] = '1'                  # the models are tiny: more threads only wait, here and in commands
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
-torch.set_num_threads(1)                            # the models are tiny; more threads only wait
 
 from data.files import SENTENCEPIECE  # noqa: E402
 from data.tokenizer import Tokenizer, train_sentencepiece  # noqa: E402
