@@ -195,8 +195,9 @@ def test_curves(cfg, tmp_path):
 
 def test_readme_has_the_table_of_the_logs():
     """The README's tables of runs are what its commands print from the committed logs and scores."""
-    for pattern, arms in ('*.jsonl', 10), ('long/*.jsonl', 4):
-        logs = sorted(str(path) for path in (ROOT / 'config/ablation/logs').glob(pattern))
+    for pattern, arms in ('config/ablation/logs/*.jsonl', 10), ('config/ablation/logs/long/*.jsonl', 4), \
+            ('docs/scores/vocab/*.jsonl', 6):
+        logs = sorted(str(path) for path in ROOT.glob(pattern))
         status, out, err = call('tests/curves.py', *logs, cwd=ROOT)
         assert status == 0, err
         assert len(out.splitlines()) == 2 + arms and out in (ROOT / 'README.md').read_text(encoding='utf-8')
