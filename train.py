@@ -33,7 +33,7 @@ from data.batches import Batches, shares, tasks, val_batches
 from data.files import SENTENCEPIECE, replacing, write_tensors
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
-from data.tokens import open_streams, prepare, vocabulary_text
+from data.tokens import identity, open_streams, prepare, vocabulary_text
 from model import SWCM, XLMR, SWCMConfig
 
 STATE = 'training.safetensors'
@@ -88,7 +88,7 @@ def build(cfg, state):
         last = Path(cfg.out_dir, 'last')
         model = SWCM.load(last) if cfg.objective == 'swcm' else XLMR.from_encoder(last, dropout=cfg.dropout)
     elif cfg.encoder:
-        options = {'dropout': cfg.dropout}
+        options = {'dropout': cfg.dropout, **({} if cfg.objective == 'swcm' else {'mlm_head': True})}
         if cfg.objective == 'swcm':
             options.update(languages=cfg.languages, share=cfg.share, insert_every=cfg.insert_every,
                            inserted=cfg.inserted, head=cfg.head)
@@ -132,6 +132,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     if cfg.accumulate % world:
         raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} processes')
     out, step, best, tokens = Path(cfg.out_dir), 0, [float('inf')] * 2, 0
+    start = start_of(cfg)
     model.to(device).train()
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
@@ -139,7 +140,10 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
          {'params': [p for p in parameters.values() if p.dim() != 2], 'weight_decay': 0.0}],
         lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=device.type in ('cpu', 'cuda'))
     if state:
-        step, best, tokens = state['step'], state['best'], state['tokens']
+        if start not in ('', state['start']):
+            raise ValueError(f'{out}: the weights from which this run began have changed in their folder. '
+                             '--resume=False starts over, --out_dir=NAME starts another beside it')
+        step, best, tokens, start = (state[key] for key in ('step', 'best', 'tokens', 'start'))
         restore(state, parameters, optimizer)
     forward = model
     if cfg.compile:                                                       # by layer: few shapes, quick to compile
@@ -180,7 +184,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         if rank == 0:
             model.save(out / 'last')
             write_state(out / 'last' / STATE, cfg, parameters, optimizer, step=step, best=best, tokens=tokens,
-                        data=data)
+                        data=data, start=start)
 
     if step == 0:
         if rank == 0:
@@ -315,6 +319,13 @@ def table(figures):
         cells = [f'{name.split()[1]} {value:.3f}' for name, value in figures.items() if name.startswith(kind + ' ')]
         for i in range(0, len(cells), 6):
             yield f'  {kind:9} ' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
+
+
+def start_of(cfg):
+    """What tells the weights that cfg's run begins from from changed ones; '' where there are none, or not any more."""
+    folder = getattr(cfg, 'checkpoint', '') or cfg.encoder
+    files = [Path(folder, name) for name in ('model.safetensors', 'pytorch_model.bin')] if folder else []
+    return next((f'{identity(path):016x}' for path in files if path.exists()), '')
 
 
 def write_state(path, cfg, parameters, optimizer, **figures):

@@ -236,6 +236,9 @@ def run(main):
         stream.reconfigure(encoding='utf-8')          # whatever the console's own is
     try:
         main(sys.argv[1:])
+    except BrokenPipeError:                           # as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as e:
         sys.exit(f'error: {e.filename}: {e.strerror}' if e.filename else f'error: {e}')
     except ValueError as e:

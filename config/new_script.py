@@ -1,9 +1,9 @@
 # An encoder learns the pieces that data/vocab.py has added to its vocabulary, by masked tokens:
-#     python train.py config/new_script.py --data_from=MY_TEXT --encoder=extended --languages=bo
+#     python train.py config/new_script.py --data_from=MY_TEXT --languages=bo,zh
 objective = 'mlm'
 dataset = 'text'
-encoder = 'extended'             # what `python -m data.vocab extend --out` wrote
-languages = ('bo',)
+encoder = 'out/extended'         # what `python -m data.vocab extend --out` wrote
+languages = ('bo', 'zh')         # the new one, and those that it is to translate from
 out_dir = 'out/encoder'
 batch_tokens = 8192              # 32,000 tokens a step; half of them are a copy of the source
 accumulate = 4

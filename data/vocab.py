@@ -37,8 +37,10 @@ def trim(folder, paths, out, min_count=1, size=None, without=()):
     Raises ValueError, FileNotFoundError or OSError and leaves nothing behind.
     """
     sizes, state, tokenizer = read(folder, paths, out)
-    if unknown := set(without) - {script(c) for piece in tokenizer.pieces for c in piece}:
-        raise ValueError(f'without={" ".join(unknown)}: no letter of the vocabulary is so named; names are like CJK')
+    scripts = Counter(script(c) for piece in tokenizer.pieces for c in piece)
+    if unknown := set(without) - set(scripts):
+        there = ' '.join(name for name, _ in scripts.most_common(12) if name)
+        raise ValueError(f'without={" ".join(unknown)}: the vocabulary has no such letters; it has {there}, ...')
     counts = sum(Usage(path, tokenizer).counts for path in paths)[tokenizer.to_id]
     write(folder, paths, out, sizes, state, tokenizer, used(proto(tokenizer).pieces, counts, min_count, size, without))
 
@@ -80,10 +82,10 @@ def new_pieces(tokenizer, paths, n, seed=1):
     """The pieces [(piece, score)] that tokenizer lacks of a unigram model of n trained on texts, and the model's size.
 
     It is trained on parts of the lines, of each text as many as have about CHARACTERS, where that has more.
-    All characters that tokenizer lacks are among the pieces. A score is a log probability in the text that it was
-    trained on; where texts of old and new pieces are mixed in proportion to the numbers of these, the new ones' is
-    lower by the log of the ratio, so that the old languages are cut as before, nearly. None is below the least of the
-    old. Raises ValueError for an n that is too small.
+    All characters that tokenizer lacks are among the pieces, but for RESERVED ones. A score is a log probability in the
+    text that it was trained on; where texts of old and new pieces are mixed in proportion to the numbers of these, the
+    new ones' is lower by the log of the ratio, so that the old languages are cut as before, nearly. None is below the
+    least of the old. Raises ValueError for an n that is too small.
     """
     lines, counts = [], Counter()
     for path in paths:
@@ -100,8 +102,8 @@ def new_pieces(tokenizer, paths, n, seed=1):
     try:
         trained = train_sentencepiece(lines, counts, n + 5, COMMON, seed, missing)        # 5: XLM-R's special ids
     except ValueError as e:
-        raise ValueError(f'pieces={n}: too few, or too short a text. Give more than the {len(counts)} different '
-                         'characters of the texts') from e
+        raise ValueError(f'pieces={n}: too few for the {len(counts)} different characters of the texts, or too little '
+                         'text') from e
     trained = [piece for piece in proto(Tokenizer(trained)).pieces if piece.type == NORMAL]
     old = {piece.piece: piece.score for piece in proto(tokenizer).pieces}
     new = [piece for piece in trained if piece.piece not in old]
@@ -170,17 +172,26 @@ def read(folder, paths, out):
     """Sizes, tensors and tokenizer of an encoder's folder, after all that can be checked without work."""
     if Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
         raise ValueError(f'{out} exists; name a new folder')
-    for path in paths:
-        if not Path(path).is_file() or Path(path).suffix in ('.jsonl', '.json', '.tsv', '.csv'):
-            raise ValueError(f'{path}: give files of plain text')
-        if not any(unicodedata.category(c)[0] not in 'ZC' for line in read_lines(path) for c in line):
-            raise ValueError(f'{path} has no text')
+    if (above := next(p for p in Path(out).absolute().parents if p.exists())).is_file():
+        raise ValueError(f'{out} cannot be made, as {above} is a file; name another folder')
+    check_texts(paths)
     sizes, state = read_encoder(Path(folder))
     tokenizer, n_rows = Tokenizer(folder, vocab_size=sizes['vocab_size']), len(state['embeddings.word.weight'])
     if n_rows != sizes['vocab_size']:
         raise ValueError(f'{folder}: {n_rows} embeddings, and vocab_size {sizes["vocab_size"]} in config.json')
     proto(tokenizer)
     return sizes, state, tokenizer
+
+
+def check_texts(paths):
+    """Raises FileNotFoundError or ValueError for what is no file of plain text, or an empty one."""
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f'{path} does not exist; give files of text, separated by spaces')
+        if path.is_dir() or path.suffix in ('.jsonl', '.json', '.tsv', '.csv'):
+            raise ValueError(f'{path} is {"a folder" if path.is_dir() else path.suffix[1:]}; give files of plain text')
+        if not any(unicodedata.category(c)[0] not in 'ZC' for line in read_lines(path) for c in line):
+            raise ValueError(f'{path} has no text')
 
 
 def write(folder, paths, out, sizes, state, tokenizer, keep, new=(), added=None):
@@ -215,8 +226,6 @@ def write(folder, paths, out, sizes, state, tokenizer, keep, new=(), added=None)
 class Usage:
     """What a tokenizer makes of a file: `characters` {character: n}, `counts` of each id, and, beside another
     tokenizer, `n_changed` of the `n_before` pieces of that one, which are no longer cut out of the text as they were.
-
-    Raises ValueError for a file without text.
     """
 
     def __init__(self, path, tokenizer, before=None):
@@ -231,8 +240,6 @@ class Usage:
                 for ours, theirs in zip(*(map(spans, t.sp.encode(chunk, out_type=str)) for t in (tokenizer, before))):
                     self.n_before += len(theirs)
                     self.n_changed += len(theirs - ours)
-        if not self.counts.sum():
-            raise ValueError(f'{path} has no text')
 
 
 def spans(pieces):
@@ -253,7 +260,8 @@ def report(paths, tokenizer, before=None):
               f'{use.counts[UNK] / tokens:8.2%} {len(lacking(tokenizer, use.characters)):8,} '
               f'{(use.counts > 0).sum() / tokenizer.vocab_size:8.1%}'
               + (f' {use.n_changed / use.n_before:8.2%}' if before else ''))
-    print('missing: different characters that become <unk>; in use: share of the vocabulary')
+    print('missing: different characters that become <unk>; in use: share of the vocabulary'
+          + ('; changed: share of the other vocabulary\'s tokens that are cut otherwise' if before else ''))
 
 
 def main(argv):
@@ -262,9 +270,9 @@ def main(argv):
     commands = parser.add_subparsers(dest='command', required=True)
     for name, about in (('report', 'how a vocabulary fits texts'), ('trim', 'keep the pieces that texts use'),
                         ('extend', 'add pieces that are trained on texts')):
-        command = commands.add_parser(name, help=about, description=about)
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         command.add_argument('--encoder', required=True, help='folder of an encoder')
-        command.add_argument('--text', required=True, nargs='+', help='files of text, UTF-8')
+        command.add_argument('--text', required=True, nargs='+', help='files of plain text, UTF-8')
         if name == 'report':
             command.add_argument('--before', help='another encoder: show the share of its tokens that change')
             continue
@@ -277,13 +285,14 @@ def main(argv):
                                  help='keep no letters of these scripts, such as CJK HANGUL')
         else:
             command.add_argument('--pieces', type=int, required=True, help='how many to train')
-            command.add_argument('--init', choices=INITS, default='subpieces', help='embeddings of new pieces')
-            command.add_argument('--seed', type=int, default=1, help='of the training of pieces, and of noise')
+            command.add_argument('--init', choices=INITS, default='subpieces', help='their embeddings (subpieces)')
+            command.add_argument('--seed', type=int, default=1, help='of the training of pieces, and of noise (1)')
     args = parser.parse_args(argv)
-    for key, most in ('min_count', math.inf), ('size', math.inf), ('pieces', 1e6), ('seed', 2**31):
+    for key, most in ('min_count', 10**9), ('size', 10**9), ('pieces', 10**6), ('seed', 2**31):
         if (value := getattr(args, key, None)) is not None and not 1 <= value <= most:
-            raise ValueError(f'{key}={value}: give a number above 0, at most {most:,.0f}')
+            raise ValueError(f'{key}={value}: give a number from 1 to {most:,}')
     if args.command == 'report':
+        check_texts(args.text)
         report(args.text, Tokenizer(args.encoder), Tokenizer(args.before) if args.before else None)
     elif args.command == 'trim':
         trim(args.encoder, args.text, args.out, args.min_count, args.size, args.without)

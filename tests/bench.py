@@ -57,7 +57,12 @@ class Ours:
 
 class Bert2Bert:
     def __init__(self, vocab, *_):
-        from transformers import EncoderDecoderModel, XLMRobertaConfig, XLMRobertaForCausalLM, XLMRobertaModel
+        from transformers import (
+            EncoderDecoderModel,
+            XLMRobertaConfig,
+            XLMRobertaForCausalLM,
+            XLMRobertaModel,
+        )
         sizes = dict(vocab_size=vocab, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
                      bos_token_id=0, pad_token_id=1, eos_token_id=2)
         decoder = XLMRobertaForCausalLM(XLMRobertaConfig(**sizes, is_decoder=True, add_cross_attention=True))

@@ -12,7 +12,18 @@ from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics.functional.text import squad
 
 from data import metrics
-from data.metrics import bare, bleu, chrf, f1, guess_languages, is_mark, main_script, rouge_l, score, units
+from data.metrics import (
+    bare,
+    bleu,
+    chrf,
+    f1,
+    guess_languages,
+    is_mark,
+    main_script,
+    rouge_l,
+    score,
+    units,
+)
 
 # From the Universal Declaration of Human Rights (public domain)
 REAL = {

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import train
 from data import PAD, tokens
 from data.batches import collate, tasks, val_batches
 from data.tokenizer import Tokenizer
-from model import SWCM
+from model import SWCM, XLMR
 
 
 @pytest.fixture(scope='module')
@@ -225,6 +226,20 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path):
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
     with pytest.raises(ValueError, match='the text of text has changed since this run began'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
+    own = tmp_path / 'encoder'
+    shutil.copytree(cfg.encoder, own)
+    cfg = replace(cfg, encoder=str(own), resume=False, max_steps=1)
+    train.train(cfg)
+    shutil.move(own, tmp_path / 'away')
+    train.train(replace(cfg, resume=True, max_steps=2))                           # it is not needed any more
+    XLMR.from_encoder(tmp_path / 'away').save(own)
+    train.train(replace(cfg, resume=True, max_steps=3))                           # the same again
+    other = XLMR.from_encoder(own)
+    with torch.no_grad():
+        other.embeddings.word.weight[5] += 1
+    other.save(own)
+    with pytest.raises(ValueError, match='weights from which this run began have changed'):
+        train.train(replace(cfg, resume=True, max_steps=4))
     train.train(replace(cfg, share='none', resume=False, max_steps=1))
 
 

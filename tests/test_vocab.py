@@ -12,8 +12,10 @@ import torch
 from conftest import HARD, LANGUAGES, ROOT, sentences
 from safetensors import SafetensorError
 
+import config
 import data.vocab as module
-from data import UNK
+import train
+from data import UNK, tokens
 from data.files import read_encoder
 from data.tokenizer import SPACE, Tokenizer, script
 from data.vocab import INITS, Usage, main, new_pieces, new_rows, proto, used
@@ -167,22 +169,26 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
     for command, text, options, message in (
             ('extend', 'empty.txt', ('--pieces', '50'), 'empty.txt has no text'),
             ('extend', 'signs.txt', ('--pieces', '50'), 'signs.txt has no text'),
-            ('extend', 'ka.jsonl', ('--pieces', '50'), 'ka.jsonl: give files of plain text'),
+            ('extend', 'ka.jsonl', ('--pieces', '50'), 'ka.jsonl is jsonl; give files of plain text'),
             ('extend', 'ka.txt', ('--pieces', '23'), 'pieces=23: too few'),
             ('extend', 'ka.txt', ('--pieces', '9', '--seed', '-1'), 'seed=-1: '),
             ('extend', 'ka.txt', ('--pieces', '5'), 'pieces=5: '),
             ('extend', 'ka.txt', ('--pieces', '0'), 'pieces=0: '),
             ('extend', 'latin1.txt', ('--pieces', '50'), 'byte 0 (0xe9) is not UTF-8'),
-            ('extend', 'none.txt', ('--pieces', '50'), 'none.txt: give files'),
+            ('extend', 'none.txt', ('--pieces', '50'), 'none.txt does not exist; give files'),
             ('trim', 'empty.txt', (), 'empty.txt has no text'),
             ('trim', 'digits.txt', (), 'can read no letter of these texts'),
             ('trim', 'bo.txt', ('--size', '0'), 'size=0: '),
-            ('trim', 'bo.txt', ('--without', 'HAN'), 'without=HAN: no letter of the vocabulary is so named'),
+            ('trim', 'bo.txt', ('--without', 'HAN'),
+             'without=HAN: the vocabulary has no such letters; it has CJK CYRILLIC'),
             ('report', 'empty.txt', (), 'empty.txt has no text')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as stopped:
             main([command, '--encoder', str(encoder_folder), '--text', str(texts / text),
                   *(() if command == 'report' else ('--out', str(out))), *options])
         assert '\n' not in str(stopped.value) and not out.exists()
+    with pytest.raises(ValueError, match='empty.txt is a file'):
+        main(['trim', '--encoder', str(encoder_folder), '--text', str(texts / 'bo.txt'), '--out',
+              str(tmp_path / 'empty.txt/out')])
     out.mkdir()
     (out / 'mine').touch()
     with pytest.raises(ValueError, match='exists; name a new folder'):
@@ -195,9 +201,9 @@ def test_more_pieces_than_can_be_trained(texts, encoder_folder, tmp_path, capsys
     assert 'and such a text yields no more' in capsys.readouterr().out
 
 
-def test_encoder_without_a_head(texts, encoder_folder, tmp_path):
-    """An encoder as XLMRobertaModel saves it, without an MLM head, stays without."""
-    from transformers import XLMRobertaModel
+def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
+    """An encoder as XLMRobertaModel saves it, without an MLM head, stays without, and is given one to train."""
+    from transformers import XLMRobertaForMaskedLM, XLMRobertaModel
     bare = tmp_path / 'bare'
     XLMRobertaModel.from_pretrained(encoder_folder).save_pretrained(bare)
     (bare / 'sentencepiece.bpe.model').write_bytes((encoder_folder / 'sentencepiece.bpe.model').read_bytes())
@@ -205,6 +211,13 @@ def test_encoder_without_a_head(texts, encoder_folder, tmp_path):
           str(tmp_path / 'out')])
     assert XLMR.from_encoder(tmp_path / 'out').config.mlm_head is False
     XLMRobertaModel.from_pretrained(tmp_path / 'out')
+    monkeypatch.setattr(tokens, 'token_folder', lambda dataset: tmp_path / 'tokens' / dataset)
+    cfg = config.load(config.Train, ['config/new_script.py', f'--data_from={texts}/ka.txt', '--batch_tokens=400',
+                                     f'--encoder={tmp_path}/out', '--languages=ka', '--max_steps=1', '--accumulate=1',
+                                     '--block_size=60', '--device=cpu', f'--out_dir={tmp_path}/mlm'])
+    train.train(cfg)
+    assert XLMR.from_encoder(tmp_path / 'mlm/best').config.mlm_head
+    XLMRobertaForMaskedLM.from_pretrained(tmp_path / 'mlm/best')
 
 
 def test_without_protobuf(texts, encoder_folder, tmp_path):
