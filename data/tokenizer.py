@@ -84,12 +84,16 @@ class Tokenizer:
 
         Raises ValueError for a script of which the vocabulary has no letter.
         """
-        known = Counter(script(character) for piece in self.pieces for character in piece)
-        if unknown := set(scripts) - set(known):
-            there = ' '.join(name for name, _ in known.most_common(12) if name)
-            raise ValueError(f'the vocabulary has no letters of {" ".join(sorted(unknown))}; it has {there}, ...')
+        self.check_scripts(scripts)
         return [i for i, piece in enumerate(self.pieces[:self.mask])
                 if not {script(character) for character in piece} <= {None, *scripts}]
+
+    def check_scripts(self, scripts):
+        """Raises ValueError for a script of which the vocabulary has no letter; it names those that are there."""
+        known = Counter(script(character) for piece in self.pieces for character in piece)
+        if unknown := sorted(set(scripts) - set(known)):
+            there = ' '.join(name for name, _ in known.most_common(12) if name)
+            raise ValueError(f'the vocabulary has no letters of {" ".join(unknown)}; it has {there}, ...')
 
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""

@@ -10,7 +10,7 @@ import argparse
 import math
 import unicodedata
 from collections import Counter
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,13 @@ import torch
 import config
 from data import UNK
 from data.files import read_encoder, read_json, write_encoder
-from data.tokenizer import RESERVED, SPACE, Tokenizer, script, train_sentencepiece
+from data.tokenizer import SPACE, Tokenizer, script, train_sentencepiece
 from data.tokens import digest, read_lines
 
 NORMAL = 1                                            # a piece's type where it is no special one
 COMMON = 0.999                                        # share of a text whose characters new pieces are made of
 PART = 1000                                           # characters of a line that are drawn together
-# New pieces are trained on so many characters of each text. More is better: 8,000 pieces of 2M, 5M or 12M characters of
-# Tibetan make 0.32, 0.29 or 0.27 tokens a character of NTREX; but 12M take some minutes.
+# New pieces are trained on so many characters of each text: 8,000 pieces of Tibetan take a minute or two.
 CHARACTERS = 10_000_000
 INITS = ('subpieces', 'script', 'mean', 'random')
 
@@ -37,10 +36,7 @@ def trim(folder, paths, out, min_count=1, size=None, without=()):
     Raises ValueError, FileNotFoundError or OSError and leaves nothing behind.
     """
     sizes, state, tokenizer = read(folder, paths, out)
-    scripts = Counter(script(c) for piece in tokenizer.pieces for c in piece)
-    if unknown := set(without) - set(scripts):
-        there = ' '.join(name for name, _ in scripts.most_common(12) if name)
-        raise ValueError(f'without={" ".join(unknown)}: the vocabulary has no such letters; it has {there}, ...')
+    tokenizer.check_scripts(without)
     counts = sum(Usage(path, tokenizer).counts for path in paths)[tokenizer.to_id]
     write(folder, paths, out, sizes, state, tokenizer, used(proto(tokenizer).pieces, counts, min_count, size, without))
 
@@ -66,41 +62,37 @@ def used(pieces, counts, min_count=1, size=None, without=()):
     Those that occur min_count times or, with `size`, that many of the most frequent; all single characters and special
     pieces; and, as the score of <unk> depends on it, a piece of least score. So a text of which no piece is dropped is
     cut as before. But none with letters of the scripts `without` (named as by data.tokenizer.script), in which case
-    texts may be cut otherwise around an <unk>. Raises ValueError where no letter of the texts is in the vocabulary.
+    texts may be cut otherwise around an <unk>. Raises ValueError where no letter of the texts is left.
     """
     normal = [i for i, piece in enumerate(pieces) if piece.type == NORMAL]
-    if not any(counts[i] and any(map(script, pieces[i].piece)) for i in normal):
-        raise ValueError('the vocabulary can read no letter of these texts; `extend` adds them to it')
     ranked = sorted(normal, key=lambda i: -counts[i])[:size]
     stay = {i for i in ranked if counts[i] >= min_count} | {min(normal, key=lambda i: pieces[i].score)}
     stay.update(i for i in normal if len(pieces[i].piece.lstrip(SPACE)) <= 1)
-    return [i for i, piece in enumerate(pieces) if piece.type != NORMAL
-            or i in stay and not set(map(script, piece.piece)) & set(without)]
+    stay = {i for i in stay if not set(map(script, pieces[i].piece)) & set(without)}
+    if not any(counts[i] and any(map(script, pieces[i].piece)) for i in stay):
+        raise ValueError('no letter of these texts is in the vocabulary, or stays; `extend` adds letters to it')
+    return [i for i, piece in enumerate(pieces) if piece.type != NORMAL or i in stay]
 
 
 def new_pieces(tokenizer, paths, n, seed=1):
     """The pieces [(piece, score)] that tokenizer lacks of a unigram model of n trained on texts, and the model's size.
 
     It is trained on parts of the lines, of each text as many as have about CHARACTERS, where that has more.
-    All characters that tokenizer lacks are among the pieces, but for RESERVED ones. A score is a log probability in the
-    text that it was trained on; where texts of old and new pieces are mixed in proportion to the numbers of these, the
-    new ones' is lower by the log of the ratio, so that the old languages are cut as before, nearly. None is below the
-    least of the old. Raises ValueError for an n that is too small.
+    All characters that tokenizer lacks are among the pieces, but for those SentencePiece reserves. A score is a log
+    probability in the text that it was trained on; where texts of old and new pieces are mixed in proportion to the
+    numbers of these, the new ones' is lower by the log of the ratio, so that the old languages are cut as before,
+    nearly. None is below the least of the old. Raises ValueError for an n that is too small.
     """
     lines, counts = [], Counter()
     for path in paths:
         of_path = Counter()
-        for line in read_lines(path):
-            of_path.update(unicodedata.normalize('NFKC', line))
+        for part in parts(path):
+            of_path.update(unicodedata.normalize('NFKC', part))
         share = CHARACTERS / max(of_path.total(), 1)
-        lines += [part for line in read_lines(path) for i in range(0, len(line), PART)
-                  for part in [line[i:i + PART]] if digest('vocabulary', part) < share * 2**64]
+        lines += [part for part in parts(path) if digest('vocabulary', part) < share * 2**64]
         counts += of_path
-    missing = lacking(tokenizer, counts) - set(RESERVED)
-    if n < len(missing):
-        raise ValueError(f'pieces={n}: the texts have {len(missing)} characters that the vocabulary lacks; give more')
-    try:
-        trained = train_sentencepiece(lines, counts, n + 5, COMMON, seed, missing)        # 5: XLM-R's special ids
+    try:                                                                                  # 5: XLM-R's special ids
+        trained = train_sentencepiece(lines, counts, n + 5, COMMON, seed, lacking(tokenizer, counts))
     except ValueError as e:
         raise ValueError(f'pieces={n}: too few for the {len(counts)} different characters of the texts, or too little '
                          'text') from e
@@ -109,6 +101,11 @@ def new_pieces(tokenizer, paths, n, seed=1):
     new = [piece for piece in trained if piece.piece not in old]
     shift, lowest = min(0, math.log(max(len(new), 1) / len(old))), min(old.values())
     return [(piece.piece, max(piece.score + shift, lowest)) for piece in new], len(trained)
+
+
+def parts(path):
+    """The lines of a text file, long ones in parts."""
+    return (line[i:i + PART] for line in read_lines(path) for i in range(0, len(line), PART))
 
 
 def lacking(tokenizer, characters):
@@ -132,23 +129,22 @@ def new_rows(pieces, tokenizer, word, init, seed=1):
     random = 0.02 * noise
     if init == 'random':
         return random
-    scripts, mean = {}, old.mean(0)
-    for i, piece in enumerate(tokenizer.pieces[UNK + 1:tokenizer.mask]):
-        for name in set(map(script, piece)) - {None}:
-            scripts.setdefault(name, []).append(i)
-    found = {name: old[rows].mean(0) for name, rows in scripts.items()}
-    model = proto(tokenizer)                          # cuts a piece without making it the beginning of a word
-    model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = False
-    cut = Tokenizer(model.SerializeToString()).encode([piece.replace(SPACE, ' ') for piece in pieces])
     rows = 0.1 * old.std(0) * noise
-    for i, (piece, ids) in enumerate(zip(pieces, cut)):
-        names = [name for name in set(map(script, piece)) if name in found]
-        if init == 'subpieces':
-            rows[i] = random[i] if UNK in ids else rows[i] + word[ids].float().mean(0)
-        elif init == 'script' and names:
-            rows[i] += torch.stack([found[name] for name in names]).mean(0)
-        else:
-            rows[i] += mean
+    if init == 'subpieces':
+        model = proto(tokenizer)                      # cuts a piece without making it the beginning of a word
+        model.normalizer_spec.add_dummy_prefix = model.normalizer_spec.remove_extra_whitespaces = False
+        cut = Tokenizer(model.SerializeToString()).encode([piece.replace(SPACE, ' ') for piece in pieces])
+        return torch.stack([random[i] if UNK in ids else rows[i] + word[ids].float().mean(0)
+                            for i, ids in enumerate(cut)])
+    mean, found = old.mean(0), {}
+    if init == 'script':
+        for i, piece in enumerate(tokenizer.pieces[UNK + 1:tokenizer.mask]):
+            for name in set(map(script, piece)) - {None}:
+                found.setdefault(name, []).append(i)
+        found = {name: old[members].mean(0) for name, members in found.items()}
+    for i, piece in enumerate(pieces):
+        near = [found[name] for name in set(map(script, piece)) if name in found]
+        rows[i] += torch.stack(near).mean(0) if near else mean
     return rows
 
 
@@ -237,15 +233,16 @@ class Usage:
                 self.characters.update(line)
             self.counts += np.bincount(np.concatenate(tokenizer.encode(chunk)), minlength=len(self.counts))
             if before:
-                for ours, theirs in zip(*(map(spans, t.sp.encode(chunk, out_type=str)) for t in (tokenizer, before))):
+                for ours, theirs in zip(*([spans(t.sp, pieces) for pieces in t.sp.encode(chunk, out_type=str)]
+                                          for t in (tokenizer, before))):
                     self.n_before += len(theirs)
                     self.n_changed += len(theirs - ours)
 
 
-def spans(pieces):
-    """Where pieces begin and end in the text that they make up."""
-    ends = np.cumsum([0, *map(len, pieces)]).tolist()
-    return set(zip(ends, ends[1:]))
+def spans(sp, pieces):
+    """Where pieces begin and end in the text that they make up, and which are <unk>."""
+    ends = [0, *accumulate(map(len, pieces))]
+    return set(zip(ends, ends[1:], (i == sp.unk_id() for i in sp.piece_to_id(pieces))))
 
 
 def report(paths, tokenizer, before=None):

@@ -16,10 +16,10 @@ import config
 import data.vocab as module
 import train
 from data import UNK, tokens
-from data.files import read_encoder
+from data.files import read_encoder, read_json
 from data.tokenizer import SPACE, Tokenizer, script
 from data.vocab import INITS, Usage, main, new_pieces, new_rows, proto, used
-from model import SWCM, XLMR
+from model import BY_ID, SWCM, XLMR, SWCMConfig
 
 GEORGIAN = [f'{who} {n} {what} აქვს.' for who in ('მე', 'მას', 'ჩვენ', 'დედას', 'ბავშვს')
             for n in ('ორი', 'სამი', 'ოთხი', 'ხუთი', 'ექვსი') for what in ('წიგნი', 'ძაღლი', 'ცხენი', 'სახლი')]
@@ -138,6 +138,55 @@ def test_extend(texts, encoder_folder, tmp_path, capsys):
     assert model.generate(src, 'ka', max_new_tokens=3)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
+def test_rows_follow_their_pieces(texts, tmp_path, dtype):
+    """In all types of numbers, beside symbols of the user's, and with rows to spare behind <mask>."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for language in LANGUAGES for line in sentences(language)]), model_writer=model,
+        vocab_size=250, hard_vocab_limit=False, character_coverage=1.0, user_defined_symbols=['<sep>'],
+        normalization_rule_name='nmt_nfkc', minloglevel=2)
+    mask = Tokenizer(model.getvalue()).mask
+    encoder = XLMR(SWCMConfig(vocab_size=mask + 8, n_layer=1, n_head=2, n_embd=16, n_ffn=16, n_positions=40,
+                              dropout=0.25), model.getvalue())
+    torch.nn.init.normal_(encoder.head.bias)
+    encoder.save(tmp_path / 'spare', dtype)
+    past, old = read_encoder(tmp_path / 'spare')[1], Tokenizer(tmp_path / 'spare', vocab_size=mask + 8)
+    at = {piece: i for i, piece in enumerate(old.pieces[:mask + 1]) if i > 2}
+    for name, *options in ('trim', '--text', f'{texts}/kk.txt'), ('extend', '--text', f'{texts}/ka.txt', '--pieces=90'):
+        main([name, '--encoder', str(tmp_path / 'spare'), '--out', str(tmp_path / name), *options])
+        (sizes, state), new = read_encoder(tmp_path / name), Tokenizer(tmp_path / name)
+        kept = [i for i, piece in enumerate(new.pieces) if i < 3 or piece in at]
+        assert sizes['vocab_size'] == new.vocab_size == len(state['embeddings.word.weight']) == len(state['head.bias'])
+        assert len(kept) == mask + 1 if name == 'extend' else 60 < len(kept) < mask
+        assert '<sep>' in new.pieces and read_json(tmp_path / name / 'config.json')['hidden_dropout_prob'] == 0.25
+        for key, rows in state.items():
+            assert rows.dtype == dtype
+            if key in BY_ID:
+                assert torch.equal(rows[kept], past[key][[at.get(new.pieces[i], i) for i in kept]])
+            else:
+                assert torch.equal(rows, past[key])
+
+
+def test_report(texts, encoder_folder, tmp_path, capsys):
+    """Each figure of a line, counted again."""
+    main(['trim', '--encoder', str(encoder_folder), '--out', str(tmp_path / 'kk'), '--text', str(texts / 'kk.txt'),
+          '--without', 'CJK'])
+    path = texts / 'mixed.txt'
+    path.write_text('Менде екі ит бар.\n我有两本书。 Менде ξ ძ ξ\n', encoding='utf-8')
+    capsys.readouterr()
+    main(['report', '--encoder', str(tmp_path / 'kk'), '--before', str(encoder_folder), '--text', str(path)])
+    header, line, _ = capsys.readouterr().out.splitlines()
+    tokenizer, lines = Tokenizer(tmp_path / 'kk'), path.read_text(encoding='utf-8').splitlines()
+    ids = [i for text in lines for i in tokenizer.encode(text).tolist()]
+    n = sum(map(len, lines))
+    old = Tokenizer(encoder_folder)
+    before = [old.pieces[i] for text in lines for i in old.encode(text)]
+    lost = sum('CJK' in map(script, piece) for piece in before)                   # now <unk>
+    assert line.split() == [str(path), str(n), str(len(ids)), f'{len(ids) / n:.3f}', f'{ids.count(UNK) / len(ids):.2%}',
+                            '7', f'{len(set(ids)) / tokenizer.vocab_size:.1%}', f'{lost / len(before):.2%}']
+
+
 def test_initial_rows(tokenizer):
     word = torch.randn(tokenizer.vocab_size, 16)
     old = word[UNK + 1:tokenizer.mask]
@@ -177,10 +226,10 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
             ('extend', 'latin1.txt', ('--pieces', '50'), 'byte 0 (0xe9) is not UTF-8'),
             ('extend', 'none.txt', ('--pieces', '50'), 'none.txt does not exist; give files'),
             ('trim', 'empty.txt', (), 'empty.txt has no text'),
-            ('trim', 'digits.txt', (), 'can read no letter of these texts'),
+            ('trim', 'digits.txt', (), 'no letter of these texts is in the vocabulary'),
             ('trim', 'bo.txt', ('--size', '0'), 'size=0: '),
-            ('trim', 'bo.txt', ('--without', 'HAN'),
-             'without=HAN: the vocabulary has no such letters; it has CJK CYRILLIC'),
+            ('trim', 'bo.txt', ('--without', 'HAN'), 'the vocabulary has no letters of HAN; it has CJK CYRILLIC'),
+            ('trim', 'bo.txt', ('--without', 'TIBETAN'), 'no letter of these texts is in the vocabulary, or stays'),
             ('report', 'empty.txt', (), 'empty.txt has no text')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as stopped:
             main([command, '--encoder', str(encoder_folder), '--text', str(texts / text),
