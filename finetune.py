@@ -263,6 +263,8 @@ def write_scores(model, tests, banned, samples, tokenizer, cfg, folder):
     if len(samples) < 2:
         say(f'wrong_language is not scored: all examples are in {" ".join(samples)}')
     device, dtype = config.find_device(cfg.device, cfg.dtype)
+    if device.type == 'cpu' and dtype == torch.float32:
+        model.pack()
     for name, tasks in tests.items():
         for task in tasks:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

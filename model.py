@@ -7,6 +7,7 @@ embeddings, attention, FFN, encoder layer, the two decoder layers, the encoder w
 Axes: B batch, S source, T target, C channels (n_embd), H heads, D head size, V vocabulary, K beams,
 R = B*K rows, N real target tokens. Masks are boolean and True means "attend".
 """
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,14 +96,41 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.max_length = c.max_length
 
-    def forward(self, ids, past=0):
-        """ids (B,T) -> (B,T,C). `past`: tokens that stand before these and are in the cache already."""
-        if past + ids.shape[1] > self.max_length:
-            raise ValueError(f'a sequence of {past + ids.shape[1]} tokens; this model reads at most {self.max_length}')
-        real = (ids != PAD).long()
-        position = (real.cumsum(1) + past) * real + PAD
-        x = self.word(ids) + self.token_type.weight[0] + self.position(position)  # (B,T,C)
+    def forward(self, ids, position=None):
+        """ids (B,T) -> (B,T,C). position: that of the ids, from 1, if not each stands behind the one before."""
+        if position is None:
+            if ids.shape[1] > self.max_length:
+                raise ValueError(f'a sequence of {ids.shape[1]} tokens; this model reads at most {self.max_length}')
+            real = (ids != PAD).long()
+            position = real.cumsum(1) * real
+        x = self.word(ids) + self.token_type.weight[0] + self.position(position + PAD)  # (B,T,C)
         return self.dropout(self.norm(x))
+
+
+class PackedLinear(nn.Module):
+    """A Linear to write with on a CPU: float32 weights in oneDNN's layout, or int8 ones.
+
+    int8: each row of weights has a scale of its own, and the input one for all, found as it comes; 7 bits of it are
+    used, as some CPUs need it. Both are several times as fast as a Linear for the few rows of a decoding step.
+    """
+
+    def __init__(self, weight, bias, int8):
+        super().__init__()
+        self.bias, self.int8 = bias, int8
+        if int8:
+            scale = weight.abs().amax(1).clamp_min(1e-9) / 127
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')                                   # torch 2.13: will go some day
+                weight = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale, dtype=torch.int), 0,
+                                                    torch.qint8)
+            self.weight = torch.ops.quantized.linear_prepack(weight, bias)
+        else:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def forward(self, x):
+        if self.int8:
+            return torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 
 class Attention(nn.Module):
@@ -158,45 +186,45 @@ class EncoderLayer(nn.Module):
 
 
 class Cache:
-    """What one decoder layer keeps while it generates: keys and values of the target, and of the source.
+    """What one decoder layer keeps while it generates: keys and values of the source, and of all that was written.
 
-    The source's (`memory`) are computed once and shared by all beams of that source, as query rows.
+    All beams of a source write into the same slots, in the order of writing, and a mask says which slots each has in
+    its past. So nothing is copied or reordered when beams go on from others, and beams are but more query rows.
     """
 
-    def __init__(self, layer, memory, max_length):
+    def __init__(self, layer, memory, n_slots):
         self.memory = layer.cross_attn.keys_values(memory)                        # 2 x (B,H,S,D)
-        self.max_length, self.length, self.k, self.v = max_length, 0, None, None
+        B, H, _, D = self.memory[0].shape
+        self.written, self.n = [memory.new_zeros(B, H, n_slots, D) for _ in 'kv'], 0
 
-    def append(self, k, v):
-        """Adds k, v (R,H,T,D) of new positions; returns those of all positions so far."""
-        if self.k is None:
-            self.k, self.v = (k.new_empty(*k.shape[:2], self.max_length, k.shape[3]) for _ in 'kv')
-        past, self.length = self.length, self.length + k.shape[2]
-        self.k[:, :, past:self.length], self.v[:, :, past:self.length] = k, v
-        return self.k[:, :, :self.length], self.v[:, :, :self.length]
+    def append(self, *new):
+        """Takes keys and values (B,H,n,D) into the next slots; returns those of all slots so far."""
+        self.n += new[0].shape[2]
+        for slots, x in zip(self.written, new):
+            slots[:, :, self.n - x.shape[2]:self.n] = x
+        return [slots[:, :, :self.n] for slots in self.written]
 
-    def reorder(self, rows):
-        """Row i goes on from what was row rows[i]; the number of rows may change."""
-        self.k, self.v = self.k[rows], self.v[rows]
+    def keep(self, sources):
+        """Keeps some of the sources, by index."""
+        self.memory, self.written = ([x[sources] for x in pair] for pair in (self.memory, self.written))
 
 
 class DecoderLayer(nn.Module):
-    """What both decoder layers share: how they attend to the target so far and to the source.
+    """What both decoder layers share: how they attend to what is written so far and to the source.
 
-    forward(x (B,T,C), memory (B,S,C), mask (B,1,1,S)) -> (B,T,C). With a cache, x holds only new positions of
-    R = B*K rows, and memory is not read: the cache has its keys and values.
+    forward(x (B,T,C), memory (B,S,C), mask (B,1,1,S)) -> (B,T,C). With a cache, x holds new tokens only, of all beams,
+    `past` (B,1,T,slots) says which slots each attends to, and memory is not read: the cache has its keys and values.
     """
 
-    def attend_self(self, x, cache):
+    def attend_self(self, x, past, cache):
         k, v = self.self_attn.keys_values(x)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.self_attn(x, k, v, causal=x.shape[1] > 1)
+        return self.self_attn(x, k, v, past, causal=cache is None)
 
     def attend_memory(self, x, memory, mask, cache):
         k, v = cache.memory if cache is not None else self.cross_attn.keys_values(memory)
-        rows = x.reshape(k.shape[0], -1, x.shape[2])                              # (R,T,C) -> (B,K*T,C)
-        return self.cross_attn(rows, k, v, mask).view_as(x)
+        return self.cross_attn(x, k, v, mask)
 
 
 class CustomDecoderLayer(DecoderLayer):
@@ -206,8 +234,8 @@ class CustomDecoderLayer(DecoderLayer):
         super().__init__()
         self.self_attn, self.ffn1, self.cross_attn, self.ffn2 = Attention(c), FFN(c), Attention(c), FFN(c)
 
-    def forward(self, x, memory, mask, cache=None):
-        x = self.ffn1(self.attend_self(x, cache))
+    def forward(self, x, memory, mask, past=None, cache=None):
+        x = self.ffn1(self.attend_self(x, past, cache))
         return self.ffn2(self.attend_memory(x, memory, mask, cache))
 
 
@@ -218,8 +246,8 @@ class NormalDecoderLayer(DecoderLayer):
         super().__init__()
         self.self_attn, self.cross_attn, self.ffn = Attention(c), Attention(c), FFN(c)
 
-    def forward(self, x, memory, mask, cache=None):
-        return self.ffn(self.attend_memory(self.attend_self(x, cache), memory, mask, cache))
+    def forward(self, x, memory, mask, past=None, cache=None):
+        return self.ffn(self.attend_memory(self.attend_self(x, past, cache), memory, mask, cache))
 
 
 class Head(nn.Module):
@@ -232,7 +260,7 @@ class Head(nn.Module):
             self.dense = nn.Linear(c.n_embd, c.n_embd)
             self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
         self.weight = word.weight if self.tied else nn.Parameter(torch.empty(c.n_rows, c.n_embd))
-        self.bias = nn.Parameter(torch.zeros(c.n_rows))
+        self.bias, self.packed = nn.Parameter(torch.zeros(c.n_rows)), None
 
     def hidden(self, x):
         return self.norm(F.gelu(self.dense(x))) if self.transform else x
@@ -240,6 +268,13 @@ class Head(nn.Module):
     def forward(self, x):
         """x (...,C) -> logits (...,V), V = n_ids."""
         return F.linear(self.hidden(x), self.weight, self.bias)[..., :self.n_ids]
+
+    def log_p(self, x):
+        """x (R,C) -> log probabilities (R,n_rows), float32; those of rows that no id reaches are -inf."""
+        h = self.hidden(x)
+        logits = self.packed(h) if self.packed else F.linear(h, self.weight, self.bias).float()
+        logits[:, self.n_ids:] = -torch.inf
+        return logits.log_softmax(-1)
 
     def loss(self, x, labels):
         """x (N,C), labels (N,) -> the sum of -log p(label), a scalar; logits exist for one chunk of rows at a time."""
@@ -269,12 +304,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits = F.linear(h[rows], w, bias.to(dtype)).float()                 # (chunk, n_rows)
             logits[:, n_ids:] = -torch.inf                                        # rows that no id reaches
             picked = logits.gather(1, labels[rows, None])
-            norm = logits.logsumexp(1, keepdim=True)
-            total += (norm - picked).sum()
+            largest = logits.amax(1, keepdim=True)
+            d = logits.sub_(largest).exp_()                                       # in place: it is most of the memory
+            norm = d.sum(1, keepdim=True)
+            total += (norm.log() + largest - picked).sum()
             if not with_grad:
                 continue
-            d = logits.sub_(norm).exp_()
-            d.scatter_add_(1, labels[rows, None], torch.full_like(picked, -1))
+            d.div_(norm).scatter_add_(1, labels[rows, None], torch.full_like(picked, -1))
             db += d.sum(0)
             d = d.to(dtype)
             torch.mm(d, w, out=dh[rows])
@@ -455,12 +491,12 @@ class SWCM(XLMR):
         """tgt (B,T), memory (B,S,C) of src (B,S) -> logits (B,T,V); position t has seen tgt up to t."""
         return self.head(self.decode_hidden(tgt, memory, src))
 
-    def decode_hidden(self, tgt, memory, src, caches=None):
-        """As `decode`, before the head: (B,T,C). With caches, tgt (R,T) holds only the new positions."""
+    def decode_hidden(self, tgt, memory, src, past=None, caches=None):
+        """As `decode`, before the head: (B,T,C). With caches and `past`, see DecoderLayer, tgt has only new tokens."""
         mask = (src != PAD)[:, None, None]                                        # (B,1,1,S)
-        x = self.embeddings(tgt, past=caches[0].length if caches else 0)
+        x = self.embeddings(tgt, None if past is None else past[:, 0].sum(-1))    # a token has itself in its past
         for i, layer in enumerate(self.decoder):
-            x = layer(x, memory, mask, caches[i] if caches else None)
+            x = layer(x, memory, mask, past, caches[i] if caches else None)
         return x
 
     def loss(self, src, tgt):
@@ -504,47 +540,65 @@ class SWCM(XLMR):
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
         langs = [lang] * B if isinstance(lang, str) else lang
+        new = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (B,2), later (B,K)
         memory = self.encode(src)
-        caches = [Cache(layer, memory, max_new_tokens + 2) for layer in self.decoder]
+        caches = [Cache(layer, memory, 2 + K * max_new_tokens) for layer in self.decoder]
+        past = torch.ones(B, 1, 2, 2, dtype=torch.bool, device=device).tril()     # (B,1,new tokens,slots)
         never = [BOS, PAD, UNK, *range(c.vocab_size - 1, c.n_ids), *banned]       # also <mask> and the languages
-        ids = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (R,T); R = B at first
-        new, total = ids, torch.zeros(B, 1, device=device)
-        ended, done = [[] for _ in range(B)], [False] * B
+        ids, total = new[:, None], torch.zeros(B, 1, device=device)               # (B,rows,T), (B,rows): rows is 1 or K
+        ended, sources = [[] for _ in range(B)], list(range(B))                   # sources: those not done, B from here
         for step in range(max_new_tokens + 1):
-            x = self.decode_hidden(new, memory, src, caches)[:, -1]
-            logp = self.head(x).float().log_softmax(-1)                           # (R,V)
+            x = self.decode_hidden(new, None, src, past, caches)[:, -ids.shape[1]:]  # (B,rows,C)
+            logp = self.head.log_p(x.flatten(0, 1))                               # (R,V)
             logp[:, never] = -torch.inf
             if step < min_new_tokens:
                 logp[:, EOS] = -torch.inf
             if no_repeat_ngram:
-                ban_repeats(logp, ids[:, 2:], no_repeat_ngram)
+                ban_repeats(logp, ids.flatten(0, 1)[:, 2:], no_repeat_ngram)
             if step == max_new_tokens:
                 logp[:, :EOS] = logp[:, EOS + 1:] = -torch.inf
             if temperature:
                 logp = draw(logp, temperature, top_k, top_p)
-            V, rows = logp.shape[1], total.shape[1]                               # rows: beams that a source has now
-            candidates = (total[:, :, None] + logp.view(B, rows, V)).flatten(1)   # (B,rows*V)
-            score, flat = candidates.topk(min(2 * K, rows * V))                   # 2K: K of them are not </s>
-            beam, token = flat // V, flat % V
+            best, token = (t.view(*total.shape, -1) for t in top(logp, 2 * K))    # (B,rows,n)
+            n, rows = best.shape[2], best.shape[1]
+            score, i = (total[:, :, None] + best).flatten(1).topk(min(2 * K, rows * n))  # 2K: K of them are not </s>
+            row, token = i // n, token.flatten(1).gather(1, i)                    # (B,2K)
             ends = (token == EOS) & score.isfinite()
             for b, i in ends[:, :K].nonzero().tolist():
-                if not done[b]:
-                    hypothesis = ids[b * rows + beam[b, i], 2:].tolist()
-                    ended[b].append((hypothesis, score[b, i].item() / (step + 1) ** length_penalty))
+                hypothesis = ids[b, row[b, i], 2:].tolist()
+                ended[sources[b]].append((hypothesis, score[b, i].item() / (step + 1) ** length_penalty))
             go_on = ends.int().argsort(dim=1, stable=True)[:, :min(K, score.shape[1] - rows)]  # best first
-            total = score.gather(1, go_on)
+            total, row, new = (t.gather(1, go_on) for t in (score, row, token))   # (B,K)
+            left = []                                                             # sources that are not done
             for b, best in enumerate(total[:, 0].tolist()):
-                ended[b] = sorted(ended[b], key=lambda hypothesis: -hypothesis[1])[:K]
-                done[b] |= len(ended[b]) == K and best / (step + 1) ** length_penalty <= ended[b][-1][1]
-            if all(done):
+                found = ended[sources[b]] = sorted(ended[sources[b]], key=lambda hypothesis: -hypothesis[1])[:K]
+                if len(found) < K or best / (step + 1) ** length_penalty > found[-1][1]:
+                    left.append(b)
+            if not left:
                 break
-            parent = (beam.gather(1, go_on) + rows * torch.arange(B, device=device)[:, None]).flatten()  # (R,)
-            new = token.gather(1, go_on).view(-1, 1)
-            ids = torch.cat([ids[parent], new], 1)
-            if K > 1:
+            left = torch.tensor(left, device=device)
+            if len(left) < len(sources):
+                sources, src = [sources[b] for b in left], src[left]
                 for cache in caches:
-                    cache.reorder(parent)
+                    cache.keep(left)
+            total, row, new = total[left], row[left], new[left]
+            before = left[:, None], row                                           # the rows that these go on from
+            ids = torch.cat([ids[before], new[:, :, None]], 2)
+            itself = torch.eye(new.shape[1], dtype=torch.bool, device=device).expand(len(new), -1, -1)
+            past = torch.cat([past[:, 0, -rows:][before], itself], 2)[:, None]    # (B,1,K,slots)
         return ended
+
+    @torch.no_grad()
+    def pack(self, int8=False):
+        """Makes a model on the CPU write faster, and fit for nothing else: its Linears become PackedLinears."""
+        if int8 or torch.backends.mkldnn.is_available():
+            packed = {}                                                           # a shared one once
+            for module in list(self.modules()):
+                for name, linear in module.named_children():
+                    if isinstance(linear, nn.Linear):
+                        packed[linear] = packed.get(linear) or PackedLinear(linear.weight, linear.bias, int8)
+                        setattr(module, name, packed[linear])
+            self.head.packed = PackedLinear(self.head.weight, self.head.bias, int8)
 
     def save(self, folder):
         """Writes config.json, model.safetensors and the SentencePiece file: all that `load` and sampling need."""
@@ -621,6 +675,16 @@ def ban_repeats(logp, ids, n):
     same = (grams[:, :, :-1] == ids[:, None, ids.shape[1] - n + 1:]).all(-1)      # (R,T-n+1)
     row, at = same.nonzero(as_tuple=True)
     logp[row, grams[row, at, -1]] = -torch.inf
+
+
+def top(x, n):
+    """As x.topk(n) for x (R,V), V a multiple of 64, and faster: the n largest are in the n blocks of largest maxima."""
+    blocks = x.unflatten(1, (-1, 64))                                             # (R,V/64,64)
+    if blocks.shape[1] <= n:
+        return x.topk(min(n, x.shape[1]))
+    which = blocks.amax(2).topk(n).indices                                        # (R,n)
+    best, i = blocks.take_along_dim(which[:, :, None], 1).flatten(1).topk(n)
+    return best, which.gather(1, i // 64) * 64 + i % 64
 
 
 def draw(logp, temperature, top_k, top_p):

@@ -35,6 +35,7 @@ class Sample:
     examples: int = 1                # held-out examples shown of each task and language
     batch: int = 16                  # texts at a time
     device: str = 'auto'             # auto | cpu | cuda | mps
+    int8: bool = False               # on a CPU: weights of 8 bits, which are faster and change some outputs
     dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, else float32) | float32 | bfloat16
 
 
@@ -58,6 +59,10 @@ class Writer:
     def __init__(self, folder, cfg):
         self.device, self.dtype = config.find_device(cfg.device, cfg.dtype)
         self.model, self.cfg = SWCM.load(folder).eval().to(self.device), cfg
+        if self.device.type == 'cpu' and self.dtype == torch.float32:
+            self.model.pack(cfg.int8)
+        elif cfg.int8:
+            raise ValueError(f'int8 is for float32 on a CPU, not {self.dtype} on {self.device}; leave --int8 out')
         c = self.model.config
         self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
         scripts = cfg.force_script.upper().split('+') if cfg.force_script else None

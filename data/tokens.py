@@ -175,6 +175,8 @@ def cut(lines, tokenizer, limit):
 
     All tokens are kept, in order: whole sentences are gathered while they fit, and a longer sentence is cut.
     """
+    if 0 < sum(map(len, lines)) <= limit:             # so in most documents, and the rest would give the same
+        return [np.concatenate(lines)]
     pieces = []
     for line in lines:
         for sentence in np.split(line, tokenizer.sentence_starts(line)[1:]) if len(line) else []:

@@ -1,14 +1,20 @@
-"""Speed and memory of SWCM beside transformers: XLM-R base's sizes, random weights, one process a row's system.
+"""Speed and memory of SWCM beside transformers: XLM-R base's sizes, random weights, one process for each row.
 
-    python tests/bench.py                                         # generation and a training step
-    python tests/bench.py --systems swcm --vocab 250002 57000     # the same with a smaller vocabulary
+    python tests/bench.py                                         # generation and a training step, on a CPU
+    python tests/bench.py --device cuda                           # the same on a GPU, bfloat16, at larger sizes
+    python tests/bench.py --systems swcm --vocab 250002 57000     # with a smaller vocabulary
+    python tests/bench.py --text FILE --encoder data/nano         # preparing text, and batches
 
-swcm        this repository's model: 12 custom layers and the paper's 3 inserted ones
-bert2bert   transformers' EncoderDecoderModel of two XLM-R, the second with cross-attention
+swcm              this repository's model as sample.py and train.py use it: 12 custom layers, the paper's 3 inserted
+swcm-int8         the same with 8-bit weights
+swcm-compiled     the same with --compile, for training
+bert2bert         transformers' EncoderDecoderModel of two XLM-R, the second with cross-attention
+bert2bert-static  the same with a static cache, which makes transformers compile the decoding step
 
-Seconds are medians; `ratio` says how many times as fast as the first row of the same work; memory is the process' peak.
-`of floor` is the share of what this machine could do, measured in the same run: the work's products at the rate of a
-large one or, if that is longer, the time to read the decoder and the head for each new token.
+Seconds are medians; `ratio` says how many times as fast as the first row of the same work; memory is the process' peak,
+of a GPU what PyTorch has allocated. `of floor` is the share of what this machine could do in float32 (a GPU: bfloat16),
+measured in the same run: the work's products at the rate of a large one or, if that is longer, the time to read the
+decoder and the head for each new token.
 """
 import argparse
 import json
@@ -16,27 +22,50 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+import config
+from data.batches import Batches, shares, tasks
+from data.tokenizer import Tokenizer
+from data.tokens import prepare, read_lines
 from model import SWCM, SWCMConfig
 
-LENGTH = {'generate': 64, 'train': 128}                                           # tokens of a source and of a target
-WORK = [('generate', 1, 1), ('generate', 1, 5), ('generate', 8, 1), ('generate', 8, 5), ('train', 8, 1)]
+# On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target, works, systems
+CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128}, systems=['swcm', 'swcm-int8', 'bert2bert'],
+           work=['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1'])
+GPU = dict(vocab=[135359], length={'generate': 128, 'train': 256},
+           systems=['swcm', 'swcm-compiled', 'bert2bert', 'bert2bert-static'],
+           work=['generate/64/5', 'train/32/1', 'train/64/1', 'train/128/1', 'train/256/1'])
 
 
 class Ours:
-    """`module`, `decode` and `loss` are what a system has."""
+    """What a system has: `module`, `decode` and `loss`; and, if it can be known, the least that its work costs."""
+    int8 = compiled = False
 
     def __init__(self, vocab, *_):
         self.module = SWCM(SWCMConfig(vocab_size=vocab, languages=('bo',), insert_every=3))
+        if self.compiled:
+            for layer in (*self.module.encoder, *self.module.decoder):
+                layer.compile(dynamic=True)
+
+    def cost(self, job, batch, beams, length):
+        """Operations of the work, and bytes of weights that it reads, float32."""
+        model, n = self.module, batch * length
+        flops = model.flops(n, n * beams)                                         # forward and backward
+        weights = sum(p.numel() for p in [*model.decoder.parameters(), model.head.weight])
+        return (flops, 0) if job == 'train' else (flops / 3, 4 * length * weights)
 
     def decode(self, src, mask, new, beams):
         """src (B,S) -> a list of `new` ids a sentence."""
+        if src.device.type == 'cpu' and not self.module.head.packed:
+            self.module.pack(self.int8)
         return [best[0][0] for best in self.module.generate(src, 'bo', beams, new, new)]
 
     def loss(self, src, mask, tgt):
@@ -45,17 +74,18 @@ class Ours:
         loss, n = self.module.loss(src, torch.cat([given, tgt], 1))
         return loss / n
 
-    def floor(self, job, batch, beams, products, reads):
-        """Seconds that the work takes at `products` FLOP/s and `reads` bytes/s."""
-        model, n, length = self.module, batch * LENGTH[job], LENGTH[job]
-        flops = model.flops(n, n * beams)                                         # forward and backward
-        if job == 'train':
-            return flops / products
-        weights = sum(p.numel() * p.element_size() for p in [*model.decoder.parameters(), model.head.weight])
-        return max(flops / 3 / products, length * weights / reads)
+
+class Int8(Ours):
+    int8 = True
+
+
+class Compiled(Ours):
+    compiled = True
 
 
 class Bert2Bert:
+    options = {}
+
     def __init__(self, vocab, *_):
         from transformers import (
             EncoderDecoderModel,
@@ -73,103 +103,158 @@ class Bert2Bert:
 
     def decode(self, src, mask, new, beams):
         return self.module.generate(input_ids=src, attention_mask=mask, num_beams=beams, do_sample=False,
-                                    min_new_tokens=new, max_new_tokens=new)[:, 1:].tolist()
+                                    min_new_tokens=new, max_new_tokens=new, **self.options)[:, 1:].tolist()
 
     def loss(self, src, mask, tgt):
         return self.module(input_ids=src, attention_mask=mask, labels=tgt).loss
 
 
-SYSTEMS = {'swcm': Ours, 'bert2bert': Bert2Bert}
+class Static(Bert2Bert):
+    options = dict(cache_implementation='static')
 
 
-def rates():
-    """FLOP/s of a large product and bytes/s of reading weights that one row is multiplied with, both float32."""
-    a, row = torch.randn(3072, 3072), torch.randn(1, 3072)
-    w = [torch.randn(3072, 3072) for _ in range(16)]                              # 0.6 GB, no cache holds it
-    return (2 * 3072**3 / median(lambda: a @ a, 5)[0],
-            sum(x.numel() * 4 for x in w) / median(lambda: [row @ x.T for x in w], 5)[0])
+SYSTEMS = {'swcm': Ours, 'swcm-int8': Int8, 'swcm-compiled': Compiled, 'bert2bert': Bert2Bert,
+           'bert2bert-static': Static}
 
 
-def median(run, n, warmup=1):
+def rates(device, dtype):
+    """Operations a second of a large product, and bytes a second of reading weights that one row is multiplied with.
+
+    On a CPU each is that of the faster of the two libraries that PyTorch has there, MKL and oneDNN.
+    """
+    size = 3072 if device.type == 'cpu' else 8192
+    a, row = torch.randn(size, size, device=device, dtype=dtype), torch.randn(1, 3072, device=device, dtype=dtype)
+    w = [torch.randn(3072, 3072, device=device, dtype=dtype) for _ in range(16)]  # 0.6 GB in float32: no cache holds it
+    products = [lambda x, w: x @ w.T]
+    if device.type == 'cpu' and torch.backends.mkldnn.is_available():
+        products.append(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], ''))
+    return (2 * size**3 / min(median(lambda: f(a, a), 5, device)[0] for f in products),
+            sum(x.numel() * x.element_size() for x in w)
+            / min(median(lambda: [f(row, x) for x in w], 5, device)[0] for f in products))
+
+
+def median(run, n, device, warmup=1):
     seconds = []
     for i in range(warmup + n):
         start = time.perf_counter()
         run()
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[warmup:]), seconds[warmup:]
 
 
-def measure(name, vocab, works, runs):
-    """The rows of one system, in a process of its own: dicts of figures."""
-    products, reads = rates()
+def measure(name, vocab, work, device, runs):
+    """The row of one system and work, in a process of its own: a dict of figures."""
+    config.keep_memory()                                                          # as config.run does
+    device, dtype = config.find_device(device, 'auto')
+    products, reads = rates(device, dtype)
     torch.manual_seed(1)
-    system, rows = SYSTEMS[name](vocab), []
-    model = system.module.eval()
-    for job, batch, beams in works:
-        n = LENGTH[job]
-        src, tgt = (torch.randint(4, vocab, (batch, n)) for _ in 'st')
-        src[:, 0], src[:, -1] = 0, 2
-        mask = torch.ones_like(src)
-        if job == 'train':
-            model.train()
-            optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    job, batch, beams = work.split('/')
+    batch, beams, n = int(batch), int(beams), (CPU if device.type == 'cpu' else GPU)['length'][job]
+    system = SYSTEMS[name](vocab)
+    model = system.module.to(device).train(job == 'train')
+    size = sum(p.numel() for p in model.parameters())
+    flops, read = system.cost(job, batch, beams, n) if hasattr(system, 'cost') and name != 'swcm-int8' else (0, 0)
+    src, tgt = (torch.randint(4, vocab, (batch, n), device=device) for _ in 'st')
+    src[:, 0], src[:, -1] = 0, 2
+    mask = torch.ones_like(src)
+    mixed = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    if job == 'train':
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
-            def run():
-                system.loss(src, mask, tgt).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-        else:
-            def run():
-                with torch.inference_mode():
-                    assert [len(ids) for ids in system.decode(src, mask, n, beams)] == [n] * batch
-        seconds, all_runs = median(run, runs)
-        row = dict(work=f'{job}/{batch}/{beams}', vocab=vocab, system=name, seconds=seconds, runs=all_runs,
-                   tokens_per_s=batch * n / seconds, parameters=sum(p.numel() for p in model.parameters()),
-                   peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, gflops=products / 1e9,
-                   gb_per_s=reads / 1e9)
-        if hasattr(system, 'floor'):
-            row['of_floor'] = system.floor(job, batch, beams, products, reads) / seconds
-        rows.append(row)
-    return rows
+        def run():
+            with mixed:
+                loss = system.loss(src, mask, tgt)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    else:
+        def run():
+            with mixed, torch.inference_mode():
+                assert [len(ids) for ids in system.decode(src, mask, n, beams)] == [n] * batch
+    seconds, all_runs = median(run, runs, device)
+    peak = torch.cuda.max_memory_allocated() if device.type == 'cuda' else 1024 * resource.getrusage(
+        resource.RUSAGE_SELF).ru_maxrss
+    row = dict(work=work, vocab=vocab, system=name, seconds=seconds, runs=all_runs, tokens_per_s=batch * n / seconds,
+               parameters=size, peak_gb=peak / 2**30, tflops=products / 1e12, gb_per_s=reads / 1e9)
+    if flops:
+        row['of_floor'] = max(flops / products, read * dtype.itemsize / 4 / reads) / seconds
+    return row
 
 
 def show(row, first):
     floor = f'{row["of_floor"]:9.0%}' if 'of_floor' in row else f'{"":9}'
-    print(f'{row["work"]:13}{row["vocab"]:8,}  {row["system"]:10}{row["parameters"] / 1e6:6.0f}M{row["seconds"]:9.2f} s'
-          f'{row["tokens_per_s"]:8.1f}/s{first["seconds"] / row["seconds"]:7.2f}{floor}{row["peak_gb"]:8.1f} GB'
-          f'   {row["gflops"]:.0f} GFLOP/s, {row["gb_per_s"]:.0f} GB/s', flush=True)
+    print(f'{row["work"]:14}{row["vocab"]:8,}  {row["system"]:17}{row["parameters"] / 1e6:5.0f}M{row["seconds"]:9.2f} s'
+          f'{row["tokens_per_s"]:11,.1f}/s{first["seconds"] / row["seconds"]:7.2f}{floor}{row["peak_gb"]:8.1f} GB'
+          f'   {row["tflops"]:.3g} TFLOP/s, {row["gb_per_s"]:.0f} GB/s', flush=True)
+
+
+def measure_text(path, encoder, runs):
+    """MB/s of data.tokens.prepare beside SentencePiece line by line, and tokens/s of data.batches alone."""
+    tokenizer = Tokenizer(encoder, ('bo', 'zh'))
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, 'bo.txt')
+        text.write_bytes(Path(path).read_bytes())
+        megabytes = text.stat().st_size / 1e6
+        plain, _ = median(lambda: [tokenizer.sp.encode(line) for line in read_lines(text)], runs, torch.device('cpu'))
+        times = []
+        for i in range(runs):
+            started = time.perf_counter()
+            tokens = prepare('text', tokenizer, 200 + i, 0.01, folder)
+            times.append(time.perf_counter() - started)
+        cfg = config.Train(languages=('bo',), batch_tokens=16384)
+        found = tasks(tokens, 'train', tokenizer, cfg)
+        batches = Batches(found, shares(found, cfg.mt_share, cfg.alpha), cfg)
+        started = time.perf_counter()
+        made = [batches[k] for k in range(200)]
+        seconds = time.perf_counter() - started
+    real, padded = (sum(int(count(x)) for pair in made for x in pair)
+                    for count in (lambda x: (x != 1).sum(), lambda x: x.size))
+    print(f'{megabytes:.0f} MB: SentencePiece line by line {megabytes / plain:.1f} MB/s, prepare '
+          f'{megabytes / statistics.median(times):.1f} MB/s ({torch.get_num_threads()} threads)\n'
+          f'batches: {real / seconds:,.0f} tokens/s in one process, {1 - real / padded:.1%} padding')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--systems', nargs='+', default=list(SYSTEMS), choices=SYSTEMS)
-    parser.add_argument('--vocab', nargs='+', type=int, default=[250002], help='ids')
-    parser.add_argument('--work', nargs='+', default=['/'.join(map(str, work)) for work in WORK],
-                        help='generate/BATCH/BEAMS or train/BATCH/1')
+    parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
+    parser.add_argument('--systems', nargs='+', choices=SYSTEMS)
+    parser.add_argument('--vocab', nargs='+', type=int, help='ids')
+    parser.add_argument('--work', nargs='+', help='generate/BATCH/BEAMS or train/BATCH/1')
     parser.add_argument('--runs', type=int, default=3)
     parser.add_argument('--json', help='file for all figures')
+    parser.add_argument('--text', help='a text file: measures preparing it instead')
+    parser.add_argument('--encoder', default='data/nano', help='the vocabulary for --text')
     parser.add_argument('--one', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    works = [(job, int(batch), int(beams)) for job, batch, beams in (work.split('/') for work in args.work)]
+    if args.text:
+        return measure_text(args.text, args.encoder, args.runs)
+    for key, value in (CPU if args.device == 'cpu' else GPU).items():
+        if getattr(args, key, 0) is None:
+            setattr(args, key, value)
     if args.one:
-        print(json.dumps(measure(args.systems[0], args.vocab[0], works, args.runs)))
-        return
+        return print(json.dumps(measure(args.systems[0], args.vocab[0], args.work[0], args.device, args.runs)))
     print(f'torch {torch.__version__}, {torch.get_num_threads()} threads\n'
-          f'{"work":13}{"ids":>8}  {"system":10}{"size":>7}{"seconds":>11}{"tokens":>10}{"ratio":>7}{"of floor":>9}'
-          f'{"peak":>11}   the machine')
+          f'{"work":14}{"ids":>8}  {"system":17}{"size":>6}{"seconds":>11}{"target tokens":>13}{"ratio":>7}'
+          f'{"of floor":>9}{"peak":>11}   the machine')
     rows = []
     for work in args.work:
         for vocab in args.vocab:
             for name in args.systems:
+                if name in ('swcm-int8', 'bert2bert-static') and work.startswith('train') \
+                        or name == 'swcm-compiled' and work.startswith('generate'):
+                    continue
                 done = subprocess.run([sys.executable, __file__, '--one', '--systems', name, '--vocab', str(vocab),
-                                       '--work', work, '--runs', str(args.runs)], stdout=subprocess.PIPE, text=True)
+                                       '--work', work, '--runs', str(args.runs), '--device', args.device],
+                                      stdout=subprocess.PIPE, text=True)
                 if done.returncode:
-                    sys.exit(f'error: {name} with {vocab} ids stopped at {work}')
-                rows += json.loads(done.stdout.splitlines()[-1])
-                first = next(row for row in rows if row['work'] == rows[-1]['work'])
-                show(rows[-1], first)
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+                    print(f'{work:14}{vocab:8,}  {name:17}  stopped with an error', flush=True)
+                    continue
+                rows.append(json.loads(done.stdout.splitlines()[-1]))
+                show(rows[-1], next(row for row in rows if row['work'] == work))
+                if args.json:
+                    Path(args.json).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from data.batches import collate
 from data.files import SENTENCEPIECE
 from data.noise import mask_tokens
 from data.tokenizer import Tokenizer, script
-from model import SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig
+from model import SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig, top
 
 CHOICES = [dict(), dict(insert_every=0), dict(insert_every=1, inserted='duplicate'), dict(inserted='quiet'),
            dict(share='none'), dict(share='tie'), dict(share='alternate', insert_every=1), dict(head='untied')]
@@ -136,7 +136,7 @@ def test_custom_layers_without_their_second_half_are_the_encoder(encoder_folder,
     src = sources(model)
     mask = (src != PAD)[:, None, None]
     monkeypatch.setattr(module.DecoderLayer, 'attend_self',                       # sees all: not causal
-                        lambda layer, x, cache: layer.self_attn(x, *layer.self_attn.keys_values(x), mask))
+                        lambda layer, x, past, cache: layer.self_attn(x, *layer.self_attn.keys_values(x), mask))
     for layer in model.decoder:
         monkeypatch.setattr(layer.cross_attn, 'forward', lambda x, k, v, mask: x)
         monkeypatch.setattr(layer.ffn2, 'forward', lambda x: x)
@@ -249,10 +249,18 @@ def test_cache_changes_nothing(encoder_folder, options):
     with torch.no_grad():
         memory = model.encode(src)
         whole = model.decode(tgt, memory.repeat_interleave(K, 0), src.repeat_interleave(K, 0))
-        caches = [Cache(layer, memory, tgt.shape[1]) for layer in model.decoder]
-        for a, b in ((0, 2), *((i, i + 1) for i in range(2, 12))):
-            step = model.head(model.decode_hidden(tgt[:, a:b], memory, src, caches))
+        caches = [Cache(layer, memory, K * 12) for layer in model.decoder]
+        slots = torch.tensor([(row, t) for t in range(12) for row in range(K)])   # who wrote each slot, and when
+        tgt, whole = (x.unflatten(0, (4, K)).transpose(1, 2).flatten(1, 2) for x in (tgt, whole))  # (4,12*K,...)
+        for a, b in ((0, 2 * K), *((i, i + K) for i in range(2 * K, 12 * K, K))):
+            new, old = slots[a:b, None], slots[None, :b]
+            past = ((new[..., 0] == old[..., 0]) & (new[..., 1] >= old[..., 1])).expand(len(src), 1, -1, -1)
+            step = model.head(model.decode_hidden(tgt[:, a:b], None, src, past, caches))
             assert (step - whole[:, a:b]).abs().max() < 1e-4
+            if b == 6 * K:                                                        # two sources are done
+                src, tgt, whole = (x[1:3] for x in (src, tgt, whole))
+                for cache in caches:
+                    cache.keep(torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize('options', CHOICES)
@@ -358,16 +366,48 @@ def test_beams_beat_greedy_and_come_in_order(encoder_folder):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('options', [*CHOICES[:2], dict(share='tie')])
+def test_packed_weights_write_the_same(encoder_folder, options):
+    """float32 in another layout changes no text, and int8 the probabilities by little."""
+    plain, packed, int8 = (swcm(encoder_folder, **options) for _ in range(3))
+    packed.pack()
+    int8.pack(int8=True)
+    src = sources(plain, (50, 3, 12, 30))
+    for beams in (1, 3):
+        found = [model.generate(src, 'bo', beams, max_new_tokens=20) for model in (plain, packed)]
+        for ours, theirs in zip(*found):
+            assert [ids for ids, _ in ours] == [ids for ids, _ in theirs]
+            assert all(abs(a - b) < 1e-5 for (_, a), (_, b) in zip(ours, theirs))
+    tgt = sources(plain, (50, 3, 12, 30), seed=1)
+    hidden = [model.decode_hidden(tgt, model.encode(src), src).flatten(0, 1) for model in (plain, packed, int8)]
+    exact, same, near = (model.head.log_p(h) for model, h in zip((plain, packed, int8), hidden))
+    ids = slice(plain.config.n_ids)
+    torch.testing.assert_close(exact[:, ids], same[:, ids], rtol=0, atol=1e-4)
+    error = (near - exact)[:, ids].abs().mean()
+    assert 1e-4 < error < 0.05 and (exact[:, ids].exp().sum(1) - 1).abs().max() < 1e-4
+    assert near[:, ids.stop:].isneginf().all()
+
+
+def test_top():
+    x = torch.randn(5, 64 * 30, generator=torch.Generator().manual_seed(1)).round(decimals=2)
+    x[0, :] = -torch.inf
+    x[1, 70:] = -torch.inf
+    for n in (1, 7, 29, 40):
+        value, i = top(x, n)
+        assert torch.equal(value, x.topk(n).values) and torch.equal(value, x.gather(1, i))
+        assert all(len(row.unique()) == n for row in i)
+    assert torch.equal(top(x[:, :64], 99)[0], x[:, :64].sort(descending=True).values)
+
+
+@torch.no_grad()
 def test_early_ends_do_not_crowd_out_the_best(tiny, monkeypatch):
     """4 (p .9), 5 (p .9), </s> (p .99) is found though two hypotheses that are far worse end before it."""
-    script = torch.full((9, 10), 1e-6)
+    script = torch.full((9, 64), 1e-6)
     script[0, [4, EOS, 6]] = torch.tensor([0.9, 0.06, 0.03])
     script[1, [5, EOS, 6]] = torch.tensor([0.9, 0.06, 0.03])
     script[2:, EOS] = 0.99
-    monkeypatch.setattr(tiny, 'decode_hidden', lambda new, memory, src, caches: script[steps.pop(0)].expand(
-        len(new), new.shape[1], -1))
-    monkeypatch.setattr(tiny.head, 'forward', torch.log)
-    monkeypatch.setattr('model.Cache.reorder', lambda self, rows: None)
+    monkeypatch.setattr(tiny, 'decode_hidden', lambda new, *rest: script[steps.pop(0)].expand(*new.shape, -1))
+    monkeypatch.setattr(tiny.head, 'log_p', torch.log)
     for beams in (1, 2, 3):
         steps = list(range(9))
         [found] = tiny.generate(torch.tensor([[BOS, 9, 4, EOS]]), 'bo', beams, max_new_tokens=8)
