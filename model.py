@@ -602,6 +602,7 @@ class SWCM(XLMR):
 
     def save(self, folder):
         """Writes config.json, model.safetensors and the SentencePiece file: all that `load` and sampling need."""
+        assert not self.head.packed, 'a packed model has lost the weights that are to be saved'
         state = {name: p.detach() for name, p in self.named_parameters()}         # a tied tensor once
         write_model(folder, state, self.sentencepiece, {'model_type': 'swcm', **asdict(self.config)})
 

@@ -378,6 +378,8 @@ def test_packed_weights_write_the_same(encoder_folder, options):
         for ours, theirs in zip(*found):
             assert [ids for ids, _ in ours] == [ids for ids, _ in theirs]
             assert all(abs(a - b) < 1e-5 for (_, a), (_, b) in zip(ours, theirs))
+    with pytest.raises(AssertionError, match='has lost the weights'):
+        packed.save('nowhere')
     tgt = sources(plain, (50, 3, 12, 30), seed=1)
     hidden = [model.decode_hidden(tgt, model.encode(src), src).flatten(0, 1) for model in (plain, packed, int8)]
     exact, same, near = (model.head.log_p(h) for model, h in zip((plain, packed, int8), hidden))
