@@ -235,8 +235,8 @@ def help_text(cls, values):
 def keep_memory():
     """Has glibc keep what is freed, for the next step to use.
 
-    Else the kernel takes large blocks back and fills new ones with zeros, which takes a quarter of a training step
-    of XLM-R base's sizes on a CPU.
+    Else the kernel takes large blocks back and fills new ones with zeros, in every training step: with
+    XLM-R base's sizes that took about a quarter of its time on a CPU.
     """
     libc = ctypes.CDLL(None) if platform.libc_ver()[0] == 'glibc' else None
     if libc:
