@@ -36,7 +36,7 @@ class Sample:
     batch: int = 16                  # texts at a time
     device: str = 'auto'             # auto | cpu | cuda | mps
     int8: bool = False               # on a CPU: weights of 8 bits, which are faster and change some outputs
-    dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, else float32) | float32 | bfloat16
+    dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, 16-bit weights on a CPU) | float32 | bfloat16
 
 
 if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
@@ -60,7 +60,7 @@ class Writer:
         self.device, self.dtype = config.find_device(cfg.device, cfg.dtype)
         self.model, self.cfg = SWCM.load(folder).eval().to(self.device), cfg
         if self.device.type == 'cpu' and self.dtype == torch.float32:
-            self.model.pack(cfg.int8)
+            self.model.pack(8 if cfg.int8 else 32 if cfg.dtype == 'float32' else 16)
         elif cfg.int8:
             raise ValueError(f'int8 is for float32 on a CPU, not {self.dtype} on {self.device}; leave --int8 out')
         c = self.model.config

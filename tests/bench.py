@@ -5,16 +5,21 @@
     python tests/bench.py --systems swcm --vocab 250002 57000     # with a smaller vocabulary
     python tests/bench.py --text FILE --encoder data/nano         # preparing text, and batches
 
-swcm              this repository's model as sample.py and train.py use it: 12 custom layers, the paper's 3 inserted
-swcm-int8         the same with 8-bit weights
+swcm              this repository's model as train.py and `sample.py --dtype=float32` use it: 12 custom layers and the
+                  paper's 3 inserted
+swcm-16           as sample.py uses it: 16-bit weights
+swcm-int8         as `sample.py --int8` does
 swcm-compiled     the same with --compile, for training
 bert2bert         transformers' EncoderDecoderModel of two XLM-R, the second with cross-attention
 bert2bert-static  the same with a static cache, which makes transformers compile the decoding step
+ct2, ct2-int8     CTranslate2 with an mBART of as many layers (`pip install ctranslate2`), float32 and 8-bit weights
+plain             output projection and torch's cross-entropy, beside which `head` is that of swcm
 
+Works are generate/BATCH/BEAMS, train/BATCH/1 (a step of AdamW) and head/BATCH/1 (only head and loss, with gradients).
 Seconds are medians; `ratio` says how many times as fast as the first row of the same work; memory is the process' peak,
 of a GPU what PyTorch has allocated. `of floor` is the share of what this machine could do in float32 (a GPU: bfloat16),
-measured in the same run: the work's products at the rate of a large one or, if that is longer, the time to read the
-decoder and the head for each new token.
+measured just before and after: the work's products at the rate of a large one or, if that is longer, the time to read
+the decoder and the head for each new token.
 """
 import argparse
 import json
@@ -26,6 +31,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -38,16 +44,17 @@ from data.tokens import prepare, read_lines
 from model import SWCM, SWCMConfig
 
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target, works, systems
-CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128}, systems=['swcm', 'swcm-int8', 'bert2bert'],
-           work=['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1'])
-GPU = dict(vocab=[135359], length={'generate': 128, 'train': 256},
+CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
+           systems=['swcm', 'swcm-16', 'swcm-int8', 'bert2bert', 'plain'],
+           work=['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1', 'head/8/1'])
+GPU = dict(vocab=[135359], length={'generate': 128, 'train': 256, 'head': 256},
            systems=['swcm', 'swcm-compiled', 'bert2bert', 'bert2bert-static'],
            work=['generate/64/5', 'train/32/1', 'train/64/1', 'train/128/1', 'train/256/1'])
 
 
 class Ours:
     """What a system has: `module`, `decode` and `loss`; and, if it can be known, the least that its work costs."""
-    int8 = compiled = False
+    bits, compiled = 32, False
 
     def __init__(self, vocab, *_):
         self.module = SWCM(SWCMConfig(vocab_size=vocab, languages=('bo',), insert_every=3))
@@ -60,12 +67,14 @@ class Ours:
         model, n = self.module, batch * length
         flops = model.flops(n, n * beams)                                         # forward and backward
         weights = sum(p.numel() for p in [*model.decoder.parameters(), model.head.weight])
+        if job == 'head':
+            return 6 * n * model.head.weight.numel(), 0
         return (flops, 0) if job == 'train' else (flops / 3, 4 * length * weights)
 
     def decode(self, src, mask, new, beams):
         """src (B,S) -> a list of `new` ids a sentence."""
         if src.device.type == 'cpu' and not self.module.head.packed:
-            self.module.pack(self.int8)
+            self.module.pack(self.bits)
         return [best[0][0] for best in self.module.generate(src, 'bo', beams, new, new)]
 
     def loss(self, src, mask, tgt):
@@ -74,9 +83,17 @@ class Ours:
         loss, n = self.module.loss(src, torch.cat([given, tgt], 1))
         return loss / n
 
+    def head(self, x, labels):
+        """x (N,C), labels (N,) -> loss per token."""
+        return self.module.head.loss(x, labels) / len(labels)
+
+
+class Half(Ours):
+    bits = 16
+
 
 class Int8(Ours):
-    int8 = True
+    bits = 8
 
 
 class Compiled(Ours):
@@ -113,8 +130,60 @@ class Static(Bert2Bert):
     options = dict(cache_implementation='static')
 
 
-SYSTEMS = {'swcm': Ours, 'swcm-int8': Int8, 'swcm-compiled': Compiled, 'bert2bert': Bert2Bert,
-           'bert2bert-static': Static}
+class CTranslate2:
+    weights = 'float32'
+
+    def __init__(self, vocab, *_):
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+        from transformers import MBartConfig, MBartForConditionalGeneration
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        tokens = ['<s>', '<pad>', '</s>', '<unk>', *map(str, range(4, vocab))]    # it takes and gives strings
+        model = MBartForConditionalGeneration(MBartConfig(
+            vocab_size=vocab, d_model=768, encoder_layers=12, decoder_layers=12, encoder_attention_heads=12,
+            decoder_attention_heads=12, encoder_ffn_dim=3072, decoder_ffn_dim=3072, max_position_embeddings=514,
+            decoder_start_token_id=2, tokenizer_class='MBart50Tokenizer', normalize_before=True,
+            normalize_embedding=True))
+        tokenizer = SimpleNamespace(get_vocab=lambda: dict(zip(tokens, range(vocab))), bos_token='<s>',
+                                    eos_token='</s>', unk_token='<unk>')
+        self.module, self.tokens, self.ids = torch.nn.Module(), tokens, dict(zip(tokens, range(vocab)))
+
+        class Converter(TransformersConverter):                                   # of a model that is here already
+            def load_model(self, *_, **__):
+                return model
+
+            def load_tokenizer(self, *_, **__):
+                return tokenizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(f'{folder}/mbart')
+            Converter(f'{folder}/mbart').convert(f'{folder}/ct2', quantization=self.weights)
+            self.translator = ctranslate2.Translator(f'{folder}/ct2', compute_type=self.weights, inter_threads=1,
+                                                     intra_threads=torch.get_num_threads())
+
+    def decode(self, src, mask, new, beams):
+        found = self.translator.translate_batch([[self.tokens[i] for i in row] for row in src.tolist()],
+                                                beam_size=beams, min_decoding_length=new, max_decoding_length=new)
+        return [[self.ids[token] for token in best.hypotheses[0]] for best in found]
+
+
+class CTranslate2Int8(CTranslate2):
+    weights = 'int8'
+
+
+class Plain:
+    def __init__(self, vocab, *_):
+        self.module = torch.nn.Linear(768, vocab)
+
+    def head(self, x, labels):
+        return torch.nn.functional.cross_entropy(self.module(x), labels)
+
+
+SYSTEMS = {'swcm': Ours, 'swcm-16': Half, 'swcm-int8': Int8, 'swcm-compiled': Compiled, 'bert2bert': Bert2Bert,
+           'bert2bert-static': Static, 'ct2': CTranslate2, 'ct2-int8': CTranslate2Int8, 'plain': Plain}
+METHODS = {'generate': 'decode', 'train': 'loss', 'head': 'head'}                 # what a system needs for a work
 
 
 def rates(device, dtype):
@@ -124,7 +193,7 @@ def rates(device, dtype):
     """
     size = 3072 if device.type == 'cpu' else 8192
     a, row = torch.randn(size, size, device=device, dtype=dtype), torch.randn(1, 3072, device=device, dtype=dtype)
-    w = [torch.randn(3072, 3072, device=device, dtype=dtype) for _ in range(16)]  # 0.6 GB in float32: no cache holds it
+    w = [torch.randn(3072, 3072, device=device, dtype=dtype) for _ in range(4)]   # 0.15 GB in float32: no cache holds it
     products = [lambda x, w: x @ w.T]
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
         products.append(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], ''))
@@ -148,19 +217,26 @@ def measure(name, vocab, work, device, runs):
     """The row of one system and work, in a process of its own: a dict of figures."""
     config.keep_memory()                                                          # as config.run does
     device, dtype = config.find_device(device, 'auto')
-    products, reads = rates(device, dtype)
+    before = rates(device, dtype)
     torch.manual_seed(1)
     job, batch, beams = work.split('/')
     batch, beams, n = int(batch), int(beams), (CPU if device.type == 'cpu' else GPU)['length'][job]
     system = SYSTEMS[name](vocab)
     model = system.module.to(device).train(job == 'train')
     size = sum(p.numel() for p in model.parameters())
-    flops, read = system.cost(job, batch, beams, n) if hasattr(system, 'cost') and name != 'swcm-int8' else (0, 0)
+    flops, read = system.cost(job, batch, beams, n) if isinstance(system, Ours) and system.bits == 32 else (0, 0)
     src, tgt = (torch.randint(4, vocab, (batch, n), device=device) for _ in 'st')
     src[:, 0], src[:, -1] = 0, 2
     mask = torch.ones_like(src)
     mixed = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    if job == 'train':
+    if job == 'head':
+        x, labels = torch.randn(batch * n, 768, device=device, requires_grad=True), tgt.flatten()
+
+        def run():
+            with mixed:
+                loss = system.head(x, labels)
+            loss.backward()
+    elif job == 'train':
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def run():
@@ -176,6 +252,7 @@ def measure(name, vocab, work, device, runs):
     seconds, all_runs = median(run, runs, device)
     peak = torch.cuda.max_memory_allocated() if device.type == 'cuda' else 1024 * resource.getrusage(
         resource.RUSAGE_SELF).ru_maxrss
+    products, reads = map(statistics.harmonic_mean, zip(before, rates(device, dtype)))
     row = dict(work=work, vocab=vocab, system=name, seconds=seconds, runs=all_runs, tokens_per_s=batch * n / seconds,
                parameters=size, peak_gb=peak / 2**30, tflops=products / 1e12, gb_per_s=reads / 1e9)
     if flops:
@@ -221,7 +298,7 @@ def main():
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
     parser.add_argument('--systems', nargs='+', choices=SYSTEMS)
     parser.add_argument('--vocab', nargs='+', type=int, help='ids')
-    parser.add_argument('--work', nargs='+', help='generate/BATCH/BEAMS or train/BATCH/1')
+    parser.add_argument('--work', nargs='+', help='generate/BATCH/BEAMS, train/BATCH/1 or head/BATCH/1')
     parser.add_argument('--runs', type=int, default=3)
     parser.add_argument('--json', help='file for all figures')
     parser.add_argument('--text', help='a text file: measures preparing it instead')
@@ -242,8 +319,9 @@ def main():
     for work in args.work:
         for vocab in args.vocab:
             for name in args.systems:
-                if name in ('swcm-int8', 'bert2bert-static') and work.startswith('train') \
-                        or name == 'swcm-compiled' and work.startswith('generate'):
+                system, job = SYSTEMS[name], work.split('/')[0]
+                if not hasattr(system, METHODS[job]) or system in (Half, Int8, Static) and job != 'generate' \
+                        or system is Compiled and job != 'train':
                     continue
                 done = subprocess.run([sys.executable, __file__, '--one', '--systems', name, '--vocab', str(vocab),
                                        '--work', work, '--runs', str(args.runs), '--device', args.device],

@@ -368,10 +368,10 @@ def test_beams_beat_greedy_and_come_in_order(encoder_folder):
 @torch.no_grad()
 @pytest.mark.parametrize('options', [*CHOICES[:2], dict(share='tie')])
 def test_packed_weights_write_the_same(encoder_folder, options):
-    """float32 in another layout changes no text, and int8 the probabilities by little."""
-    plain, packed, int8 = (swcm(encoder_folder, **options) for _ in range(3))
-    packed.pack()
-    int8.pack(int8=True)
+    """float32 in another layout changes no text; fewer bits change the probabilities, 16 of them hardly."""
+    plain, packed, half, int8 = (swcm(encoder_folder, **options) for _ in range(4))
+    for model, bits in ((packed, 32), (half, 16), (int8, 8)):
+        model.pack(bits)
     src = sources(plain, (50, 3, 12, 30))
     for beams in (1, 3):
         found = [model.generate(src, 'bo', beams, max_new_tokens=20) for model in (plain, packed)]
@@ -381,13 +381,13 @@ def test_packed_weights_write_the_same(encoder_folder, options):
     with pytest.raises(AssertionError, match='has lost the weights'):
         packed.save('nowhere')
     tgt = sources(plain, (50, 3, 12, 30), seed=1)
-    hidden = [model.decode_hidden(tgt, model.encode(src), src).flatten(0, 1) for model in (plain, packed, int8)]
-    exact, same, near = (model.head.log_p(h) for model, h in zip((plain, packed, int8), hidden))
+    exact, *others = (model.head.log_p(model.decode_hidden(tgt, model.encode(src), src).flatten(0, 1))
+                      for model in (plain, packed, half, int8))
     ids = slice(plain.config.n_ids)
-    torch.testing.assert_close(exact[:, ids], same[:, ids], rtol=0, atol=1e-4)
-    error = (near - exact)[:, ids].abs().mean()
-    assert 1e-4 < error < 0.05 and (exact[:, ids].exp().sum(1) - 1).abs().max() < 1e-4
-    assert near[:, ids.stop:].isneginf().all()
+    error = [(logp - exact)[:, ids].abs().mean() for logp in others]
+    assert error[0] < 1e-5 < error[1] < 2e-3 < error[2] < 0.05
+    for logp in others:
+        assert (logp.exp().sum(1) - 1).abs().max() < 1e-4 and logp[:, ids.stop:].isneginf().all()
 
 
 def test_top():
