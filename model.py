@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from data import BOS, EOS, PAD, UNK
 from data.files import (
@@ -630,7 +631,7 @@ class SWCM(XLMR):
             raise ValueError(f'{folder}/config.json: unknown {few(unknown)}')
         if dropout is not None:
             config['dropout'] = dropout
-        with torch.device('meta'):                                                # no values yet: drawing them takes long
+        with NoDraws():
             model = cls(SWCMConfig(**config), read_file(folder / SENTENCEPIECE))
         state, parameters = read_tensors(folder), dict(model.named_parameters())
         if wrong := sorted(set(parameters) ^ set(state)):
@@ -638,11 +639,8 @@ class SWCM(XLMR):
         for name, p in parameters.items():
             if p.shape != state[name].shape:
                 raise ValueError(f'{folder}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}')
-        model.to_empty(device='cpu')
-        if model.head.tied:                                                       # to_empty does not know of it
-            model.head.weight = model.embeddings.word.weight
         with torch.no_grad():
-            for name, p in model.named_parameters():
+            for name, p in parameters.items():
                 p.copy_(state[name])
         model.origins = {name: f'read from {folder}' for name in model.origins}
         return model.eval()
@@ -667,6 +665,14 @@ def init_weights(module):
     for m in module.modules():
         if isinstance(m, nn.Embedding) and m.padding_idx is not None:
             nn.init.zeros_(m.weight[m.padding_idx])
+
+
+class NoDraws(TorchFunctionMode):
+    """Within it new modules draw no random values: a file is to fill them, and at XLM-R base's size drawing takes 4 s."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        draws = func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+        return None if draws else func(*args, **(kwargs or {}))
 
 
 def quiet(layer, before):

@@ -7,7 +7,7 @@ import io
 import unicodedata
 from collections import Counter
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,10 @@ class Tokenizer:
         """Ids of a text, or a list of ids for a list of texts, as integer arrays; <s> and </s> are not added."""
         if isinstance(text, str):
             return self.to_id[self.sp.encode(text)]
-        return [self.to_id[ids] for ids in self.sp.encode(text, num_threads=-1)]
+        encoded = self.sp.encode(text, num_threads=-1)
+        ends = [0, *accumulate(map(len, encoded))]
+        flat = self.to_id[np.fromiter(chain.from_iterable(encoded), np.int64, ends[-1])]      # all lists at once
+        return [flat[start:end] for start, end in pairwise(ends)]
 
     def decode(self, ids):
         """The text of ids: <mask> stays visible, the other special tokens and the languages go."""

@@ -11,8 +11,7 @@ import json
 import shutil
 import sys
 from array import array
-from collections import Counter
-from itertools import islice
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -92,60 +91,78 @@ def splits(documents, val_fraction):
     that of a pair is the text of the last language by name. So this is stable when the corpus grows. Other documents
     and pairs that have a text in common with one for validation are for neither (None).
     """
-    def is_val(key, texts):
-        return digest(key or texts[max(texts)]) < val_fraction * 2**64
+    def look(key, texts):
+        """Whether it is for validation, and the digests of its texts."""
+        digests = {language: digest(text) for language, text in texts.items()}
+        return (digest(key) if key else digests[max(digests)]) < val_fraction * 2**64, digests.values()
 
-    held_out = {digest(text) for key, texts in documents if is_val(key, texts) for text in texts.values()}
+    held_out = set()
+    for key, texts in documents:
+        is_val, digests = look(key, texts)
+        if is_val:
+            held_out.update(digests)
 
     def split_of(key, texts):
-        if is_val(key, texts):
-            return 'val'
-        return None if any(digest(text) in held_out for text in texts.values()) else 'train'
+        is_val, digests = look(key, texts)
+        return 'val' if is_val else 'train' if held_out.isdisjoint(digests) else None
 
     return split_of
+
+
+def chunks(documents, characters=2_000_000):
+    """Lists of documents that have together about so many characters, and one at least."""
+    chunk, size = [], 0
+    for document in documents:
+        chunk.append(document)
+        size += sum(map(len, document[1].values()))
+        if size >= characters:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def write_streams(folder, documents, split_of, tokenizer, block_size):
     """Writes the token files of `documents` and meta.json, and prints a line per stream."""
     limit, dtype = block_size - SPECIALS, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     writers, stats = {}, {}
-    while chunk := list(islice(documents, 1000)):
-        lines = [line for _, texts in chunk for text in texts.values() for line in text.splitlines()]
-        encoded = iter(tokenizer.encode(lines))
-        for key, texts in chunk:
+    for chunk in chunks(documents):
+        lines = [{lang: text.splitlines() for lang, text in texts.items()} for _, texts in chunk]
+        encoded = iter(tokenizer.encode([line for texts in lines for text in texts.values() for line in text]))
+        seen, kept = defaultdict(list), defaultdict(list)                     # ids of each stream, segments of each file
+        for (key, texts), of_texts in zip(chunk, lines):
             stream = '-'.join(sorted(texts))
             s = stats.setdefault(stream, dict(documents=0, characters=0, tokens=0, unknown=0, too_long=0, held_out=0))
-            parts = {lang: [next(encoded) for _ in text.splitlines()] for lang, text in texts.items()}
-            ids = {lang: np.concatenate(p) for lang, p in parts.items()}
+            parts = {lang: [next(encoded) for _ in of_texts[lang]] for lang in texts}
             s['documents'] += 1
-            s['characters'] += sum(len(t) for t in texts.values())
-            s['tokens'] += sum(len(i) for i in ids.values())
-            s['unknown'] += sum(int((i == UNK).sum()) for i in ids.values())
+            s['characters'] += sum(map(len, texts.values()))
+            seen[stream] += [ids for lang in texts for ids in parts[lang]]
             split = split_of(key, texts)
             if split is None:
                 s['held_out'] += 1
-                continue
-            if len(texts) == 1:
-                segments = cut(parts[stream], tokenizer, limit)
-            elif max(len(i) for i in ids.values()) <= limit:
-                segments = [ids[lang] for lang in sorted(ids)]
+            elif len(texts) == 1:
+                kept[f'{stream}.{split}'] += cut(parts[stream], tokenizer, limit)
+            elif max(sum(map(len, p)) for p in parts.values()) <= limit:
+                kept[f'{stream}.{split}'] += [np.concatenate(parts[lang]) for lang in sorted(parts)]
             else:                                     # half a pair has no translation
                 s['too_long'] += 1
-                continue
-            name = f'{stream}.{split}'
+        for stream, ids in seen.items():
+            ids = np.concatenate(ids)
+            stats[stream]['tokens'] += len(ids)
+            stats[stream]['unknown'] += int((ids == UNK).sum())
+        for name, segments in kept.items():
             if name not in writers:
                 writers[name] = open(folder / f'{name}.bin', 'wb'), array('Q', [0])
-            file, offsets = writers[name]
-            for segment in segments:
-                file.write(segment.astype(dtype).tobytes())
-                offsets.append(offsets[-1] + len(segment))
+            file, lengths = writers[name]
+            file.write(np.concatenate(segments).astype(dtype).tobytes())
+            lengths.extend(map(len, segments))
     if not stats:
         raise ValueError('the corpus has no text')
-    for name, (file, offsets) in writers.items():
+    for name, (file, lengths) in writers.items():
         file.close()
-        np.save(folder / f'{name}.npy', np.array(offsets, np.uint64))
+        np.save(folder / f'{name}.npy', np.cumsum(lengths, dtype=np.uint64))
     meta = {'vocab_size': tokenizer.vocab_size, 'dtype': np.dtype(dtype).name, 'block_size': block_size,
-            'segments': {name: len(offsets) - 1 for name, (_, offsets) in writers.items()}, 'streams': stats}
+            'segments': {name: len(lengths) - 1 for name, (_, lengths) in writers.items()}, 'streams': stats}
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
     report(meta)
 

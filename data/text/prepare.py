@@ -7,6 +7,7 @@ the same with --dataset=text --data_from=PATH.
 """
 import json
 import re
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
@@ -50,9 +51,9 @@ def documents(files):
 
 
 def plain(path):
-    empty = sum(1 if not line.strip() else 0 for line in read_lines(path))
-    total = sum(1 for _ in read_lines(path))
-    if empty * 100 <= total:
+    with open(path, 'rb') as file:
+        is_empty = Counter(not line.strip() for line in file)
+    if is_empty[True] * 100 <= is_empty.total():
         yield from ((line,) for line in read_lines(path) if line.strip())
         return
     for is_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
