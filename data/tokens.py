@@ -11,7 +11,9 @@ import json
 import shutil
 import sys
 from array import array
+from bisect import bisect_right
 from collections import Counter, defaultdict
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -192,20 +194,17 @@ def cut(lines, tokenizer, limit):
 
     All tokens are kept, in order: whole sentences are gathered while they fit, and a longer sentence is cut.
     """
-    if 0 < sum(map(len, lines)) <= limit:             # so in most documents, and the rest would give the same
-        return [np.concatenate(lines)]
-    pieces = []
-    for line in lines:
-        for sentence in np.split(line, tokenizer.sentence_starts(line)[1:]) if len(line) else []:
-            pieces += [sentence[i:i + limit] for i in range(0, len(sentence), limit)]
-    segments, length = [], limit
-    for piece in pieces:
-        if length + len(piece) > limit:
-            segments.append([])
-            length = 0
-        segments[-1].append(piece)
-        length += len(piece)
-    return [np.concatenate(segment) for segment in segments]
+    ids = np.concatenate(lines)
+    if 0 < len(ids) <= limit:                         # so in most documents, and the rest would give the same
+        return [ids]
+    bounds = sorted({0, *tokenizer.sentence_starts(ids).tolist(), *accumulate(map(len, lines))})
+    ends = [end for first, last in pairwise(bounds) for end in (*range(first + limit, last, limit), last)]
+    segments, start = [], 0
+    while start < len(ids):
+        end = ends[bisect_right(ends, start + limit) - 1]
+        segments.append(ids[start:end])
+        start = end
+    return segments
 
 
 class Stream:
@@ -218,21 +217,27 @@ class Stream:
         size = path.stat().st_size // np.dtype(meta['dtype']).itemsize
         if len(self.offsets) == 0 or size != self.offsets[-1]:
             raise ValueError(f'{path} has {size} tokens where its offsets say {self.offsets[-1:]}; delete {folder}')
-        self.ids = np.memmap(path, meta['dtype'], 'r')
+        self.file = path, meta['dtype']
+        self.map()
         if (largest := int(self.ids.max())) >= meta['vocab_size']:
             raise ValueError(f'{path} has id {largest}, and the vocabulary ends at {meta["vocab_size"] - 1}')
 
+    def map(self):
+        self.ids = np.asarray(np.memmap(*self.file, 'r'))             # a plain array: slices of a memmap are slow
+
     def __getstate__(self):                           # for worker processes: map the file again, do not copy it
-        return {**self.__dict__, 'ids': (self.ids.filename, self.ids.dtype)}
+        return {**self.__dict__, 'ids': None}
 
     def __setstate__(self, state):
-        self.__dict__ = {**state, 'ids': np.memmap(*state['ids'], 'r')}
+        self.__dict__ = state
+        self.map()
 
     def __len__(self):
         return len(self.lengths)
 
     def __getitem__(self, i):
-        return np.asarray(self.ids[int(self.offsets[i]):int(self.offsets[i + 1])], np.int64)
+        start = int(self.offsets[i])
+        return self.ids[start:start + int(self.lengths[i])].astype(np.int64)
 
 
 def open_streams(folder, split):

@@ -38,9 +38,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 import config
+import data.tokens
+from data import PAD
 from data.batches import Batches, shares, tasks
 from data.tokenizer import Tokenizer
-from data.tokens import prepare, read_lines
+from data.tokens import read_lines
 from model import SWCM, SWCMConfig
 
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target, works, systems
@@ -268,29 +270,37 @@ def show(row, first):
 
 
 def measure_text(path, encoder, runs):
-    """MB/s of data.tokens.prepare beside SentencePiece line by line, and tokens/s of data.batches alone."""
+    """MB/s of data.tokens.prepare beside SentencePiece line by line, and tokens/s of data.batches alone.
+
+    Of the file as it is, and of its lines in documents of twenty, which fill the segments of 256 tokens.
+    """
     tokenizer = Tokenizer(encoder, ('bo', 'zh'))
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder, 'bo.txt')
-        text.write_bytes(Path(path).read_bytes())
-        megabytes = text.stat().st_size / 1e6
-        plain, _ = median(lambda: [tokenizer.sp.encode(line) for line in read_lines(text)], runs, torch.device('cpu'))
-        times = []
-        for i in range(runs):
+    lines = [line for line in read_lines(path) if line.strip()]
+    plain, _ = median(lambda: [tokenizer.sp.encode(line) for line in lines], runs, torch.device('cpu'))
+    for twenty in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            text, times = Path(folder, 'bo.txt'), []
+            data.tokens.token_folder = lambda dataset: Path(folder, 'tokens')
+            text.write_text(''.join(line + ('\n\n' if twenty and i % 20 == 19 else '\n')
+                                    for i, line in enumerate(lines)), encoding='utf-8')
+            megabytes = text.stat().st_size / 1e6
+            for i in range(runs):
+                started = time.perf_counter()
+                tokens = data.tokens.prepare('text', tokenizer, 256, 0.01 + i / 1e6, str(text))  # each time anew
+                times.append(time.perf_counter() - started)
+            cfg = config.Train(languages=('bo',), batch_tokens=16384)
+            found = tasks(tokens, 'train', tokenizer, cfg)
+            batches = Batches(found, shares(found, cfg.mt_share, cfg.alpha), cfg)
             started = time.perf_counter()
-            tokens = prepare('text', tokenizer, 200 + i, 0.01, folder)
-            times.append(time.perf_counter() - started)
-        cfg = config.Train(languages=('bo',), batch_tokens=16384)
-        found = tasks(tokens, 'train', tokenizer, cfg)
-        batches = Batches(found, shares(found, cfg.mt_share, cfg.alpha), cfg)
-        started = time.perf_counter()
-        made = [batches[k] for k in range(200)]
-        seconds = time.perf_counter() - started
-    real, padded = (sum(int(count(x)) for pair in made for x in pair)
-                    for count in (lambda x: (x != 1).sum(), lambda x: x.size))
-    print(f'{megabytes:.0f} MB: SentencePiece line by line {megabytes / plain:.1f} MB/s, prepare '
-          f'{megabytes / statistics.median(times):.1f} MB/s ({torch.get_num_threads()} threads)\n'
-          f'batches: {real / seconds:,.0f} tokens/s in one process, {1 - real / padded:.1%} padding')
+            made = [batches[k] for k in range(256)]
+            seconds, examples = time.perf_counter() - started, sum(len(src) for src, _ in made)
+        (source, target), (padded_source, padded_target) = (
+            [sum(int(count(pair[side])) for pair in made) for side in (0, 1)]
+            for count in (lambda x: (x != PAD).sum(), lambda x: x.size))
+        print(f'{megabytes:.0f} MB {"in documents of 20 lines" if twenty else "as it is"}: SentencePiece line by line '
+              f'{megabytes / plain:.1f} MB/s, prepare {megabytes / statistics.median(times):.1f} MB/s\n'
+              f'  batches: {target / seconds:,.0f} target tokens/s in one process, {target / examples:.0f} an example, '
+              f'{1 - (source + target) / (padded_source + padded_target):.1%} of all is padding')
 
 
 def main():
