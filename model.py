@@ -150,18 +150,27 @@ class Attention(nn.Module):
         self.out = nn.Linear(c.n_embd, c.n_embd)
         self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
         self.dropout = nn.Dropout(c.dropout)
-        self.n_head = c.n_head
+        self.n_head, self.packed = c.n_head, None
 
     def heads(self, x):
         return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)                  # (B,T,C) -> (B,H,T,D)
+
+    def queries(self, x):
+        """x (B,T,C) -> (B,H,T,D)."""
+        return self.heads(self.query(x))
 
     def keys_values(self, x):
         """x (B,S,C) -> keys and values, each (B,H,S,D)."""
         return self.heads(self.key(x)), self.heads(self.value(x))
 
-    def forward(self, x, k, v, mask=None, causal=False):
-        """x (B,T,C) attends to k, v (B,H,S,D); mask is broadcast to (B,H,T,S). Returns (B,T,C)."""
-        q = self.heads(self.query(x))                                             # (B,H,T,D)
+    def queries_keys_values(self, x):
+        """x (B,T,C), which is to attend to itself -> queries, keys and values, each (B,H,T,D)."""
+        if self.packed:
+            return [self.heads(y) for y in self.packed(x).chunk(3, -1)]
+        return self.queries(x), *self.keys_values(x)
+
+    def forward(self, x, q, k, v, mask=None, causal=False):
+        """x (B,T,C) with queries q (B,H,T,D) attends to k, v (B,H,S,D); mask is broadcast to (B,H,T,S) -> (B,T,C)."""
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
                                            dropout_p=self.dropout.p if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)                                          # (B,T,C)
@@ -188,7 +197,7 @@ class EncoderLayer(nn.Module):
         self.attn, self.ffn = Attention(c), FFN(c)
 
     def forward(self, x, mask):
-        return self.ffn(self.attn(x, *self.attn.keys_values(x), mask))
+        return self.ffn(self.attn(x, *self.attn.queries_keys_values(x), mask))
 
 
 class Cache:
@@ -223,14 +232,14 @@ class DecoderLayer(nn.Module):
     """
 
     def attend_self(self, x, past, cache):
-        k, v = self.self_attn.keys_values(x)
+        q, k, v = self.self_attn.queries_keys_values(x)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.self_attn(x, k, v, past, causal=cache is None)
+        return self.self_attn(x, q, k, v, past, causal=cache is None)
 
     def attend_memory(self, x, memory, mask, cache):
         k, v = cache.memory if cache is not None else self.cross_attn.keys_values(memory)
-        return self.cross_attn(x, k, v, mask)
+        return self.cross_attn(x, self.cross_attn.queries(x), k, v, mask)
 
 
 class CustomDecoderLayer(DecoderLayer):
@@ -602,14 +611,21 @@ class SWCM(XLMR):
         """
         if bits == 16 and 'fbgemm' not in torch.backends.quantized.supported_engines:
             bits = 32
-        if bits < 32 or torch.backends.mkldnn.is_available():
-            packed = {}                                                           # a shared one once
-            for module in list(self.modules()):
-                for name, linear in module.named_children():
-                    if isinstance(linear, nn.Linear):
-                        packed[linear] = packed.get(linear) or PackedLinear(linear.weight, linear.bias, bits)
-                        setattr(module, name, packed[linear])
-            self.head.packed = PackedLinear(self.head.weight, self.head.bias, bits)
+        if bits == 32 and not torch.backends.mkldnn.is_available():
+            return
+        to_itself = {layer.attn for layer in self.encoder} | {layer.self_attn for layer in self.decoder}
+        for attn in to_itself:                                                    # three products as one
+            parts = attn.query, attn.key, attn.value
+            attn.packed = PackedLinear(*(torch.cat(x) for x in zip(*((p.weight, p.bias) for p in parts))), bits)
+        for attn in to_itself - {layer.cross_attn for layer in self.decoder}:     # they share with share='tie'
+            attn.query = attn.key = attn.value = None
+        packed = {}                                                               # a shared one once
+        for module in list(self.modules()):
+            for name, linear in module.named_children():
+                if isinstance(linear, nn.Linear):
+                    packed[linear] = packed.get(linear) or PackedLinear(linear.weight, linear.bias, bits)
+                    setattr(module, name, packed[linear])
+        self.head.packed = PackedLinear(self.head.weight, self.head.bias, bits)
 
     def save(self, folder):
         """Writes config.json, model.safetensors and the SentencePiece file: all that `load` and sampling need."""

@@ -2,6 +2,7 @@
 
     python tests/bench.py                                         # generation and a training step, on a CPU
     python tests/bench.py --device cuda                           # the same on a GPU, bfloat16, at larger sizes
+    python tests/bench.py --profile --work train/8/1              # and in which operators the time goes
     python tests/bench.py --systems swcm --vocab 250002 57000     # with a smaller vocabulary
     python tests/bench.py --text FILE --encoder data/nano         # preparing text, and batches
 
@@ -51,7 +52,7 @@ CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
            work=['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1', 'head/8/1'])
 GPU = dict(vocab=[135359], length={'generate': 128, 'train': 256, 'head': 256},
            systems=['swcm', 'swcm-compiled', 'bert2bert', 'bert2bert-static'],
-           work=['generate/64/5', 'train/32/1', 'train/64/1', 'train/128/1', 'train/256/1'])
+           work=['generate/64/5', 'train/64/1', 'train/128/1', 'train/256/1'])
 
 
 class Ours:
@@ -215,7 +216,17 @@ def median(run, n, device, warmup=1):
     return statistics.median(seconds[warmup:]), seconds[warmup:]
 
 
-def measure(name, vocab, work, device, runs):
+def shares_of_time(run, device):
+    """(operator, share of the time of a run) of the five that take most."""
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CUDA if device.type == 'cuda' else kinds.CPU]) as profile:
+        run()
+    key = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
+    found = sorted(((getattr(e, key), e.key) for e in profile.key_averages()), reverse=True)
+    return [(name, time / sum(t for t, _ in found)) for time, name in found[:5]]
+
+
+def measure(name, vocab, work, device, runs, profile):
     """The row of one system and work, in a process of its own: a dict of figures."""
     config.keep_memory()                                                          # as config.run does
     device, dtype = config.find_device(device, 'auto')
@@ -259,7 +270,7 @@ def measure(name, vocab, work, device, runs):
                parameters=size, peak_gb=peak / 2**30, tflops=products / 1e12, gb_per_s=reads / 1e9)
     if flops:
         row['of_floor'] = max(flops / products, read * dtype.itemsize / 4 / reads) / seconds
-    return row
+    return {**row, 'profile': shares_of_time(run, device) if profile else []}
 
 
 def show(row, first):
@@ -267,6 +278,8 @@ def show(row, first):
     print(f'{row["work"]:14}{row["vocab"]:8,}  {row["system"]:17}{row["parameters"] / 1e6:5.0f}M{row["seconds"]:9.2f} s'
           f'{row["tokens_per_s"]:11,.1f}/s{first["seconds"] / row["seconds"]:7.2f}{floor}{row["peak_gb"]:8.1f} GB'
           f'   {row["tflops"]:.3g} TFLOP/s, {row["gb_per_s"]:.0f} GB/s', flush=True)
+    for name, share in row['profile']:
+        print(f'{share:32.1%}  {name[:80]}', flush=True)
 
 
 def measure_text(path, encoder, runs):
@@ -310,6 +323,7 @@ def main():
     parser.add_argument('--vocab', nargs='+', type=int, help='ids')
     parser.add_argument('--work', nargs='+', help='generate/BATCH/BEAMS, train/BATCH/1 or head/BATCH/1')
     parser.add_argument('--runs', type=int, default=3)
+    parser.add_argument('--profile', action='store_true', help='which operators take most of the time')
     parser.add_argument('--json', help='file for all figures')
     parser.add_argument('--text', help='a text file: measures preparing it instead')
     parser.add_argument('--encoder', default='data/nano', help='the vocabulary for --text')
@@ -321,7 +335,8 @@ def main():
         if getattr(args, key, 0) is None:
             setattr(args, key, value)
     if args.one:
-        return print(json.dumps(measure(args.systems[0], args.vocab[0], args.work[0], args.device, args.runs)))
+        return print(json.dumps(measure(args.systems[0], args.vocab[0], args.work[0], args.device, args.runs,
+                                        args.profile)))
     print(f'torch {torch.__version__}, {torch.get_num_threads()} threads\n'
           f'{"work":14}{"ids":>8}  {"system":17}{"size":>6}{"seconds":>11}{"target tokens":>13}{"ratio":>7}'
           f'{"of floor":>9}{"peak":>11}   the machine')
@@ -334,8 +349,8 @@ def main():
                         or system is Compiled and job != 'train':
                     continue
                 done = subprocess.run([sys.executable, __file__, '--one', '--systems', name, '--vocab', str(vocab),
-                                       '--work', work, '--runs', str(args.runs), '--device', args.device],
-                                      stdout=subprocess.PIPE, text=True)
+                                       '--work', work, '--runs', str(args.runs), '--device', args.device,
+                                       *['--profile'] * args.profile], stdout=subprocess.PIPE, text=True)
                 if done.returncode:
                     print(f'{work:14}{vocab:8,}  {name:17}  stopped with an error', flush=True)
                     continue

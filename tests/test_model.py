@@ -136,9 +136,10 @@ def test_custom_layers_without_their_second_half_are_the_encoder(encoder_folder,
     src = sources(model)
     mask = (src != PAD)[:, None, None]
     monkeypatch.setattr(module.DecoderLayer, 'attend_self',                       # sees all: not causal
-                        lambda layer, x, past, cache: layer.self_attn(x, *layer.self_attn.keys_values(x), mask))
+                        lambda layer, x, past, cache: layer.self_attn(x, *layer.self_attn.queries_keys_values(x),
+                                                                      mask))
     for layer in model.decoder:
-        monkeypatch.setattr(layer.cross_attn, 'forward', lambda x, k, v, mask: x)
+        monkeypatch.setattr(layer.cross_attn, 'forward', lambda x, q, k, v, mask: x)
         monkeypatch.setattr(layer.ffn2, 'forward', lambda x: x)
     with torch.no_grad():
         memory = model.encode(src)
@@ -148,8 +149,8 @@ def test_custom_layers_without_their_second_half_are_the_encoder(encoder_folder,
 def test_order_in_a_custom_layer(encoder_folder):
     layer, x, memory = swcm(encoder_folder).decoder[0], torch.randn(2, 5, 32), torch.randn(2, 7, 32)
     a, c = layer.self_attn, layer.cross_attn
-    y = layer.ffn1(a(x, *a.keys_values(x), causal=True))
-    assert torch.equal(layer(x, memory, None), layer.ffn2(c(y, *c.keys_values(memory))))
+    y = layer.ffn1(a(x, *a.queries_keys_values(x), causal=True))
+    assert torch.equal(layer(x, memory, None), layer.ffn2(c(y, c.queries(y), *c.keys_values(memory))))
 
 
 def test_tie_is_one_set_of_weights(encoder_folder):
