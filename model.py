@@ -150,7 +150,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(c.n_embd, c.n_embd)
         self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
         self.dropout = nn.Dropout(c.dropout)
-        self.n_head, self.packed = c.n_head, None
+        self.n_head, self.qkv = c.n_head, None
 
     def heads(self, x):
         return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)                  # (B,T,C) -> (B,H,T,D)
@@ -165,8 +165,8 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x):
         """x (B,T,C), which is to attend to itself -> queries, keys and values, each (B,H,T,D)."""
-        if self.packed:
-            return [self.heads(y) for y in self.packed(x).chunk(3, -1)]
+        if self.qkv:
+            return [self.heads(y) for y in self.qkv(x).chunk(3, -1)]
         return self.queries(x), *self.keys_values(x)
 
     def forward(self, x, q, k, v, mask=None, causal=False):
@@ -616,7 +616,7 @@ class SWCM(XLMR):
         to_itself = {layer.attn for layer in self.encoder} | {layer.self_attn for layer in self.decoder}
         for attn in to_itself:                                                    # three products as one
             parts = attn.query, attn.key, attn.value
-            attn.packed = PackedLinear(*(torch.cat(x) for x in zip(*((p.weight, p.bias) for p in parts))), bits)
+            attn.qkv = PackedLinear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]), bits)
         for attn in to_itself - {layer.cross_attn for layer in self.decoder}:     # they share with share='tie'
             attn.query = attn.key = attn.value = None
         packed = {}                                                               # a shared one once
@@ -652,11 +652,10 @@ class SWCM(XLMR):
         state, parameters = read_tensors(folder), dict(model.named_parameters())
         if wrong := sorted(set(parameters) ^ set(state)):
             raise ValueError(f'{folder}: tensors missing or not expected: {few(wrong)}')
-        for name, p in parameters.items():
-            if p.shape != state[name].shape:
-                raise ValueError(f'{folder}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}')
         with torch.no_grad():
             for name, p in parameters.items():
+                if p.shape != state[name].shape:
+                    raise ValueError(f'{folder}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}')
                 p.copy_(state[name])
         model.origins = {name: f'read from {folder}' for name in model.origins}
         return model.eval()
@@ -684,7 +683,7 @@ def init_weights(module):
 
 
 class NoDraws(TorchFunctionMode):
-    """Within it new modules draw no random values: a file is to fill them, and at XLM-R base's size drawing takes 4 s."""
+    """Within it new modules draw no random values, as a file is to fill them: at XLM-R base's size it saves 4 s."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         draws = func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)

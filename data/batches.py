@@ -10,7 +10,7 @@ from data import BOS, EOS, PAD
 from data.noise import infill, mask_tokens, permute_sentences
 from data.tokens import SPECIALS, open_streams
 
-POOL = 256                                             # batches planned together, a power of two
+POOL = 256                                           # batches planned together, a power of two; 128 leave 11 % padding
 
 
 class Task:

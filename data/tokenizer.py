@@ -65,7 +65,7 @@ class Tokenizer:
             return self.to_id[self.sp.encode(text)]
         encoded = self.sp.encode(text, num_threads=-1)
         ends = [0, *accumulate(map(len, encoded))]
-        flat = self.to_id[np.fromiter(chain.from_iterable(encoded), np.int64, ends[-1])]      # all lists at once
+        flat = self.to_id[np.fromiter(chain.from_iterable(encoded), np.int64, ends[-1])]  # one look-up, not one a line
         return [flat[start:end] for start, end in pairwise(ends)]
 
     def decode(self, ids):

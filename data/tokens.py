@@ -24,6 +24,7 @@ from data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent
 VOCABULARY_CHARACTERS = 2_000_000
+NO_IDS = np.array([], np.int64)
 SPECIALS = 3                                          # <s> <lang> </s>, which stand around a segment in the model
 
 
@@ -111,7 +112,7 @@ def splits(documents, val_fraction):
     return split_of
 
 
-def chunks(documents, characters=2_000_000):
+def chunks(documents, characters=2_000_000):              # much for SentencePiece's threads, little for memory
     """Lists of documents that have together about so many characters, and one at least."""
     chunk, size = [], 0
     for document in documents:
@@ -129,13 +130,13 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     limit, dtype = block_size - SPECIALS, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     writers, stats = {}, {}
     for chunk in chunks(documents):
-        lines = [{lang: text.splitlines() for lang, text in texts.items()} for _, texts in chunk]
-        encoded = iter(tokenizer.encode([line for texts in lines for text in texts.values() for line in text]))
-        seen, kept = defaultdict(list), defaultdict(list)                     # ids of each stream, segments of each file
-        for (key, texts), of_texts in zip(chunk, lines):
+        lines_of = [{lang: text.splitlines() for lang, text in texts.items()} for _, texts in chunk]
+        encoded = iter(tokenizer.encode([line for texts in lines_of for lines in texts.values() for line in lines]))
+        seen, kept = defaultdict(list), defaultdict(list)                 # ids of each stream, segments of each file
+        for (key, texts), lines in zip(chunk, lines_of):
             stream = '-'.join(sorted(texts))
             s = stats.setdefault(stream, dict(documents=0, characters=0, tokens=0, unknown=0, too_long=0, held_out=0))
-            parts = {lang: [next(encoded) for _ in of_texts[lang]] for lang in texts}
+            parts = {lang: [next(encoded) for _ in lines[lang]] for lang in texts}
             s['documents'] += 1
             s['characters'] += sum(map(len, texts.values()))
             seen[stream] += [ids for lang in texts for ids in parts[lang]]
@@ -148,13 +149,15 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
                 kept[f'{stream}.{split}'] += [np.concatenate(parts[lang]) for lang in sorted(parts)]
             else:                                     # half a pair has no translation
                 s['too_long'] += 1
-        for stream, ids in seen.items():
-            ids = np.concatenate(ids)
+        for stream, parts in seen.items():
+            ids = np.concatenate([NO_IDS, *parts])
             stats[stream]['tokens'] += len(ids)
             stats[stream]['unknown'] += int((ids == UNK).sum())
         for name, segments in kept.items():
+            if not segments:                          # of texts without a token, such as one zero-width space
+                continue
             if name not in writers:
-                writers[name] = open(folder / f'{name}.bin', 'wb'), array('Q', [0])
+                writers[name] = open(folder / f'{name}.bin', 'wb'), array('Q')
             file, lengths = writers[name]
             file.write(np.concatenate(segments).astype(dtype).tobytes())
             lengths.extend(map(len, segments))
@@ -162,9 +165,9 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
         raise ValueError('the corpus has no text')
     for name, (file, lengths) in writers.items():
         file.close()
-        np.save(folder / f'{name}.npy', np.cumsum(lengths, dtype=np.uint64))
+        np.save(folder / f'{name}.npy', np.cumsum([0, *lengths], dtype=np.uint64))
     meta = {'vocab_size': tokenizer.vocab_size, 'dtype': np.dtype(dtype).name, 'block_size': block_size,
-            'segments': {name: len(lengths) - 1 for name, (_, lengths) in writers.items()}, 'streams': stats}
+            'segments': {name: len(lengths) for name, (_, lengths) in writers.items()}, 'streams': stats}
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
     report(meta)
 
@@ -194,7 +197,7 @@ def cut(lines, tokenizer, limit):
 
     All tokens are kept, in order: whole sentences are gathered while they fit, and a longer sentence is cut.
     """
-    ids = np.concatenate(lines)
+    ids = np.concatenate([NO_IDS, *lines])
     if 0 < len(ids) <= limit:                         # so in most documents, and the rest would give the same
         return [ids]
     bounds = sorted({0, *tokenizer.sentence_starts(ids).tolist(), *accumulate(map(len, lines))})
@@ -217,20 +220,20 @@ class Stream:
         size = path.stat().st_size // np.dtype(meta['dtype']).itemsize
         if len(self.offsets) == 0 or size != self.offsets[-1]:
             raise ValueError(f'{path} has {size} tokens where its offsets say {self.offsets[-1:]}; delete {folder}')
-        self.file = path, meta['dtype']
-        self.map()
+        self.where = path, meta['dtype']
+        self.open()
         if (largest := int(self.ids.max())) >= meta['vocab_size']:
             raise ValueError(f'{path} has id {largest}, and the vocabulary ends at {meta["vocab_size"] - 1}')
 
-    def map(self):
-        self.ids = np.asarray(np.memmap(*self.file, 'r'))             # a plain array: slices of a memmap are slow
+    def open(self):
+        self.ids = np.asarray(np.memmap(*self.where, 'r'))            # a plain array: slices of a memmap are slow
 
     def __getstate__(self):                           # for worker processes: map the file again, do not copy it
         return {**self.__dict__, 'ids': None}
 
     def __setstate__(self, state):
         self.__dict__ = state
-        self.map()
+        self.open()
 
     def __len__(self):
         return len(self.lengths)

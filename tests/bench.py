@@ -13,7 +13,8 @@ swcm-int8         as `sample.py --int8` does
 swcm-compiled     the same with --compile, for training
 bert2bert         transformers' EncoderDecoderModel of two XLM-R, the second with cross-attention
 bert2bert-static  the same with a static cache, which makes transformers compile the decoding step
-ct2, ct2-int8     CTranslate2 with an mBART of as many layers (`pip install ctranslate2`), float32 and 8-bit weights
+ct2, ct2-int8     CTranslate2 (`pip install ctranslate2`) on a CPU with an mBART of 12 + 12 layers, which reads 99M
+                  weights a token beside the output's, where swcm reads 181M; float32 and 8-bit weights
 plain             output projection and torch's cross-entropy, beside which `head` is that of swcm
 
 Works are generate/BATCH/BEAMS, train/BATCH/1 (a step of AdamW) and head/BATCH/1 (only head and loss, with gradients).
@@ -56,10 +57,10 @@ GPU = dict(vocab=[135359], length={'generate': 128, 'train': 256, 'head': 256},
 
 
 class Ours:
-    """What a system has: `module`, `decode` and `loss`; and, if it can be known, the least that its work costs."""
+    """What a system has: `module`, and of METHODS those that it can do; here also the least that its work costs."""
     bits, compiled = 32, False
 
-    def __init__(self, vocab, *_):
+    def __init__(self, vocab):
         self.module = SWCM(SWCMConfig(vocab_size=vocab, languages=('bo',), insert_every=3))
         if self.compiled:
             for layer in (*self.module.encoder, *self.module.decoder):
@@ -68,10 +69,10 @@ class Ours:
     def cost(self, job, batch, beams, length):
         """Operations of the work, and bytes of weights that it reads, float32."""
         model, n = self.module, batch * length
-        flops = model.flops(n, n * beams)                                         # forward and backward
-        weights = sum(p.numel() for p in [*model.decoder.parameters(), model.head.weight])
         if job == 'head':
             return 6 * n * model.head.weight.numel(), 0
+        flops = model.flops(n, n * beams)                                         # forward and backward
+        weights = sum(p.numel() for p in [*model.decoder.parameters(), model.head.weight])
         return (flops, 0) if job == 'train' else (flops / 3, 4 * length * weights)
 
     def decode(self, src, mask, new, beams):
@@ -106,7 +107,7 @@ class Compiled(Ours):
 class Bert2Bert:
     options = {}
 
-    def __init__(self, vocab, *_):
+    def __init__(self, vocab):
         from transformers import (
             EncoderDecoderModel,
             XLMRobertaConfig,
@@ -136,7 +137,7 @@ class Static(Bert2Bert):
 class CTranslate2:
     weights = 'float32'
 
-    def __init__(self, vocab, *_):
+    def __init__(self, vocab):
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
         from transformers import MBartConfig, MBartForConditionalGeneration
@@ -147,11 +148,12 @@ class CTranslate2:
         model = MBartForConditionalGeneration(MBartConfig(
             vocab_size=vocab, d_model=768, encoder_layers=12, decoder_layers=12, encoder_attention_heads=12,
             decoder_attention_heads=12, encoder_ffn_dim=3072, decoder_ffn_dim=3072, max_position_embeddings=514,
-            decoder_start_token_id=2, tokenizer_class='MBart50Tokenizer', normalize_before=True,
-            normalize_embedding=True))
+            decoder_start_token_id=2,
+            tokenizer_class='MBart50Tokenizer', normalize_before=True, normalize_embedding=True))  # for Converter
         tokenizer = SimpleNamespace(get_vocab=lambda: dict(zip(tokens, range(vocab))), bos_token='<s>',
                                     eos_token='</s>', unk_token='<unk>')
         self.module, self.tokens, self.ids = torch.nn.Module(), tokens, dict(zip(tokens, range(vocab)))
+        self.size = model.num_parameters()
 
         class Converter(TransformersConverter):                                   # of a model that is here already
             def load_model(self, *_, **__):
@@ -177,7 +179,7 @@ class CTranslate2Int8(CTranslate2):
 
 
 class Plain:
-    def __init__(self, vocab, *_):
+    def __init__(self, vocab):
         self.module = torch.nn.Linear(768, vocab)
 
     def head(self, x, labels):
@@ -195,8 +197,8 @@ def rates(device, dtype):
     On a CPU each is that of the faster of the two libraries that PyTorch has there, MKL and oneDNN.
     """
     size = 3072 if device.type == 'cpu' else 8192
-    a, row = torch.randn(size, size, device=device, dtype=dtype), torch.randn(1, 3072, device=device, dtype=dtype)
-    w = [torch.randn(3072, 3072, device=device, dtype=dtype) for _ in range(4)]   # 0.15 GB in float32: no cache holds it
+    a, row = torch.randn(size, size, device=device, dtype=dtype), torch.randn(1, size, device=device, dtype=dtype)
+    w = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(4)]   # 0.15 or 0.5 GB: no cache holds it
     products = [lambda x, w: x @ w.T]
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
         products.append(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], ''))
@@ -236,7 +238,7 @@ def measure(name, vocab, work, device, runs, profile):
     batch, beams, n = int(batch), int(beams), (CPU if device.type == 'cpu' else GPU)['length'][job]
     system = SYSTEMS[name](vocab)
     model = system.module.to(device).train(job == 'train')
-    size = sum(p.numel() for p in model.parameters())
+    size = getattr(system, 'size', 0) or sum(p.numel() for p in model.parameters())
     flops, read = system.cost(job, batch, beams, n) if isinstance(system, Ours) and system.bits == 32 else (0, 0)
     src, tgt = (torch.randint(4, vocab, (batch, n), device=device) for _ in 'st')
     src[:, 0], src[:, -1] = 0, 2
@@ -249,6 +251,8 @@ def measure(name, vocab, work, device, runs, profile):
             with mixed:
                 loss = system.head(x, labels)
             loss.backward()
+            x.grad = None
+            model.zero_grad()
     elif job == 'train':
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
@@ -267,7 +271,8 @@ def measure(name, vocab, work, device, runs, profile):
         resource.RUSAGE_SELF).ru_maxrss
     products, reads = map(statistics.harmonic_mean, zip(before, rates(device, dtype)))
     row = dict(work=work, vocab=vocab, system=name, seconds=seconds, runs=all_runs, tokens_per_s=batch * n / seconds,
-               parameters=size, peak_gb=peak / 2**30, tflops=products / 1e12, gb_per_s=reads / 1e9)
+               parameters=size, tflops=products / 1e12, gb_per_s=reads / 1e9,
+               peak_gb=None if isinstance(system, CTranslate2) else peak / 2**30)         # that of its conversion
     if flops:
         row['of_floor'] = max(flops / products, read * dtype.itemsize / 4 / reads) / seconds
     return {**row, 'profile': shares_of_time(run, device) if profile else []}
@@ -275,8 +280,9 @@ def measure(name, vocab, work, device, runs, profile):
 
 def show(row, first):
     floor = f'{row["of_floor"]:9.0%}' if 'of_floor' in row else f'{"":9}'
+    peak = f'{row["peak_gb"]:.1f} GB' if row['peak_gb'] else ''
     print(f'{row["work"]:14}{row["vocab"]:8,}  {row["system"]:17}{row["parameters"] / 1e6:5.0f}M{row["seconds"]:9.2f} s'
-          f'{row["tokens_per_s"]:11,.1f}/s{first["seconds"] / row["seconds"]:7.2f}{floor}{row["peak_gb"]:8.1f} GB'
+          f'{row["tokens_per_s"]:11,.1f}/s{first["seconds"] / row["seconds"]:7.2f}{floor}{peak:>11}'
           f'   {row["tflops"]:.3g} TFLOP/s, {row["gb_per_s"]:.0f} GB/s', flush=True)
     for name, share in row['profile']:
         print(f'{share:32.1%}  {name[:80]}', flush=True)
@@ -285,7 +291,7 @@ def show(row, first):
 def measure_text(path, encoder, runs):
     """MB/s of data.tokens.prepare beside SentencePiece line by line, and tokens/s of data.batches alone.
 
-    Of the file as it is, and of its lines in documents of twenty, which fill the segments of 256 tokens.
+    With a line a document, and with twenty, which fill the segments of 256 tokens.
     """
     tokenizer = Tokenizer(encoder, ('bo', 'zh'))
     lines = [line for line in read_lines(path) if line.strip()]
@@ -310,7 +316,7 @@ def measure_text(path, encoder, runs):
         (source, target), (padded_source, padded_target) = (
             [sum(int(count(pair[side])) for pair in made) for side in (0, 1)]
             for count in (lambda x: (x != PAD).sum(), lambda x: x.size))
-        print(f'{megabytes:.0f} MB {"in documents of 20 lines" if twenty else "as it is"}: SentencePiece line by line '
+        print(f'{megabytes:.0f} MB, {20 if twenty else 1} lines a document: SentencePiece line by line '
               f'{megabytes / plain:.1f} MB/s, prepare {megabytes / statistics.median(times):.1f} MB/s\n'
               f'  batches: {target / seconds:,.0f} target tokens/s in one process, {target / examples:.0f} an example, '
               f'{1 - (source + target) / (padded_source + padded_target):.1%} of all is padding')
@@ -346,7 +352,8 @@ def main():
             for name in args.systems:
                 system, job = SYSTEMS[name], work.split('/')[0]
                 if not hasattr(system, METHODS[job]) or system in (Half, Int8, Static) and job != 'generate' \
-                        or system is Compiled and job != 'train':
+                        or system is Compiled and job != 'train' \
+                        or issubclass(system, CTranslate2) and args.device != 'cpu':
                     continue
                 done = subprocess.run([sys.executable, __file__, '--one', '--systems', name, '--vocab', str(vocab),
                                        '--work', work, '--runs', str(args.runs), '--device', args.device,

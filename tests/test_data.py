@@ -1,6 +1,7 @@
 """data/: tokenizer, noise, token files, batches, corpora."""
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +13,7 @@ from conftest import HARD, LANGUAGES, sentences
 
 import config
 from data import BOS, EOS, PAD, UNK, tokens
-from data.batches import Batches, shares, tasks, val_batches
+from data.batches import POOL, Batches, shares, tasks, val_batches
 from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
 from data.text import prepare as text
@@ -158,6 +159,10 @@ def test_cut_keeps_all_and_ends_at_sentences(tokenizer):
     for segment in cut(lines, tokenizer, 40):
         assert tokenizer.decode(segment).endswith('།')
     assert len(cut(lines, tokenizer, 1000)) == 1 and cut([], tokenizer, 10) == []
+    plain = tokenizer.encode('བོད')[:1]                                           # ends no sentence: lines alone count
+    assert [len(s) for s in cut([plain.repeat(7)] * 2, tokenizer, 10)] == [7, 7]
+    assert [len(s) for s in cut([plain.repeat(3)] * 4, tokenizer, 7)] == [6, 6]
+    assert [len(s) for s in cut([plain.repeat(25), plain.repeat(3)], tokenizer, 10)] == [10, 10, 8]
 
 
 def test_held_out_texts_are_nowhere_else():
@@ -193,6 +198,19 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
     assert prepare('text', tokenizer, 32, 0.2, corpus) != prepared
 
 
+def test_chunks_and_texts_without_tokens_change_nothing(tmp_path, corpus, tokenizer, tokens_root, monkeypatch):
+    folder = tmp_path / 'some'
+    shutil.copytree(corpus, folder)
+    (folder / 'en.txt').write_text('\u200b\n', encoding='utf-8')
+    whole = prepare('text', tokenizer, 32, 0.2, folder)
+    files = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert 'en.train.bin' not in files and 'en.val.bin' not in files and 'en' not in open_streams(whole, 'train')
+    shutil.rmtree(whole)
+    monkeypatch.setattr(tokens.chunks, '__defaults__', (100,))                    # characters
+    parts = prepare('text', tokenizer, 32, 0.2, folder)
+    assert parts == whole and {path.name: path.read_bytes() for path in parts.iterdir()} == files
+
+
 def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
     class Wide(Tokenizer):
         def encode(self, text):
@@ -224,8 +242,9 @@ def test_batches_are_a_function_of_their_number(prepared, tokenizer, cfg, object
     cfg = replace(cfg, objective=objective)
     found = tasks(prepared, 'train', tokenizer, cfg)
     one, other = train_batches(found, cfg), train_batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
-    late = [other[k] for k in (300, 3, 129, 0)]
-    for k, batch in zip((300, 3, 129, 0), late):
+    numbers = 2 * POOL + 44, 3, POOL + 1, 0                                       # of three pools
+    late = [other[k] for k in numbers]
+    for k, batch in zip(numbers, late):
         assert all(np.array_equal(a, b) for a, b in zip(one[k], batch))
     assert not np.array_equal(train_batches(found, replace(cfg, seed=2))[0][0][:4, :4], one[0][0][:4, :4])
 
@@ -238,11 +257,13 @@ def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
         assert all(np.array_equal(a, b) for a, b in zip(batches[k], pair))
 
 
-def test_batches_have_the_promised_form(prepared, tokenizer, cfg):
+@pytest.mark.parametrize('mt_share', [0.0, 0.5, 1.0])
+def test_batches_have_the_promised_form(prepared, tokenizer, cfg, mt_share):
+    cfg = replace(cfg, mt_share=mt_share)
     found = tasks(prepared, 'train', tokenizer, cfg)
-    assert len(found) == 5 + 8
+    assert len(found) == (5 if mt_share < 1 else 0) + (8 if mt_share else 0)
     batches, real, padded, drawn = train_batches(found, cfg), 0, 0, np.zeros(len(found))
-    for k in range(384):
+    for k in range(POOL):
         src, tgt = batches[k]
         assert src.dtype == tgt.dtype == np.int64 and len(src) == len(tgt)
         for side in (src, tgt):
@@ -253,14 +274,12 @@ def test_batches_have_the_promised_form(prepared, tokenizer, cfg):
             real, padded = real + (side != PAD).sum(), padded + side.size
         assert src.size + tgt.size < 2 * cfg.batch_tokens
     assert 1 - real / padded < 0.1
-    assert abs(padded / 384 / cfg.batch_tokens - 1) < 0.15
+    assert abs(padded / POOL / cfg.batch_tokens - 1) < 0.15
     for pool in range(3):
         for batch in batches.plan(pool):
             drawn += np.bincount(batch[:, 0], minlength=len(found))
     is_mt = np.array([t.kind == 'mt' for t in found])
     assert abs(drawn[is_mt].sum() / drawn.sum() - cfg.mt_share) < 0.01
-    only = [t.kind for t in tasks(prepared, 'train', tokenizer, replace(cfg, mt_share=0.0))]
-    assert only == ['dae'] * 5
 
 
 def test_every_example_comes_once_an_epoch(prepared, tokenizer, cfg):
@@ -309,13 +328,15 @@ def test_text_formats(tmp_path, capsys):
 
     write('a.bo.txt', '\ufeffཀ\r\nཁ\n')
     write('kk.txt', 'бір\nекі\n\nүш\n')
+    write('zh.txt', '一\n二\n\u3000\n三\n')                                       # a line of wide spaces is empty
     write('x.mn.jsonl', '{"title": "т", "text": "нэг\\nхоёр", "url": "u"}\n\n{"text": "гурав"}\n')
     write('b.ug-zh.tsv', 'بىر\t一\n\t\nئىككى\t二\n')
     write('README.md', 'not text')
     write('bo_news.txt', 'ཀ')
     read = [(*texts,) + (*texts.values(),) for _, texts in text.documents(text.fetch(tmp_path))]
     assert read == [('bo', 'ཀ'), ('bo', 'ཁ'), ('ug', 'zh', 'بىر', '一'), ('ug', 'zh', 'ئىككى', '二'),
-                    ('kk', 'бір\nекі'), ('kk', 'үш'), ('mn', 'т\nнэг\nхоёр'), ('mn', 'гурав')]
+                    ('kk', 'бір\nекі'), ('kk', 'үш'), ('mn', 'т\nнэг\nхоёр'), ('mn', 'гурав'),
+                    ('zh', '一\n二'), ('zh', '三')]
     assert 'says no language: bo_news.txt' in capsys.readouterr().out
 
 

@@ -385,10 +385,20 @@ def test_packed_weights_write_the_same(encoder_folder, options):
     exact, *others = (model.head.log_p(model.decode_hidden(tgt, model.encode(src), src).flatten(0, 1))
                       for model in (plain, packed, half, int8))
     ids = slice(plain.config.n_ids)
-    error = [(logp - exact)[:, ids].abs().mean() for logp in others]
-    assert error[0] < 1e-5 < error[1] < 2e-3 < error[2] < 0.05
+    torch.testing.assert_close(exact[:, ids], others[0][:, ids], rtol=0, atol=1e-4)
+    error = [(logp - exact)[:, ids].abs().mean() for logp in others[1:]]
+    assert error[0] < 2e-3 < error[1] < 0.05
+    if 'fbgemm' in torch.backends.quantized.supported_engines:
+        assert error[0] > 1e-5
     for logp in others:
         assert (logp.exp().sum(1) - 1).abs().max() < 1e-4 and logp[:, ids.stop:].isneginf().all()
+
+
+def test_packing_where_there_is_no_library_for_it(encoder_folder, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    model = swcm(encoder_folder)
+    model.pack(32)
+    assert model.head.packed is None and isinstance(model.encoder[0].attn.query, torch.nn.Linear)
 
 
 def test_top():
@@ -471,8 +481,9 @@ def test_save_and_load(encoder_folder, tmp_path, options):
     model.save(tmp_path)
     with pytest.raises(ValueError, match='is a nanoSWCM model; an encoder is asked for'):
         SWCM.from_encoder(tmp_path)
+    random = torch.get_rng_state()
     again = SWCM.load(tmp_path)
-    assert not again.training
+    assert not again.training and torch.equal(torch.get_rng_state(), random)      # no time is lost with draws
     src = sources(model)
     assert torch.equal(model.loss(src, src)[0], again.loss(src, src)[0]) and again.config == model.config
     assert again.sentencepiece == model.sentencepiece

@@ -353,6 +353,17 @@ def test_sample_without_a_checkpoint(tmp_path):
     assert status == 1 and err.startswith('error: no checkpoint in out/; `python train.py config/tibetan.py` makes one')
 
 
+def test_bits_of_the_weights_to_write_with(cfg, monkeypatch):
+    train.train(replace(cfg, max_steps=1))
+    packed = []
+    monkeypatch.setattr(sample.SWCM, 'pack', lambda model, bits: packed.append(bits))
+    for options in ({}, dict(dtype='float32'), dict(int8=True), dict(dtype='bfloat16')):
+        sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', **options))
+    assert packed == [16, 32, 8]
+    with pytest.raises(ValueError, match='int8 is for float32 on a CPU, not torch.bfloat16 on cpu'):
+        sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', dtype='bfloat16', int8=True))
+
+
 def test_sampling_fills_masks(cfg):
     train.train(replace(cfg, max_steps=1))
     writer = sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', beams=2, max_new_tokens=12))

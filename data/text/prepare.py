@@ -51,8 +51,7 @@ def documents(files):
 
 
 def plain(path):
-    with open(path, 'rb') as file:
-        is_empty = Counter(not line.strip() for line in file)
+    is_empty = Counter(not line.strip() for line in read_lines(path))
     if is_empty[True] * 100 <= is_empty.total():
         yield from ((line,) for line in read_lines(path) if line.strip())
         return
