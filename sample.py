@@ -168,7 +168,7 @@ def main(argv):
     else:
         to = writer.model.config.languages[0]
         usual = 'zh' if cfg.task == 'translate' else to
-    source = cfg.source or (cfg.to or to if usual == to else usual)
+    source = cfg.source or (usual if cfg.task == 'translate' or usual != to else cfg.to or to)
     to = cfg.to or to
     if cfg.task == 'translate' and source == to:
         raise ValueError(f'translate from {source} to {to}: name another language with --source or --to')

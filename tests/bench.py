@@ -45,7 +45,7 @@ from data import PAD
 from data.batches import Batches, shares, tasks
 from data.tokenizer import Tokenizer
 from data.tokens import read_lines
-from model import SWCM, SWCMConfig
+from model import SWCM, SWCMConfig, n_weights
 
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target, works, systems
 CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
@@ -72,7 +72,8 @@ class Ours:
         if job == 'head':
             return 6 * n * model.head.weight.numel(), 0
         flops = model.flops(n, n * beams)                                         # forward and backward
-        weights = sum(p.numel() for p in [*model.decoder.parameters(), model.head.weight])
+        weights = n_weights(model.decoder) + n_weights(model.head) - sum(
+            n_weights(part) for layer in model.decoder for part in (layer.cross_attn.key, layer.cross_attn.value))
         return (flops, 0) if job == 'train' else (flops / 3, 4 * length * weights)
 
     def decode(self, src, mask, new, beams):

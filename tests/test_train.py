@@ -353,6 +353,15 @@ def test_sample_without_a_checkpoint(tmp_path):
     assert status == 1 and err.startswith('error: no checkpoint in out/; `python train.py config/tibetan.py` makes one')
 
 
+def test_chinese_is_translated_where_it_is_the_first_language(cfg, capsys):
+    train.train(replace(cfg, languages=('zh', 'bo'), max_steps=1))
+    capsys.readouterr()
+    sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我', '--to=bo', '--beams=1', '--max_new_tokens=3'])
+    assert capsys.readouterr().out.count('\n') == 1
+    with pytest.raises(ValueError, match='translate from zh to zh'):
+        sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我'])
+
+
 def test_bits_of_the_weights_to_write_with(cfg, monkeypatch):
     train.train(replace(cfg, max_steps=1))
     packed = []
