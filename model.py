@@ -8,7 +8,7 @@ Axes: B batch, S source, T target, C channels (n_embd), H heads, D head size, V 
 R = B*K rows, N real target tokens. Masks are boolean and True means "attend".
 """
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -19,11 +19,14 @@ from torch.overrides import TorchFunctionMode
 from data import BOS, EOS, PAD, UNK
 from data.files import (
     SENTENCEPIECE,
+    SIZES,
+    check_shape,
+    check_sizes,
     few,
     read_encoder,
     read_file,
     read_json,
-    read_tensors,
+    read_model,
     write_encoder,
     write_model,
 )
@@ -50,9 +53,18 @@ class SWCMConfig:
     mlm_head: bool = True                    # the encoder's checkpoint has the masked-token head
 
     def __post_init__(self):
-        if isinstance(self.languages, str):
-            raise ValueError(f'languages={self.languages!r}: give a tuple of them')
-        self.languages = tuple(self.languages)
+        if isinstance(self.languages, list):                                      # as JSON has it
+            self.languages = tuple(self.languages)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(value) is not f.type and (type(value), f.type) != (int, float):
+                raise ValueError(f'{f.name}={value!r}: give a value of type {f.type.__name__}')
+            if f.name in SIZES and not 0 < value < 2**31:
+                raise ValueError(f'{f.name}={value!r}: give a number above 0')
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f'dropout={self.dropout}: give a share, from 0 to 1')
+        if len(set(map(str, self.languages))) < len(self.languages) or not all(isinstance(x, str) for x in self.languages):
+            raise ValueError(f'languages={self.languages!r}: give each once, as text')
         for name, choices in (('share', ('copy', 'none', 'tie', 'alternate')), ('head', ('tied', 'untied')),
                               ('inserted', ('random', 'duplicate', 'quiet'))):
             if getattr(self, name) not in choices:
@@ -407,9 +419,7 @@ class XLMR(nn.Module):
             if name.startswith('head') and not self.head.tied:                    # it has no use for the MLM head
                 continue
             p = parameters[name][:c.vocab_size] if name in BY_ID else parameters[name]
-            if value.shape != p.shape:
-                raise ValueError(f'{folder}: {name} has shape {tuple(value.shape)}, '
-                                 f'where config.json asks for {tuple(p.shape)}')
+            check_shape(folder, name, value, p.shape)
             p.copy_(value)
             self.origins[name] = f'read from {folder}'
         word = self.embeddings.word.weight                                        # new rows start near the mean row
@@ -641,21 +651,25 @@ class SWCM(XLMR):
         """
         folder = Path(folder)
         config = read_json(folder / 'config.json')
-        if config.pop('model_type', None) != 'swcm':
+        if config.get('model_type') != 'swcm':
             raise ValueError(f'{folder} is not a nanoSWCM model but perhaps an encoder, from which train.py makes one')
-        if unknown := sorted(set(config) - set(SWCMConfig.__dataclass_fields__)):
+        options = {key: value for key, value in config.items() if key != 'model_type'}
+        if unknown := sorted(set(options) - set(SWCMConfig.__dataclass_fields__)):
             raise ValueError(f'{folder}/config.json: unknown {few(unknown)}')
-        if dropout is not None:
-            config['dropout'] = dropout
+        try:
+            c = SWCMConfig(**options if dropout is None else {**options, 'dropout': dropout})
+        except ValueError as e:
+            raise ValueError(f'{folder}/config.json: {e}') from e
+        state = read_model(folder, config)
+        check_sizes(folder, state, c.n_rows, vars(c))
         with NoDraws():
-            model = cls(SWCMConfig(**config), read_file(folder / SENTENCEPIECE))
-        state, parameters = read_tensors(folder), dict(model.named_parameters())
+            model = cls(c, read_file(folder / SENTENCEPIECE))
+        parameters = dict(model.named_parameters())
         if wrong := sorted(set(parameters) ^ set(state)):
             raise ValueError(f'{folder}: tensors missing or not expected: {few(wrong)}')
         with torch.no_grad():
             for name, p in parameters.items():
-                if p.shape != state[name].shape:
-                    raise ValueError(f'{folder}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}')
+                check_shape(folder, name, state[name], p.shape)
                 p.copy_(state[name])
         model.origins = {name: f'read from {folder}' for name in model.origins}
         return model.eval()

@@ -1,13 +1,16 @@
 """Files of a model: XLM-R's names, reading without running code, writing so that a file is always whole."""
 import json
 import os
-from contextlib import ExitStack, contextmanager
+import shutil
+import zlib
+from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from data import BOS, EOS, PAD
 
@@ -50,7 +53,7 @@ def read_encoder(folder):
 
     Raises ValueError, which names them, for settings that are not XLM-R's and for tensors that lack or are too many.
     """
-    config, state = read_json(folder / 'config.json'), read_tensors(folder)
+    config = read_json(folder / 'config.json')
     if config.get('model_type') == 'swcm':
         raise ValueError(f'{folder} is a nanoSWCM model; an encoder is asked for')
     expected = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'pad_token_id': PAD, 'type_vocab_size': 1}
@@ -59,19 +62,40 @@ def read_encoder(folder):
             raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; an XLM-R encoder has {value!r}')
     if missing := [key for key in SIZES.values() if key not in config]:
         raise ValueError(f'{folder}/config.json lacks {few(missing)}')
-    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
+    sizes, state = {ours: config[theirs] for ours, theirs in SIZES.items()}, read_model(folder, config)
     state = {name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}': t for name, t in state.items()}
     word, head = state.get('roberta.embeddings.word_embeddings.weight'), state.pop('lm_head.decoder.weight', None)
     if head is not None and word is not None and not torch.equal(head, word):
         raise ValueError(f'{folder}: lm_head.decoder.weight differs from the embeddings; only a tied head is read')
     state = {name: t for name, t in state.items() if not name.startswith(UNUSED)}
     mlm_head = 'lm_head.bias' in state
+    layers = {name.split('.')[3] for name in state if name.startswith('roberta.encoder.layer.')}
+    if not isinstance(sizes['n_layer'], int) or not 1 <= sizes['n_layer'] <= len(layers):
+        raise ValueError(f'{folder}: num_hidden_layers is {sizes["n_layer"]!r} in config.json, and the weights have '
+                         f'{len(layers)} layers')
     names = huggingface_names(sizes['n_layer'], mlm_head)
     missing, surplus = sorted(set(names.values()) - set(state)), sorted(set(state) - set(names.values()))
     if missing or surplus:
         raise ValueError(f'{folder}: not the tensors of an XLM-R with the sizes of its config.json. '
                          f'Missing: {few(missing)}. Not expected: {few(surplus)}')
-    return {**sizes, 'mlm_head': mlm_head}, {ours: state[theirs] for ours, theirs in names.items()}
+    state = {ours: state[theirs] for ours, theirs in names.items()}
+    check_sizes(folder, state, sizes['vocab_size'], sizes)
+    return {**sizes, 'mlm_head': mlm_head}, state
+
+
+def check_sizes(folder, state, n_rows, sizes):
+    """Raises ValueError where a tensor has another size than config.json says: before a model of that size is made."""
+    for name, *shape in (('embeddings.word.weight', n_rows, sizes['n_embd']),
+                         ('embeddings.position.weight', sizes['n_positions'], sizes['n_embd']),
+                         (f'encoder.{sizes["n_layer"] - 1}.ffn.up.weight', sizes['n_ffn'], sizes['n_embd'])):
+        if name not in state:
+            raise ValueError(f'{folder}: config.json asks for {name}, and the weights lack it')
+        check_shape(folder, name, state[name], shape)
+
+
+def check_shape(folder, name, tensor, shape):
+    if list(tensor.shape) != list(shape):
+        raise ValueError(f'{folder}: {name} has shape {tuple(tensor.shape)}, where config.json asks for {tuple(shape)}')
 
 
 def write_encoder(folder, config, state, sentencepiece):
@@ -85,25 +109,80 @@ def write_encoder(folder, config, state, sentencepiece):
         'tie_word_embeddings': True})
 
 
+def read_model(folder, config):
+    """The tensors of a model's folder by name. Raises ValueError where config.json or the SentencePiece file, as far
+    as they are on record, are not those with which they were written."""
+    tensors, metadata = read_tensors(folder)
+    written = parse_object(metadata.get('config', '{}'), f'the metadata of {folder}/model.safetensors')
+    if changed := [key for key in written if config.get(key) != written[key] and 'dropout' not in key]:
+        key = changed[0]
+        raise ValueError(f'{folder}/config.json has {key}={config.get(key)!r}, and model.safetensors was written with '
+                         f'{written[key]!r}; copy both from one folder')
+    if 'sentencepiece' in metadata and crc(read_file(folder / SENTENCEPIECE)) != metadata['sentencepiece']:
+        raise ValueError(f'{folder}/{SENTENCEPIECE} is damaged or not the one with which model.safetensors was '
+                         'written; copy both from one folder')
+    return tensors
+
+
 def read_tensors(folder):
-    """Tensors by name, from model.safetensors or else pytorch_model.bin, which is read without running its code."""
+    """Tensors by name and metadata, from model.safetensors or else pytorch_model.bin, whose code is not run."""
     path = folder / 'model.safetensors'
+    if path.exists():
+        return read_safetensors(path)
+    path = folder / 'pytorch_model.bin'
+    if not path.exists():
+        raise FileNotFoundError(f'{folder} has neither model.safetensors nor pytorch_model.bin')
     try:
-        if path.exists():
-            return load_file(path)
-        path = folder / 'pytorch_model.bin'
-        if path.exists():
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as e:
-        raise ValueError(f'{path} is damaged or no weight file ({str(e).splitlines()[0]}); copy or download it again')
-    raise FileNotFoundError(f'{folder} has neither model.safetensors nor pytorch_model.bin')
+        tensors = torch.load(path, map_location='cpu', weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as e:
+        raise damaged(path, e) from e
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise damaged(path, 'it holds other things than tensors by name')
+    return tensors, {}
+
+
+def read_safetensors(path):
+    """Tensors by name, mapped into memory, and metadata; raises ValueError where these are not what was written."""
+    try:
+        with safe_open(path, 'pt') as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except SafetensorError as e:
+        raise damaged(path, e) from e
+    if metadata.get('crc32', written := checksum(tensors, metadata)) != written:
+        raise damaged(path, 'its checksum is another')
+    return tensors, metadata
+
+
+def damaged(path, why):
+    return ValueError(f'{path} is damaged or no weight file ({str(why).splitlines()[0]}); copy or download it again')
+
+
+def checksum(tensors, metadata):
+    """CRC-32 of all that a file of tensors says, but for the checksum itself."""
+    return crc(repr(sorted(item for item in metadata.items() if item[0] != 'crc32')).encode(), *(
+        part for name, t in sorted(tensors.items()) for part in (
+            repr((name, t.dtype, tuple(t.shape))).encode(),
+            t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())))
+
+
+def crc(*parts):
+    """CRC-32 of bytes or arrays, as text."""
+    return f'{reduce(lambda value, part: zlib.crc32(part, value), parts, 0):08x}'
 
 
 def read_json(path):
+    return parse_object(read_file(path), path)
+
+
+def parse_object(text, where):
+    """The dict of a JSON text; `where` it stands is named in the ValueError for what is no such thing."""
     try:
-        return json.loads(read_file(path))
-    except ValueError as e:
-        raise ValueError(f'{path} is not JSON: {e}')
+        found = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{where} is not JSON: {e}') from e
+    if not isinstance(found, dict):
+        raise ValueError(f'{where} is no JSON object, {{"name": value, ...}}')
+    return found
 
 
 def read_file(path):
@@ -118,22 +197,47 @@ def read_file(path):
 
 def write_model(folder, state, sentencepiece, config):
     """Writes a model's folder: all of it, or on an error, which is an OSError, nothing."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:                        # the files take their places only when all are written
-        stack.callback(lambda: any(folder.iterdir()) or folder.rmdir())
-        new = [stack.enter_context(replacing(folder / name)) for name in ('model.safetensors', 'config.json')]
-        write_tensors(new[0], state, {'format': 'pt'})
-        new[1].write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    with filling(Path(folder)) as new:
+        metadata = {'format': 'pt', 'config': json.dumps(config)}
         if sentencepiece is not None:
-            stack.enter_context(replacing(folder / SENTENCEPIECE)).write_bytes(sentencepiece)
+            (new / SENTENCEPIECE).write_bytes(sentencepiece)
+            metadata['sentencepiece'] = crc(sentencepiece)
+        (new / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        write_tensors(new / 'model.safetensors', state, metadata)
 
 
 def write_tensors(path, tensors, metadata):
+    """Writes a safetensors file whose metadata, {name: text}, also have a checksum of all."""
+    path.touch()
+    mode = path.stat().st_mode                        # the user's; safetensors makes files that others cannot read
     try:
-        save_file(tensors, path, metadata)
+        save_file(tensors, path, {**metadata, 'crc32': checksum(tensors, metadata)})
     except SafetensorError as e:
         raise OSError(f'{path} cannot be written: {e}') from e
+    path.chmod(mode)
+
+
+@contextmanager
+def filling(folder):
+    """Gives a temporary folder beside `folder`, whose files take their places there when all are written, or never.
+
+    A new folder appears at once with all its files; in one that is there, each is replaced at once.
+    """
+    temporary = folder.with_name(folder.name + '.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with naming(folder):
+            yield temporary
+        for path in temporary.iterdir():
+            sync(path)
+        if not folder.exists():
+            temporary.rename(folder)
+        else:
+            for path in temporary.iterdir():
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -141,13 +245,29 @@ def replacing(path):
     """Gives a temporary path beside `path`; what was written there takes its place at once, or not at all."""
     temporary = path.with_name(path.name + '.tmp')
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode               # the user's; safetensors makes files that others cannot read
-        yield temporary
-        temporary.chmod(mode)
+        with naming(path):
+            yield temporary
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path):
+    """Puts the path into the errors of a full disk, which do not say where it was."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno and e.filename is None:
+            e.filename = str(path)
+        raise
+
+
+def sync(path):
+    """Waits until a file is on the disk, so that a new one never takes its place before it, even if the power fails."""
+    with open(path, 'rb+') as file:
+        os.fsync(file.fileno())
 
 
 def few(names):

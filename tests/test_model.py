@@ -543,5 +543,5 @@ def test_bad_options(encoder_folder):
         SWCM.load(encoder_folder)
     with pytest.raises(FileNotFoundError, match='the folder nowhere does not exist'):
         SWCM.load('nowhere')
-    with pytest.raises(ValueError, match="languages='bo': give a tuple"):
+    with pytest.raises(ValueError, match="languages='bo': give a value of type tuple"):
         SWCM.from_encoder(encoder_folder, languages='bo')
