@@ -63,7 +63,7 @@ class SWCMConfig:
                 raise ValueError(f'{f.name}={value!r}: give a number above 0')
         if not 0 <= self.dropout <= 1:
             raise ValueError(f'dropout={self.dropout}: give a share, from 0 to 1')
-        if len(set(map(str, self.languages))) < len(self.languages) or not all(isinstance(x, str) for x in self.languages):
+        if len(set(map(str, self.languages))) < len(self.languages) or {*map(type, self.languages)} - {str}:
             raise ValueError(f'languages={self.languages!r}: give each once, as text')
         for name, choices in (('share', ('copy', 'none', 'tie', 'alternate')), ('head', ('tied', 'untied')),
                               ('inserted', ('random', 'duplicate', 'quiet'))):

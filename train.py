@@ -6,7 +6,9 @@
 The same command goes on from where a run was stopped. Run only config files that you trust: they are Python.
 """
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,13 +26,12 @@ if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torc
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import PAD
 from data.batches import Batches, shares, tasks, val_batches
-from data.files import SENTENCEPIECE, replacing, write_tensors
+from data.files import SENTENCEPIECE, naming, parse_object, read_safetensors, replacing, write_tensors, written_checksum
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import identity, open_streams, prepare, vocabulary_text
@@ -40,11 +41,13 @@ STATE = 'training.safetensors'
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
 PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L40S': 362e12, '4090': 165e12,
               '3090': 71e12}
+MOST_SKIPPED = 5                                      # steps in a row without a finite loss and gradient: then it ends
 # What a resumed run may change: nothing that bears on the model or on which batch comes when. (max_steps bears on the
-# learning rate, which falls to 0 there, and device, dtype and compile on the last bits.)
+# learning rate, which falls to 0 there, and device, dtype, compile and deterministic on the last bits.)
 FREE = {'max_steps', 'out_dir', 'eval_interval', 'eval_segments', 'eval_translations', 'test_dataset', 'test_from',
-        'save_interval', 'resume', 'device', 'dtype', 'compile', 'workers', 'data_from', 'data', 'test', 'eval_only',
-        'eval_examples', 'test_examples', 'beams', 'length_penalty', 'no_repeat_ngram', 'force_script'}
+        'save_interval', 'resume', 'device', 'dtype', 'compile', 'deterministic', 'workers', 'data_from', 'data',
+        'test', 'eval_only', 'eval_examples', 'test_examples', 'beams', 'length_penalty', 'no_repeat_ngram',
+        'force_script'}
 
 
 def train(cfg):
@@ -125,14 +128,18 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     show (last: the run is at its end); the checkpoint of least `badness(losses, scores)`, of equal ones that of least
     loss, is the best; `data` names the text, so that no run goes on with another. The gradient of a step is that of the
     loss per target token over all its micro-batches and processes. On a CPU the same settings give the same bits,
-    whether the run was stopped or not.
+    whether the run was stopped or not. A step without a finite loss and gradient changes no weight; MOST_SKIPPED in a
+    row end the run with a ValueError, for which `batches.describe(k)` gives lines that say what was in them.
     """
+    if cfg.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True, warn_only=True)
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if cfg.accumulate % world:
         raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} processes')
-    out, step, best, tokens = Path(cfg.out_dir), 0, [float('inf')] * 2, 0
-    start = start_of(cfg)
+    out, start = Path(cfg.out_dir), start_of(cfg)
+    step, tokens, best, skipped = 0, 0, [math.inf] * 2, [0, 0]            # skipped: steps, and those just now in a row
     model.to(device).train()
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(
@@ -143,9 +150,9 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         if start not in ('', state['start']):
             raise ValueError(f'{out}: the weights from which this run began have changed in their folder. '
                              '--resume=False starts over, --out_dir=NAME starts another beside it')
-        step, best, tokens, start = (state[key] for key in ('step', 'best', 'tokens', 'start'))
+        step, tokens, best, skipped, start = (state[k] for k in ('step', 'tokens', 'best', 'skipped', 'start'))
         restore(state, parameters, optimizer)
-    forward = model
+    saved, forward = step, model
     if cfg.compile:                                                       # by layer: few shapes, quick to compile
         for layer in (*model.encoder, *getattr(model, 'decoder', ())):
             layer.compile(dynamic=True)
@@ -158,7 +165,9 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     loader = iter(torch.utils.data.DataLoader(
         batches, batch_size=None, num_workers=cfg.workers, worker_init_fn=ignore_interrupt,
         pin_memory=device.type == 'cuda',
-        sampler=[k * cfg.accumulate + rank + world * i for k in range(step, cfg.max_steps) for i in range(mine)]))
+        sampler=(k * cfg.accumulate + rank + world * i for k in range(step, cfg.max_steps) for i in range(mine))))
+    if rank == 0:
+        tidy(out, state)
     log = Log(out, cfg, step) if rank == 0 else None
     bar = tqdm(total=cfg.max_steps, initial=step, unit='step', disable=True if rank else None, dynamic_ncols=True)
 
@@ -181,10 +190,13 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
             model.save(out / 'best')
 
     def save_last():
+        nonlocal saved
+        saved = step
         if rank == 0:
+            log.sync()
             model.save(out / 'last')
-            write_state(out / 'last' / STATE, cfg, parameters, optimizer, step=step, best=best, tokens=tokens,
-                        data=data, start=start)
+            write_state(out / 'last' / STATE, cfg, parameters, optimizer, step=step, tokens=tokens, best=best,
+                        skipped=skipped, data=data, start=start)
 
     if step == 0:
         if rank == 0:
@@ -193,9 +205,10 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     stop = StopSignals()
     while step < cfg.max_steps:
         started, lr = time.perf_counter(), cfg.lr * schedule(step, cfg)
-        torch.manual_seed(cfg.seed + 1_000_003 * (step * world + rank))   # dropout: a function of seed, step and rank
         total, source_tokens = torch.zeros(3, dtype=torch.float64), 0     # loss, targets, signal
         for i in range(mine):
+            k = step * cfg.accumulate + rank + world * i                  # the micro-batch; seeds its dropout
+            torch.manual_seed(cfg.seed + 1_000_003 * k)
             src, tgt = next(loader)
             source_tokens += int((src != PAD).sum())
             src, tgt = src.to(device, non_blocking=True), tgt.to(device, non_blocking=True)
@@ -212,26 +225,34 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         for p in parameters.values():
             p.grad.mul_(world / n_targets)                                # DDP has divided the sums by world
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), cfg.grad_clip).item()
-        if not norm < float('inf'):
-            raise ValueError(f'step {step}: the gradient is {norm}. {out}/last is as of the last save; '
-                             'a lower --lr or --dtype=float32 may help')
-        for group in optimizer.param_groups:
-            group['lr'] = lr
-        optimizer.step()
+        loss = loss_sum / n_targets
+        if is_finite := math.isfinite(loss) and math.isfinite(norm):
+            for group in optimizer.param_groups:
+                group['lr'] = lr
+            optimizer.step()
+            tokens, skipped = tokens + int(n_targets), [skipped[0], 0]
+        else:
+            skipped = [n + 1 for n in skipped]
+            say(f'step {step + 1} is skipped: its loss is {loss:.4g}, the norm of its gradient {norm:.4g} '
+                f'({skipped[0]} skipped in all, {skipped[1]} in a row)')
         optimizer.zero_grad()
-        step, tokens = step + 1, tokens + int(n_targets)
+        step += 1
         seconds = time.perf_counter() - started
-        figures = {'loss': loss_sum / n_targets, 'tokens_per_s': n_targets / seconds}
+        figures = {'loss': loss, 'tokens_per_s': n_targets / seconds}
         if peak:
             figures['share_of_peak'] = model.flops(source_tokens * world, n_targets) / seconds / peak / world
+        if not is_finite:
+            figures['skipped'] = skipped[0]
         bar.set_postfix({k: f'{v:.4g}' for k, v in figures.items()}, refresh=False)
         bar.update()
         if rank == 0:
             log.write(step=step, tokens=tokens, lr=lr, grad_norm=norm, **figures)
+        if skipped[1] == MOST_SKIPPED:
+            raise diverged(cfg, batches, step, saved)
         last = step == cfg.max_steps
         if step % cfg.eval_interval == 0 or last:
             check(save=True)
-        if step % cfg.save_interval == 0 or last or signalled:
+        if step % cfg.save_interval == 0 and is_finite or last or signalled:
             save_last()
         if signalled:
             break
@@ -242,6 +263,18 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     if (stop.signal or signalled) and step < cfg.max_steps:
         say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
         sys.exit(128 + (stop.signal or signal.SIGTERM))
+
+
+def diverged(cfg, batches, step, saved):
+    """Lists what the last MOST_SKIPPED steps had to learn, and returns the error that ends the run after them."""
+    for at in range(step - MOST_SKIPPED, step):
+        for k in range(at * cfg.accumulate, (at + 1) * cfg.accumulate):
+            for line in batches.describe(k):
+                say(f'step {at + 1}, batch {k}: {line}')
+    good = f'{cfg.out_dir}/last, of step {saved}' if saved else 'none yet'
+    return ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches '
+                      f'are listed above. The last good checkpoint: {good}. Look at the batches, or try a lower --lr or '
+                      '--dtype=float32')
 
 
 def schedule(step, cfg):
@@ -325,7 +358,11 @@ def start_of(cfg):
     """What tells the weights that cfg's run begins from from changed ones; '' where there are none, or not any more."""
     folder = getattr(cfg, 'checkpoint', '') or cfg.encoder
     files = [Path(folder, name) for name in ('model.safetensors', 'pytorch_model.bin')] if folder else []
-    return next((f'{identity(path):016x}' for path in files if path.exists()), '')
+    return next((written_checksum(path) or f'{identity(path):016x}' for path in files if path.exists()), '')
+
+
+# What read_state asks for, and fit puts in
+STATE_KINDS = {'step': int, 'tokens': int, 'best': list, 'skipped': list, 'data': str, 'start': str, 'config': dict}
 
 
 def write_state(path, cfg, parameters, optimizer, **figures):
@@ -340,35 +377,59 @@ def write_state(path, cfg, parameters, optimizer, **figures):
 
 
 def read_state(cfg):
-    """The open state of cfg's run, or None where there is none or cfg.resume is off.
+    """The state of cfg's run, or None where there is none or cfg.resume is off.
 
-    Raises ValueError where the run was made with other settings that bear on its result.
+    Raises ValueError for a damaged file, and where the run was made with other settings that bear on its result.
     """
     path = Path(cfg.out_dir, 'last', STATE)
     if not cfg.resume or not path.exists():
         return None
     try:
-        file = safe_open(path, 'pt')
-    except SafetensorError as e:
-        raise ValueError(f'{path} is damaged ({e}); --resume=False starts over') from e
-    state = json.loads(file.metadata()['json'])
+        tensors, metadata = read_safetensors(path)
+        state = parse_object(metadata.get('json', ''), f'the metadata of {path}')
+        if wrong := [key for key, kind in STATE_KINDS.items() if not isinstance(state.get(key), kind)]:
+            raise ValueError(f'{path} lacks {" ".join(wrong)}, as other versions do')
+    except ValueError as e:
+        raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; --out_dir=NAME starts '
+                         'another run beside it, --resume=False starts over and removes it') from e
     ours = json.loads(json.dumps(asdict(cfg)))
     changed = [key for key in ours if key not in FREE and ours[key] != state['config'].get(key)]
     if changed:
         key = changed[0]
         raise ValueError(f'{cfg.out_dir} holds a run with {key}={state["config"].get(key)!r}, not {ours[key]!r}. '
                          '--resume=False replaces it, --out_dir=NAME starts another beside it')
-    return {**state, 'tensors': file}
+    return {**state, 'tensors': tensors}
 
 
 def restore(state, parameters, optimizer):
+    """Fills weights and AdamW's moments from what read_state gave. Raises ValueError for those of another model."""
     tensors, order = state.pop('tensors'), [p for group in optimizer.param_groups for p in group['params']]
     names, moments = {p: name for name, p in parameters.items()}, {}
     with torch.no_grad():
         for i, p in enumerate(order):
-            p.copy_(tensors.get_tensor('weight.' + names[p]))
-            moments[i] = {key: tensors.get_tensor(f'{key}.{names[p]}') for key in ('exp_avg', 'exp_avg_sq', 'step')}
+            found = {key: tensors.get(f'{key}.{names[p]}') for key in ('weight', 'exp_avg', 'exp_avg_sq', 'step')}
+            if any(t is None or t.shape not in (p.shape, ()) for t in found.values()):
+                raise ValueError(f'last/{STATE} is of another model than last/model.safetensors: {names[p]} differs. '
+                                 '--resume=False starts over')
+            p.copy_(found.pop('weight'))
+            moments[i] = found
     optimizer.load_state_dict({'state': moments, 'param_groups': optimizer.state_dict()['param_groups']})
+
+
+def tidy(out, state):
+    """Removes what a killed process left half written and, where a run starts over, the checkpoints of the one before.
+
+    Whoever reads these at the time finds a whole folder or none.
+    """
+    def half_written():
+        return [*out.glob('*.tmp'), *out.glob('*/*.tmp')]
+
+    for i in range(2):
+        for path in half_written():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in [out / 'last', out / 'best'] if not state else []:
+            if folder.exists():
+                folder.rename(folder.with_suffix('.tmp'))
 
 
 class Log:
@@ -380,14 +441,20 @@ class Log:
             path.write_text(json.dumps(asdict(cfg), indent=1, ensure_ascii=False), encoding='utf-8')
         self.path = out / 'log.jsonl'
         old = self.path.read_text(encoding='utf-8').splitlines(keepends=True) if step and self.path.exists() else []
+        kept = [line for n, line in enumerate(old, 1)                     # the last may be half written
+                if line.endswith('\n') and parse_object(line, f'{self.path}: line {n}').get('step', 0) <= step]
         with replacing(self.path) as path:
-            path.write_text(''.join(line for line in old if line.endswith('\n') and json.loads(line)['step'] <= step),
-                            encoding='utf-8')
+            path.write_text(''.join(kept), encoding='utf-8')
         self.file = open(self.path, 'a', encoding='utf-8')
 
     def write(self, **figures):
-        self.file.write(json.dumps(figures) + '\n')
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(figures) + '\n')
+            self.file.flush()
+
+    def sync(self):
+        """Waits until all lines are on the disk."""
+        os.fsync(self.file.fileno())
 
 
 class StopSignals:
@@ -431,7 +498,7 @@ def say(text):
 def with_processes(run):
     """Calls run() in the group of processes that torchrun has started, if it has."""
     if 'RANK' in os.environ:
-        dist.init_process_group(timeout=timedelta(hours=24))              # the main process may prepare text for long
+        dist.init_process_group(timeout=timedelta(hours=1))  # while the main process prepares or evaluates
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     run()

@@ -45,6 +45,7 @@ class Run:
     device: str = 'auto'             # auto | cpu | cuda | cuda:1 | mps
     dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, else float32) | float32 | bfloat16
     compile: bool = False            # torch.compile; for CUDA
+    deterministic: bool = False      # on CUDA: operations that give the same bits each time; slower
     workers: int = 0                 # processes that prepare batches; 0: the training process itself
 
 

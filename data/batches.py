@@ -51,6 +51,11 @@ class Task:
         noisy = infill(noisy, tok.mask, cfg.mask_ratio, cfg.span_length, rng)
         return tok.dress(self.source, noisy), tok.dress(self.target, ids)
 
+    def describe(self, examples):
+        """A line that says where these examples stand."""
+        segments = ' '.join(f'{2 * i}+{2 * i + 1}' if self.kind == 'mt' else str(i) for i in sorted(examples))
+        return f'{self.name}, segments {segments} of {self.stream.where[0]}'
+
     def val_example(self, i):
         """As `example`, with the noise that evaluation gives to i in all runs, whatever their seed."""
         return self.example(i, np.random.default_rng((4, int(i))))
@@ -132,6 +137,12 @@ class Batches:
         pool, i = divmod(k, POOL)
         rng = np.random.default_rng((self.cfg.seed, 3, k))
         return collate([self.tasks[t].example(j, rng) for t, j in self.plan(pool)[i]])
+
+    def describe(self, k):
+        """Lines that say which examples of which tasks are in batch k."""
+        pool, i = divmod(k, POOL)
+        rows = self.plan(pool)[i]
+        return [self.tasks[t].describe(rows[rows[:, 0] == t, 1]) for t in np.unique(rows[:, 0])]
 
 
 def divide(lengths, rows, n):

@@ -269,4 +269,8 @@ class Examples:
     def example(self, i, rng=None):
         return self.ids[i]
 
+    def describe(self, examples):
+        """A line that says which these examples are, by how their sources begin."""
+        return f'{self.name}, ' + ' | '.join(self.examples[i].source[-1][:30] for i in examples)
+
     val_example = example

@@ -153,6 +153,15 @@ def read_safetensors(path):
     return tensors, metadata
 
 
+def written_checksum(path):
+    """The checksum that a safetensors file of ours says it has, unread; None where it says none."""
+    try:
+        with safe_open(path, 'pt') as file:
+            return (file.metadata() or {}).get('crc32')
+    except SafetensorError:
+        return None
+
+
 def damaged(path, why):
     return ValueError(f'{path} is damaged or no weight file ({str(why).splitlines()[0]}); copy or download it again')
 
@@ -207,7 +216,7 @@ def write_model(folder, state, sentencepiece, config):
 
 
 def write_tensors(path, tensors, metadata):
-    """Writes a safetensors file whose metadata, {name: text}, also have a checksum of all."""
+    """Writes a safetensors file whose metadata, {name: text}, have a checksum besides; equal calls write equal bytes."""
     path.touch()
     mode = path.stat().st_mode                        # the user's; safetensors makes files that others cannot read
     try:
@@ -215,6 +224,12 @@ def write_tensors(path, tensors, metadata):
     except SafetensorError as e:
         raise OSError(f'{path} cannot be written: {e}') from e
     path.chmod(mode)
+    with open(path, 'rb+') as file:                   # the library writes metadata in any order
+        size = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode().ljust(size))
 
 
 @contextmanager

@@ -172,9 +172,7 @@ def read(folder, paths, out):
         raise ValueError(f'{out} cannot be made, as {above} is a file; name another folder')
     check_texts(paths)
     sizes, state = read_encoder(Path(folder))
-    tokenizer, n_rows = Tokenizer(folder, vocab_size=sizes['vocab_size']), len(state['embeddings.word.weight'])
-    if n_rows != sizes['vocab_size']:
-        raise ValueError(f'{folder}: {n_rows} embeddings, and vocab_size {sizes["vocab_size"]} in config.json')
+    tokenizer = Tokenizer(folder, vocab_size=sizes['vocab_size'])
     proto(tokenizer)
     return sizes, state, tokenizer
 

@@ -21,7 +21,7 @@ import config
 import sample
 import train
 from data import PAD, tokens
-from data.batches import collate, tasks, val_batches
+from data.batches import Batches, collate, shares, tasks, val_batches
 from data.tokenizer import Tokenizer
 from model import SWCM, XLMR
 
@@ -209,13 +209,63 @@ def test_readme_has_the_table_of_the_logs():
         assert len(out.splitlines()) == 2 + runs and out in (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
-def test_gradient_that_is_no_number_stops_the_run(cfg):
-    model = SWCM.from_encoder(cfg.encoder, languages=LANGUAGES)
-    with torch.no_grad():
-        model.encoder[0].ffn.up.weight[0, 0] = float('nan')
-    batch = collate([(np.array([0, 161, 5, 2]), np.array([0, 161, 5, 2]))])
-    with pytest.raises(ValueError, match='step 0: the gradient is nan'):
-        train.fit(cfg, model, [batch] * 12, lambda model, last: ({'x': 1.0}, {}, []))
+def spoil(monkeypatch, kinds):
+    """Makes the loss of these steps, counted from 1, not finite: {step: nan or inf}; None does so to the gradient."""
+    schedule, forward, at = train.schedule, SWCM.forward, []
+
+    def note(step, cfg):
+        at.append(step + 1)
+        return schedule(step, cfg)
+
+    def spoilt(model, src, tgt):
+        loss, n = forward(model, src, tgt)
+        kind = kinds.get(at[-1], 0.0)
+        return loss + ((next(model.parameters()).sum() * 0).sqrt() if kind is None else kind), n
+
+    monkeypatch.setattr(train, 'schedule', note)
+    monkeypatch.setattr(SWCM, 'forward', spoilt)
+
+
+def test_steps_without_a_finite_loss_are_skipped(cfg, monkeypatch, tmp_path, capsys):
+    spoil(monkeypatch, {2: float('nan'), 4: None, 5: float('inf')})
+    stop_after(1, cfg)
+    before = weights(cfg)
+    stop_after(2, cfg)
+    assert all(torch.equal(before[k], value) for k, value in weights(cfg).items())
+    train.train(cfg)
+    whole = replace(cfg, out_dir=str(tmp_path / 'whole'))
+    train.train(whole)
+    assert repr(log(whole)) == repr(log(cfg))                             # nan differs from itself
+    assert all(torch.equal(weights(whole)[k], value) and value.isfinite().all() for k, value in weights(cfg).items())
+    steps = [line for line in log(cfg) if 'lr' in line]
+    assert [line.get('skipped') for line in steps] == [None, 1, None, 2, 3, None]
+    assert [b['tokens'] > a['tokens'] for a, b in zip(steps, steps[1:])] == [False, True, False, False, True]
+    out = capsys.readouterr().out
+    assert 'step 2 is skipped: its loss is nan' in out and '(3 skipped in all, 2 in a row)' in out
+    assert re.search(r'step 4 is skipped: its loss is \d\.\d+, the norm of its gradient nan', out)
+
+
+def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
+    """... with its last good checkpoint, and says which segments it could not learn."""
+    spoil(monkeypatch, {step: float('inf') for step in range(4, 20)})
+    cfg = replace(cfg, max_steps=20, save_interval=1)
+    message = 'step 8: 5 steps in a row without a finite loss and gradient.*last, of step 3'
+    for _ in range(2):                                                    # the same when it is resumed
+        with pytest.raises(ValueError, match=message):
+            train.train(cfg)
+        found = re.findall(r'step (\d+), batch (\d+): (dae|mt) (\w\w)\S*, segments ([\d+ ]+) of (\S+)',
+                           capsys.readouterr().out)
+        assert {(int(step), int(k)) for step, k, *_ in found} == {(k // 2 + 1, k) for k in range(6, 16)}
+        assert all(w.isfinite().all() for w in weights(cfg).values())
+    tokenizer, folder = Tokenizer(cfg.encoder, LANGUAGES), next((run_root / 'tokens/text').iterdir())
+    of_train = tasks(folder, 'train', tokenizer, cfg)
+    batches = Batches(of_train, shares(of_train, cfg.mt_share, cfg.alpha), cfg)
+    for _, k, kind, language, segments, path in found:
+        targets = [row[2:row.tolist().index(2)].tolist() for row in batches[int(k)][1]]
+        stream = tokens.open_streams(folder, 'train')[path.split('/')[-1].split('.')[0]]
+        for segment in segments.split():
+            sides = [stream[int(i)].tolist() for i in segment.split('+')]
+            assert any(side in targets for side in sides) and len(sides) == 1 + (kind == 'mt')
 
 
 def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path):

@@ -333,5 +333,5 @@ def test_nothing_is_left_of_what_cannot_be_written(texts, encoder_folder, tmp_pa
         (bad / file.name).write_bytes(file.read_bytes())
     settings = (bad / 'config.json').read_text()
     (bad / 'config.json').write_text(settings.replace('"vocab_size": 161', '"vocab_size": 200'))
-    with pytest.raises(ValueError, match='161 embeddings, and vocab_size 200'):
+    with pytest.raises(ValueError, match='has vocab_size=200, and model.safetensors was written with 161'):
         main(['trim', '--encoder', str(bad), '--text', str(texts / 'bo.txt'), '--out', str(out)])
