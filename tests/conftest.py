@@ -40,10 +40,8 @@ def sentences(language):
     return [form.format(n=n, x=x) for form in forms for n in numbers.split() for x in things.split()]
 
 
-@pytest.fixture(scope='session')
-def corpus(tmp_path_factory):
-    """A folder that data/text reads: a file per language of nine sentences a document, and a .tsv per pair with zh."""
-    folder = tmp_path_factory.mktemp('corpus')
+def write_corpus(folder):
+    """Files that data/text reads: one per language of nine sentences a document, and a .tsv per pair with zh."""
     for language in LANGUAGES:
         lines = sentences(language)
         documents = [' '.join(lines[i::15]) for i in range(15)]
@@ -51,14 +49,35 @@ def corpus(tmp_path_factory):
         if language != 'zh':
             rows = [f'{a}\t{b}\n' for a, b in zip(lines, sentences('zh'))]
             (folder / f'some.{language}-zh.tsv').write_text(''.join(rows), encoding='utf-8')
+
+
+def make_pieces():
+    """A SentencePiece model of the sentences, as bytes."""
+    lines = [line for language in LANGUAGES for line in sentences(language)]
+    return train_sentencepiece(lines, Counter(''.join(lines)), 300)
+
+
+def make_encoder(folder, pieces):
+    """A random encoder of 4 layers in Hugging Face's format, with weights of a trained one's size."""
+    torch.manual_seed(0)
+    model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=4, n_head=4, n_embd=32, n_ffn=64,
+                            n_positions=66), pieces)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    model.save(folder)
+    assert (folder / SENTENCEPIECE).exists()
+
+
+@pytest.fixture(scope='session')
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('corpus')
+    write_corpus(folder)
     return folder
 
 
 @pytest.fixture(scope='session')
 def pieces():
-    """A SentencePiece model of the sentences, as bytes."""
-    lines = [line for language in LANGUAGES for line in sentences(language)]
-    return train_sentencepiece(lines, Counter(''.join(lines)), 300)
+    return make_pieces()
 
 
 @pytest.fixture(scope='session')
@@ -68,13 +87,6 @@ def tokenizer(pieces):
 
 @pytest.fixture(scope='session')
 def encoder_folder(tmp_path_factory, pieces):
-    """A random encoder of 4 layers in Hugging Face's format, with weights of a trained one's size."""
     folder = tmp_path_factory.mktemp('encoder')
-    torch.manual_seed(0)
-    model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=4, n_head=4, n_embd=32, n_ffn=64,
-                            n_positions=66), pieces)
-    for p in model.parameters():
-        p.data += 0.1 * torch.randn_like(p)
-    model.save(folder)
-    assert (folder / SENTENCEPIECE).exists()
+    make_encoder(folder, pieces)
     return folder
