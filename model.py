@@ -17,15 +17,13 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from data import BOS, EOS, PAD, UNK
-from data.files import (
-    SENTENCEPIECE,
+from data.files import SENTENCEPIECE, read_file, read_json
+from data.weights import (
     SIZES,
     check_shape,
     check_sizes,
     few,
     read_encoder,
-    read_file,
-    read_json,
     read_model,
     write_encoder,
     write_model,

@@ -5,7 +5,6 @@
     python sample.py --task=denoise --to=bo --text='བོད་<mask>ལ།'
     python sample.py --to=bo --file=zh.txt              a line each; --file=- reads what you type or pipe in
 """
-import json
 import sys
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -48,6 +47,7 @@ import torch
 from data.batches import collate, tasks
 from data.examples import cut as cut_source
 from data.examples import languages_of
+from data.files import parse_object, read_json
 from data.tokenizer import Tokenizer
 from data.tokens import cut, prepare, read_lines
 from model import SWCM
@@ -100,7 +100,7 @@ class Writer:
 def newest():
     """The newest SWCM checkpoint below out/: the best of a run, or the last of one that has no best yet."""
     found = [p.parent for p in [*Path('out').glob('*/best/config.json'), *Path('out').glob('*/last/config.json')]
-             if json.loads(p.read_text(encoding='utf-8')).get('model_type') == 'swcm']
+             if read_json(p).get('model_type') == 'swcm' and (p.parent / 'model.safetensors').exists()]
     if not found:
         raise FileNotFoundError('no checkpoint in out/; `python train.py config/tibetan.py` makes one, '
                                 'or name one with --checkpoint=FOLDER')
@@ -108,23 +108,28 @@ def newest():
 
 
 def settings_of(folder):
-    """The settings of the run that wrote a checkpoint; {} where they do not lie beside it."""
+    """The settings of the run that wrote a checkpoint, config.Train or FineTune; None where they do not lie beside it."""
     path = Path(folder).parent / 'config.json'
-    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    if not path.exists():
+        return None
+    settings = parse_object(path.read_bytes(), path)
+    cls = config.FineTune if 'task' in settings else config.Train
+    if unknown := sorted(set(settings) - set(cls.__dataclass_fields__)):
+        print(f'{path}: settings of another version are ignored: {", ".join(unknown)}', file=sys.stderr)
+    return config.of_dict(cls, {key: value for key, value in settings.items() if key not in unknown}, path)
 
 
 def show_examples(writer, folder, cfg, settings):
     """Prints source, output and reference of held-out examples, from the corpus that the model was trained on."""
-    if not settings:
+    if settings is None:
         raise FileNotFoundError(f'{Path(folder).parent}/config.json does not exist, so the held-out text of {folder} '
                                 'is not known; give --text')
-    if 'task' in settings:                                                # finetune.py's
+    if isinstance(settings, config.FineTune):
         return show_predictions(Path(folder) / 'predictions.jsonl', cfg.examples)
-    trained = config.Train(**settings)
     encoder = Tokenizer(writer.model.sentencepiece, (), writer.model.config.vocab_size)
-    data = prepare(trained.dataset, encoder, trained.block_size, trained.val_fraction, trained.data_from or None)
+    data = prepare(settings.dataset, encoder, settings.block_size, settings.val_fraction, settings.data_from or None)
     examples = [(task, *task.val_example(i))
-                for task in tasks(data, 'val', writer.tokenizer, trained)
+                for task in tasks(data, 'val', writer.tokenizer, settings)
                 for i in np.linspace(0, len(task) - 1, cfg.examples + 2)[1:-1].astype(int)]
     outputs = writer.write([src for _, src, _ in examples], [task.target for task, _, _ in examples])
     for (task, src, tgt), output in zip(examples, outputs):
@@ -138,7 +143,10 @@ def show_predictions(path, n):
         raise FileNotFoundError(f'{path} does not exist: its run has not come to the end. The same finetune.py command '
                                 'goes on; or give --text')
     kinds = {}
-    for prediction in map(json.loads, read_lines(path)):
+    for n, line in enumerate(read_lines(path), 1):
+        prediction = parse_object(line, f'{path}: line {n}')
+        if not {'test', 'direction', 'source', 'prediction', 'reference'} <= set(prediction):
+            raise ValueError(f'{path}: line {n} is no prediction; finetune.py --eval_only writes the file anew')
         kinds.setdefault(f'{prediction["test"]}, {prediction["direction"]}', []).append(prediction)
     for kind, found in kinds.items():
         for i in np.linspace(0, len(found) - 1, n + 2)[1:-1].astype(int):
@@ -154,7 +162,7 @@ def main(argv):
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     folder = cfg.checkpoint or newest()
     settings = settings_of(folder)
-    tuned = settings.get('task')
+    tuned = getattr(settings, 'task', '')
     cfg = replace(cfg, task=cfg.task or tuned or 'translate')
     if cfg.text + cfg.file and (cfg.task == 'answer') != bool(cfg.question):
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a --question')
@@ -164,7 +172,7 @@ def main(argv):
     if not cfg.text and not cfg.file:
         return show_examples(writer, folder, cfg, settings)
     if cfg.task == tuned:
-        usual, to = languages_of(settings['learn'][0])
+        usual, to = languages_of(settings.learn[0])
     else:
         to = writer.model.config.languages[0]
         usual = 'zh' if cfg.task == 'translate' else to
@@ -186,7 +194,7 @@ def main(argv):
         except EOFError:
             print()
     else:
-        lines = (line.rstrip('\r\n') for line in sys.stdin) if cfg.file == '-' else read_lines(cfg.file)
+        lines = read_lines(cfg.file)
         texts = list(islice(lines, cfg.batch))
         if not texts:
             raise ValueError(f'{cfg.file} has no text')

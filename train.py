@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 from data import PAD
 from data.batches import Batches, shares, tasks, val_batches
-from data.files import SENTENCEPIECE, naming, parse_object, read_safetensors, replacing, write_tensors, written_checksum
+from data.files import SENTENCEPIECE, naming, parse_object, replacing
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import identity, open_streams, prepare, vocabulary_text
+from data.weights import read_safetensors, write_tensors, written_checksum
 from model import SWCM, XLMR, SWCMConfig
 
 STATE = 'training.safetensors'
@@ -273,8 +274,8 @@ def diverged(cfg, batches, step, saved):
                 say(f'step {at + 1}, batch {k}: {line}')
     good = f'{cfg.out_dir}/last, of step {saved}' if saved else 'none yet'
     return ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches '
-                      f'are listed above. The last good checkpoint: {good}. Look at the batches, or try a lower --lr or '
-                      '--dtype=float32')
+                      f'are listed above. The last good checkpoint: {good}. Look at the batches, or try a lower --lr '
+                      'or --dtype=float32')
 
 
 def schedule(step, cfg):

@@ -167,12 +167,16 @@ def check_range(key, value):
         if value < 0 or value == 0 and key not in MAY_BE_ZERO or value > 1 and key in SHARES or value != value:
             raise ValueError(f'{key}={value}: give a number {"of at least" if key in MAY_BE_ZERO else "above"} 0'
                              + (' and at most 1' if key in SHARES else ''))
+    if key == 'span_length' and value < 1:
+        raise ValueError(f'{key}={value}: give at least 1 token')
     if key in ('block_size', 'max_source_len', 'max_target_len') and value < 8:
         raise ValueError(f'{key}={value}: give at least 8 tokens, of which <s> <lang> </s> are three')
 
 
 def convert(field, value, where):
     """A value, or its text from the command line, as the type of its field."""
+    if isinstance(value, str) and not is_text(value):
+        raise ValueError(f'{where}={ascii(value)}: it is not UTF-8')
     try:
         if field.type is str and isinstance(value, str):
             return value
@@ -184,9 +188,27 @@ def convert(field, value, where):
             value = float(value)
         if type(value) is field.type:
             return value
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
-    raise ValueError(f'{where}={value!r}: the value must be {KINDS[field.type]}')
+    raise ValueError(f'{where}={shorten(repr(value))}: the value must be {KINDS[field.type]}')
+
+
+def is_text(value):
+    """Whether a str is whole characters: no halves, which stand for bytes that are not UTF-8, or come from JSON."""
+    return not any('\ud800' <= c <= '\udfff' for c in value)
+
+
+def shorten(text, length=60):
+    return text if len(text) <= length else text[:length] + ' ...'
+
+
+def of_dict(cls, settings, where):
+    """The settings of a run that has written them as JSON. Raises ValueError, which names `where`, for others."""
+    values = {key: convert(check_key(cls, key, f'{where}: {key}'), value, f'{where}: {key}')
+              for key, value in settings.items()}
+    for key, value in values.items():
+        check_range(key, value)
+    return cls(**values)
 
 
 KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text', tuple: 'a list like bo,zh'}
@@ -247,8 +269,9 @@ def keep_memory():
 
 def run(main):
     """Calls main(argv); a user's mistake or a failing disk becomes one line and exit 1."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(encoding='utf-8')          # whatever the console's own is
+    for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):                 # None: closed
+        # whatever the console's own is; names of files may have bytes that are no text
+        stream.reconfigure(encoding='utf-8', errors='strict' if stream is sys.stdin else 'backslashreplace')
     keep_memory()
     try:
         main(sys.argv[1:])

@@ -69,8 +69,8 @@ def tasks(folder, split, tokenizer, cfg):
     found, streams = [], open_streams(folder, split)
     there = sorted({language for name in streams for language in name.split('-')})
     if split == 'train' and (missing := [language for language in cfg.languages if language not in there]):
-        raise ValueError(f'languages={",".join(cfg.languages)}: the corpus has no text in {" ".join(missing)}; '
-                         f'it has {" ".join(there)}')
+        raise ValueError(f'languages={",".join(cfg.languages)}: the corpus has no text in {" ".join(missing)}, or all '
+                         f'is held out (--val_fraction); it has {" ".join(there) or "none"}')
     for name, stream in streams.items():
         languages = name.split('-')
         if not set(languages) <= set(cfg.languages):

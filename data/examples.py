@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from config import is_text, shorten
 from data import EOS
 from data.tokens import digest, read_lines
 
@@ -26,6 +27,7 @@ FIELDS = {'question': ('question', 'query_text', '问题'), 'context': ('context
           'answer': ('answer', 'answers', '答案'), 'source': ('source', 'article', 'text', 'content'),
           'target': ('target', 'title', 'summary')}
 LCSTS = re.compile(r'<summary>(?P<summary>.*?)</summary>.*?<short_text>(?P<text>.*?)</short_text>', re.DOTALL)
+LCSTS_TAGS = '<doc', '<summary>', '</summary>', '<short_text>', '</short_text>'
 NAME = re.compile(r'(?:.*\.)?([a-z]{2,3})(?:-([a-z]{2,3}))?\.\w+')
 
 
@@ -73,16 +75,19 @@ def read_examples(paths, directions):
             raise ValueError(f'{path}: examples come as {" ".join(READERS)}')
         n, n_before, named = 0, len(found), named_languages(path, directions)
         others = Counter()
-        for n, (where, record) in enumerate(READERS[path.suffix](path, named), 1):
-            for example in make_examples(record, f'{path}: {where}', named, directions):
-                if example.direction not in directions:
-                    others[f'{example.direction}, which is not asked for'] += 1
-                elif not all(text.strip() for text in example.source):
-                    left_out['empty source'] += 1
-                elif not example.target.strip():
-                    left_out['empty target'] += 1
-                else:
-                    found.append(example)
+        try:
+            for n, (where, record) in enumerate(READERS[path.suffix](path, named), 1):
+                for example in make_examples(record, f'{path}: {where}', named, directions):
+                    if example.direction not in directions:
+                        others[f'{example.direction}, which is not asked for'] += 1
+                    elif not all(text.strip() for text in example.source):
+                        left_out['empty source'] += 1
+                    elif not example.target.strip():
+                        left_out['empty target'] += 1
+                    else:
+                        found.append(example)
+        except RecursionError as e:
+            raise ValueError(f'{path}: example {n + 1} is nested too deeply') from e
         if n == 0:
             raise ValueError(f'{path} has no examples')
         if len(found) == n_before and others:
@@ -101,6 +106,8 @@ def make_examples(record, where, named, directions):
         asked = [pair for pair in map(languages_of, directions) if pair[0] != pair[1] and texts.keys() >= set(pair)]
         return [translation(texts, source, target) for source, target in asked or [tuple(texts)[:2]]]
     own = [record.get(f'{side}_lang') or record.get('lang') for side in ('source', 'target')]
+    if wrong := [x for x in own if x and not (isinstance(x, str) and re.fullmatch('[a-z]{2,3}', x))]:
+        raise ValueError(f'{where}: the language is {shorten(ascii(wrong[0]))}; give two or three letters, as "bo"')
     if all(own):
         source_lang, target_lang = own
     elif named:
@@ -115,7 +122,8 @@ def make_examples(record, where, named, directions):
     for name in names:
         key = next((key for key in FIELDS[name] if record.get(key) is not None), None)
         if key is None:
-            raise ValueError(f'{where} has no {name} ({", ".join(FIELDS[name])}); its fields: {", ".join(record)}')
+            raise ValueError(f'{where} has no {name} ({", ".join(FIELDS[name])}); its fields: '
+                             f'{shorten(", ".join(map(ascii, record)))}')
         values.append(texts_of(record[key], where, key))
     *source, (target, *others) = values
     source = tuple(texts[0] for texts in source)
@@ -138,8 +146,8 @@ def texts_of(value, where, key):
     if isinstance(value, list):
         return list(dict.fromkeys(text for item in value for text in texts_of(item, where, key))) or ['']
     if not isinstance(value, str):
-        raise ValueError(f'{where}: {key} is {value!r}, not a text')
-    if any('\ud800' <= c <= '\udfff' for c in value):
+        raise ValueError(f'{where}: {key} is {shorten(ascii(value))}, not a text')
+    if not is_text(value):
         raise ValueError(f'{where}: {key} has half a character, {ascii(value)[:60]}')
     return [value]
 
@@ -151,14 +159,16 @@ def read_tsv(path, named):
             continue
         if len(columns) != 2:
             raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
-        yield f'line {n}', dict(zip(named if len(named) == 2 else ('source', 'target'), columns))
+        yield f'line {n}', dict(zip(named if len(set(named)) == 2 else ('source', 'target'), columns))
 
 
 def read_jsonl(path, named):
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
-            for record in records(parse(line, f'{path}: line {n}'), f'{path}: line {n}'):
-                yield f'line {n}', record
+            found = list(records(parse(line, f'{path}: line {n}'), f'{path}: line {n}'))
+            if not found:
+                raise ValueError(f'{path}: line {n} has no example')
+            yield from ((f'line {n}', record) for record in found)
 
 
 def read_json(path, named):
@@ -182,7 +192,7 @@ def records(node, where, outer=None):
         return
     if not isinstance(node, dict):
         raise ValueError(f'{where}: {str(node)[:40]!r} is no object with fields')
-    inner = next((key for key in ('data', 'paragraphs', 'qas') if isinstance(node.get(key), list)), None)
+    inner = next((key for key in ('data', 'paragraphs', 'qas') if isinstance(node.get(key), list) and node[key]), None)
     fields = {**(outer or {}), **{key: value for key, value in node.items() if key != inner}}
     if inner:
         yield from records(node[inner], where, fields)
@@ -191,13 +201,18 @@ def records(node, where, outer=None):
 
 
 def read_csv(path, named):
+    csv.field_size_limit(2**31 - 1)
+    rows, n = csv.DictReader((f'{line}\n' for line in read_lines(path)), strict=True), 1
     try:
-        for n, row in enumerate(csv.DictReader(f'{line}\n' for line in read_lines(path)), 2):
+        if len(header := rows.fieldnames or ()) > len(set(header)):
+            raise ValueError(f'{path}: two columns have one name: {shorten(", ".join(map(ascii, header)))}')
+        for n, row in enumerate(rows, 2):
             if None in row:
-                raise ValueError(f'{path}: row {n} has more cells than the header; a text with a comma stands in "..."')
+                raise ValueError(f'{path}: row {n} has more cells than the header; texts with commas stand in "..."')
             yield f'row {n}', row
     except csv.Error as e:
-        raise ValueError(f'{path}: {e}') from e
+        raise ValueError(f'{path}: row {n + 1} is not as .csv has it ({str(e).split(" - ")[0]}); a text with a comma, a '
+                         'quote or an end of line stands in "...", and a quote is written twice') from e
 
 
 def read_lcsts(path, named):
@@ -205,9 +220,10 @@ def read_lcsts(path, named):
     for n, line in enumerate(read_lines(path), 1):
         lines.append(line)
         if line.strip() == '</doc>':
-            match = LCSTS.search('\n'.join(lines))
+            block = '\n'.join(lines)
+            match = LCSTS.search(block) if all(block.count(tag) == 1 for tag in LCSTS_TAGS) else None
             if not match:
-                raise ValueError(f'{path}: the <doc> that ends in line {n} lacks a <summary> or a <short_text>')
+                raise ValueError(f'{path}: the <doc> that ends in line {n} has not one <summary> and one <short_text>')
             yield f'line {n}', {name: text.strip() for name, text in match.groupdict().items()}
             lines = []
     if any(map(str.strip, lines)):

@@ -21,6 +21,7 @@ BY_CHARACTER = {'zh': {'CJK'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'}, 'th': {'TH
                 'my': {'MYANMAR'}}
 TSHEG = '\u0f0b\u0f0c'                                # stands between the syllables of Tibetan and Dzongkha
 RESAMPLES = 1000
+LONGEST = 100_000                                     # characters of a text; ROUGE-L's time grows with their square
 ABOUT = {
     'chrF++': 'characters 1-6 and words 1-2, all texts together; equal to sacrebleu',
     'bleu': "1-4 pieces of the model's vocabulary (finetune.py) or of the language's units (data.metrics)",
@@ -77,6 +78,8 @@ def score(hypotheses, references, language, pieces=None, samples=None, others=No
     if empty := [i for i, text in enumerate(references, 1) if not text.strip()]:
         raise ValueError(f'reference {empty[0]} has no text to score against')
     pairs = list(zip(hypotheses, references))
+    if (longest := max(max(map(len, pair)) for pair in pairs)) > LONGEST:
+        raise ValueError(f'a text of {longest:,} characters; scores are for texts of at most {LONGEST:,}: cut it')
     in_units = [tuple(units(text, language) or [*characters(text)] for text in pair) for pair in pairs]
     answers = [(bare(h, language), [bare(text, language) for text in (r, *more)])
                for (h, r), more in zip(pairs, others or [()] * len(pairs))]
@@ -93,10 +96,13 @@ def score(hypotheses, references, language, pieces=None, samples=None, others=No
     if samples:
         found['wrong_language'] = means(main_script(h) not in (main, None) or guess not in (language, None)
                                         for h, guess in zip(hypotheses, guess_languages(hypotheses, samples)))
-    weights = np.random.default_rng(0).multinomial(len(pairs), [1 / len(pairs)] * len(pairs), RESAMPLES)
-    whole = {}
+    rng, resampled, whole = np.random.default_rng(0), {name: [] for name in found}, {}
+    for _ in range(0, RESAMPLES, 20):                                    # 20 at a time, for memory
+        weights = rng.multinomial(len(pairs), [1 / len(pairs)] * len(pairs), 20)              # (20,n)
+        for name, (counts, of) in found.items():
+            resampled[name].append(of(weights @ counts))
     for name, (counts, of) in found.items():
-        values = of(weights @ counts)                                    # (RESAMPLES,)
+        values = np.concatenate(resampled[name])                         # (RESAMPLES,)
         bounds = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else [np.nan] * 2
         whole[name] = tuple(float(x) for x in (of(counts.sum(0)), *bounds))
     return whole, {name: of(counts).tolist() for name, (counts, of) in found.items()}

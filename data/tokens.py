@@ -8,7 +8,8 @@ import argparse
 import hashlib
 import importlib
 import json
-import shutil
+import os
+import re
 import sys
 from array import array
 from bisect import bisect_right
@@ -20,11 +21,14 @@ import numpy as np
 
 import config
 from data import UNK
+from data.files import filling, read_json
 from data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent
 VOCABULARY_CHARACTERS = 2_000_000
 NO_IDS = np.array([], np.int64)
+STREAM = re.compile(r'[a-z]{2,3}(-[a-z]{2,3})?\.(train|val)')            # and so no path that leads elsewhere
+COUNTS = 'documents', 'characters', 'tokens', 'unknown', 'too_long', 'held_out'
 SPECIALS = 3                                          # <s> <lang> </s>, which stand around a segment in the model
 
 
@@ -37,21 +41,18 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
-    fingerprint = digest(tokenizer.model, tokenizer.vocab_size, block_size, val_fraction, *map(identity, files))
+    identities = [identity(file) for file in files]
+    fingerprint = digest(tokenizer.model, tokenizer.vocab_size, block_size, val_fraction, *identities)
     folder = token_folder(dataset) / f'{fingerprint:016x}'
     if (folder / 'meta.json').exists():
-        report(json.loads((folder / 'meta.json').read_text(encoding='utf-8')))
+        report(read_meta(folder))
         return folder
-    temporary = folder.with_suffix('.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     print(f'preparing {dataset} from {", ".join(f.name for f in files[:9])}{" ..." if len(files) > 9 else ""}')
-    try:
-        write_streams(temporary, corpus.documents(files), splits(corpus.documents(files), val_fraction),
-                      tokenizer, block_size)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with filling(folder) as new:
+        split_of = splits(corpus.documents(files), val_fraction)
+        write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
+        if changed := [file.name for file, before in zip(files, identities) if identity(file) != before]:
+            raise ValueError(f'{changed[0]} has changed while it was read; try again')
     return folder
 
 
@@ -61,7 +62,7 @@ def token_folder(dataset):
 
 def corpus_module(dataset):
     """data/DATASET/prepare.py, which has fetch(source) -> files and documents(files) -> (key, {language: text})."""
-    if not (ROOT / dataset / 'prepare.py').is_file():
+    if not dataset.isidentifier() or not (ROOT / dataset / 'prepare.py').is_file():   # no path that leads elsewhere
         known = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/prepare.py')))
         raise ValueError(f'dataset={dataset!r}: there is no data/{dataset}/prepare.py; there are {known}')
     return importlib.import_module(f'data.{dataset}.prepare')
@@ -135,17 +136,19 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
         seen, kept = defaultdict(list), defaultdict(list)                 # ids of each stream, segments of each file
         for (key, texts), lines in zip(chunk, lines_of):
             stream = '-'.join(sorted(texts))
-            s = stats.setdefault(stream, dict(documents=0, characters=0, tokens=0, unknown=0, too_long=0, held_out=0))
+            s = stats.setdefault(stream, dict.fromkeys([*COUNTS, 'empty'], 0))
             parts = {lang: [next(encoded) for _ in lines[lang]] for lang in texts}
             s['documents'] += 1
             s['characters'] += sum(map(len, texts.values()))
             seen[stream] += [ids for lang in texts for ids in parts[lang]]
-            split = split_of(key, texts)
-            if split is None:
+            split, sizes = split_of(key, texts), [sum(map(len, p)) for p in parts.values()]
+            if len(texts) > 1 and not all(sizes):
+                s['empty'] += 1
+            elif split is None:
                 s['held_out'] += 1
             elif len(texts) == 1:
                 kept[f'{stream}.{split}'] += cut(parts[stream], tokenizer, limit)
-            elif max(sum(map(len, p)) for p in parts.values()) <= limit:
+            elif max(sizes) <= limit:
                 kept[f'{stream}.{split}'] += [np.concatenate(parts[lang]) for lang in sorted(parts)]
             else:                                     # half a pair has no translation
                 s['too_long'] += 1
@@ -182,6 +185,8 @@ def report(meta):
         share = s['unknown'] / max(s['tokens'], 1)
         print(f'{stream:8}{s["documents"]:10,}{s["tokens"]:13,}{train:14,}{val:10,}'
               f'{s["tokens"] / max(s["characters"], 1):13.2f}{share:9.2%}')
+        if s.get('empty'):
+            print(f'  {s["empty"]} pairs with nothing on one side are left out')
         if s['too_long']:
             print(f'  {s["too_long"]} pairs of over {meta["block_size"] - SPECIALS} tokens a side are left out')
         if s['held_out']:
@@ -214,16 +219,23 @@ class Stream:
     """One memory-mapped token file: `stream[i]` is segment i (n,), `lengths` the tokens of each."""
 
     def __init__(self, folder, name, meta):
-        path = folder / f'{name}.bin'
-        self.offsets = np.load(path.with_suffix('.npy'))
+        path, n = folder / f'{name}.bin', meta['segments'][name]
+        try:                                          # mapped, so that no number in its header asks for memory
+            offsets = np.load(path.with_suffix('.npy'), mmap_mode='r')
+        except (ValueError, EOFError) as e:
+            raise damaged(folder, f'{name}.npy: {e}') from e
+        if offsets.dtype != np.uint64 or offsets.shape != (n + 1,):
+            raise damaged(folder, f'{name}.npy is not an array of {n + 1} offsets')
+        self.offsets = np.array(offsets)
+        size, width = path.stat().st_size, np.dtype(meta['dtype']).itemsize
+        end = int(self.offsets[-1])
+        if self.offsets[0] != 0 or (self.offsets[1:] < self.offsets[:-1]).any() or size != end * width or not end:
+            raise damaged(folder, f'{path.name} has {size / width:g} tokens, and {name}.npy is not their offsets')
         self.lengths = np.diff(self.offsets).astype(np.int64)
-        size = path.stat().st_size // np.dtype(meta['dtype']).itemsize
-        if len(self.offsets) == 0 or size != self.offsets[-1]:
-            raise ValueError(f'{path} has {size} tokens where its offsets say {self.offsets[-1:]}; delete {folder}')
         self.where = path, meta['dtype']
         self.open()
         if (largest := int(self.ids.max())) >= meta['vocab_size']:
-            raise ValueError(f'{path} has id {largest}, and the vocabulary ends at {meta["vocab_size"] - 1}')
+            raise damaged(folder, f'{path.name} has id {largest}, and the vocabulary ends at {meta["vocab_size"] - 1}')
 
     def open(self):
         self.ids = np.asarray(np.memmap(*self.where, 'r'))            # a plain array: slices of a memmap are slow
@@ -243,17 +255,41 @@ class Stream:
         return self.ids[start:start + int(self.lengths[i])].astype(np.int64)
 
 
+def read_meta(folder):
+    """meta.json of a prepared folder. Raises ValueError where it is damaged."""
+    try:
+        meta = read_json(folder / 'meta.json')
+    except ValueError as e:
+        raise damaged(folder, e) from e
+    kinds = {'vocab_size': int, 'block_size': int, 'dtype': str, 'segments': dict, 'streams': dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(meta.get(key), kind)]
+    wrong = wrong or [name for name, n in meta['segments'].items()
+                      if not STREAM.fullmatch(name) or not isinstance(n, int)]
+    wrong = wrong or [name for name, s in meta['streams'].items()
+                      if not isinstance(s, dict) or not all(isinstance(s.get(key), int) for key in COUNTS)]
+    if wrong or meta['dtype'] not in ('uint16', 'uint32'):
+        raise damaged(folder, f'meta.json has no right {" ".join(wrong or ["dtype"])}')
+    return meta
+
+
+def damaged(folder, why):
+    return ValueError(f'{folder} is damaged ({why}); delete it, and the next run prepares the text again')
+
+
 def open_streams(folder, split):
     """{name: Stream} of a prepared folder; names are languages, or pairs like bo-zh."""
-    meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
+    meta = read_meta(folder)
     return {name[:-len(split) - 1]: Stream(folder, name, meta) for name, n in sorted(meta['segments'].items())
             if name.endswith(f'.{split}') and n}
 
 
 def read_lines(path):
-    """The lines of a UTF-8 text file without their ends; raises ValueError with the byte that is not UTF-8."""
+    """The lines of a UTF-8 text file, or of standard input for `-`, without their ends.
+
+    Raises ValueError with the byte that is not UTF-8.
+    """
     position = 0
-    with open(path, 'rb') as file:
+    with open(sys.stdin.fileno() if path == '-' else path, 'rb') as file:
         for line in file:
             try:
                 yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')
@@ -277,7 +313,7 @@ def identity(path):
     with open(path, 'rb') as file:
         head, size = file.read(2**16), file.seek(0, 2)
         file.seek(max(size - 2**16, 0))
-        return digest(path.name, size, head, file.read())
+        return digest(os.fsencode(path.name), size, head, file.read())
 
 
 def main(dataset):
@@ -291,6 +327,8 @@ def main(dataset):
 
     def run(argv):
         args = parser.parse_args(argv)
+        for key in ('block_size', 'val_fraction'):
+            config.check_range(key, getattr(args, key))
         folder = prepare(dataset, Tokenizer(args.encoder), args.block_size, args.val_fraction, args.source)
         print(f'the token files are in {folder}')
 

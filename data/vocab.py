@@ -18,9 +18,10 @@ import torch
 
 import config
 from data import UNK
-from data.files import read_encoder, read_json, write_encoder
+from data.files import read_json
 from data.tokenizer import SPACE, Tokenizer, script, train_sentencepiece
 from data.tokens import digest, read_lines
+from data.weights import read_encoder, write_encoder
 
 NORMAL = 1                                            # a piece's type where it is no special one
 COMMON = 0.999                                        # share of a text whose characters new pieces are made of
@@ -250,11 +251,11 @@ def report(paths, tokenizer, before=None):
           f'{"in use":>8}' + (f' {"changed":>8}' if before else ''))
     for path in paths:
         use = Usage(path, tokenizer, before)
-        characters, tokens = use.characters.total(), use.counts.sum()
+        characters, tokens = use.characters.total(), max(use.counts.sum(), 1)     # 0 of text such as U+FFFD
         print(f'{str(path):{width}} {characters:12,} {tokens:12,} {tokens / characters:12.3f} '
               f'{use.counts[UNK] / tokens:8.2%} {len(lacking(tokenizer, use.characters)):8,} '
               f'{(use.counts > 0).sum() / tokenizer.vocab_size:8.1%}'
-              + (f' {use.n_changed / use.n_before:8.2%}' if before else ''))
+              + (f' {use.n_changed / max(use.n_before, 1):8.2%}' if before else ''))
     print('missing: different characters that become <unk>; in use: share of the vocabulary'
           + ('; changed: share of the other vocabulary\'s tokens that are cut otherwise' if before else ''))
 

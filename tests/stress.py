@@ -25,7 +25,7 @@ import config
 import finetune
 import train
 from data import tokens
-from data.files import read_safetensors
+from data.weights import read_safetensors
 from model import SWCM
 
 ROOT, STEPS = conftest.ROOT, 12

@@ -16,9 +16,10 @@ import config
 import data.vocab as module
 import train
 from data import UNK, tokens
-from data.files import read_encoder, read_json
+from data.files import read_json
 from data.tokenizer import SPACE, Tokenizer, script
 from data.vocab import INITS, Usage, main, new_pieces, new_rows, proto, used
+from data.weights import read_encoder
 from model import BY_ID, SWCM, XLMR, SWCMConfig
 
 GEORGIAN = [f'{who} {n} {what} აქვს.' for who in ('მე', 'მას', 'ჩვენ', 'დედას', 'ბავშვს')
@@ -323,7 +324,7 @@ def test_nothing_is_left_of_what_cannot_be_written(texts, encoder_folder, tmp_pa
 
     out = tmp_path / 'out'
     with monkeypatch.context() as patch:
-        patch.setattr('data.files.save_file', full)
+        patch.setattr('data.weights.save_file', full)
         with pytest.raises(OSError, match='no space left'):
             main(['trim', '--encoder', str(encoder_folder), '--text', str(texts / 'bo.txt'), '--out', str(out)])
     assert not out.exists()

@@ -5,12 +5,13 @@ lines. .jsonl: an object a line with `text` and perhaps `title`. .tsv: two colum
 order of the name. `python -m data.text.prepare --from PATH --encoder FOLDER` shows how a corpus fares; training does
 the same with --dataset=text --data_from=PATH.
 """
-import json
 import re
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
+from config import is_text, shorten
+from data.files import parse_object
 from data.tokens import main, read_lines
 
 NAME = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)|(?:.*\.)?([a-z]{2,3})-([a-z]{2,3})\.tsv')
@@ -19,7 +20,10 @@ NAME = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)|(?:.*\.)?([a-z]{2,3})-(
 def languages(path):
     """('bo',) or ('bo', 'zh') from a file's name, or () where it names none."""
     match = NAME.fullmatch(path.name)
-    return tuple(lang for lang in match.groups() if lang) if match else ()
+    found = tuple(lang for lang in match.groups() if lang) if match else ()
+    if len(set(found)) < len(found):
+        raise ValueError(f'{path}: its name says {found[0]} twice; a pair has two languages')
+    return found
 
 
 def fetch(source):
@@ -55,8 +59,8 @@ def plain(path):
     if is_empty[True] * 100 <= is_empty.total():
         yield from ((line,) for line in read_lines(path) if line.strip())
         return
-    for is_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
-        if is_text:
+    for has_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
+        if has_text:
             yield ('\n'.join(lines),)
 
 
@@ -64,11 +68,11 @@ def objects(path):
     for n, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            document = json.loads(line)
-            text = '\n'.join(part for part in (document.get('title'), document['text']) if part)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise ValueError(f'{path}: line {n} is no JSON object with a "text"') from e
+        document = parse_object(line, f'{path}: line {n}')
+        parts = [document.get('title') or '', document.get('text')]
+        if not all(isinstance(part, str) and is_text(part) for part in parts):
+            raise ValueError(f'{path}: line {n} has a "title" or "text" that is no text, {shorten(ascii(parts))}')
+        text = '\n'.join(filter(None, parts))
         if text.strip():
             yield (text,)
 
@@ -78,7 +82,7 @@ def pairs(path):
         columns = line.split('\t')
         if len(columns) != 2:
             raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
-        if all(column.strip() for column in columns):
+        if line.strip():                              # where one is empty, it is counted when tokens are written
             yield columns
 
 

@@ -81,7 +81,10 @@ class Declaration(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.sections, self.text, self.skip = [[]], None, False
-        self.feed('\n'.join(read_lines(path)))
+        try:
+            self.feed('\n'.join(read_lines(path)))
+        except AssertionError as e:                   # html.parser's, for marked sections that it does not know
+            raise ValueError(f'{path} is no HTML or XML: {e}') from e
 
     def handle_starttag(self, tag, attrs):
         if tag in ('article', 'header', 'preamble'):
