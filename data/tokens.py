@@ -222,8 +222,8 @@ class Stream:
         path, n = folder / f'{name}.bin', meta['segments'][name]
         try:                                          # mapped, so that no number in its header asks for memory
             offsets = np.load(path.with_suffix('.npy'), mmap_mode='r')
-        except (ValueError, EOFError) as e:
-            raise damaged(folder, f'{name}.npy: {e}') from e
+        except Exception as e:                        # numpy raises what its parsers of a header raise
+            raise damaged(folder, f'{name}.npy: {type(e).__name__}') from e
         if offsets.dtype != np.uint64 or offsets.shape != (n + 1,):
             raise damaged(folder, f'{name}.npy is not an array of {n + 1} offsets')
         self.offsets = np.array(offsets)

@@ -448,17 +448,74 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def test_two_processes_do_what_one_does(cfg, tmp_path):
-    """Under torchrun, an encoder from scratch and a model from an encoder: the same losses as in one process."""
-    sizes = dict(vocab_size=150, n_layer=2, n_head=2, n_embd=16, n_ffn=32)
-    for options in (dict(objective='mlm', encoder='', **sizes), dict(languages=('bo', 'zh'))):
-        one = replace(cfg, dropout=0.0, max_steps=3, out_dir=str(tmp_path / f'one{len(options)}'), **options)
-        train.train(one)
-        two = replace(one, out_dir=str(tmp_path / f'two{len(options)}'))
-        keys = [f'--{key}={",".join(value) if key == "languages" else value}' for key, value in asdict(two).items()]
-        command = ['torch.distributed.run', '--nproc_per_node=2', ROOT / 'train.py', *keys]
-        done = subprocess.run([sys.executable, '-m', *command], capture_output=True, text=True,
-                              env={**os.environ, 'OMP_NUM_THREADS': '1'})
-        assert done.returncode == 0, done.stderr
-        losses = [[line['loss'] for line in log(x) if 'loss' in line] for x in (one, two)]
-        assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-5)
+def torchrun(cfg, n, script=ROOT / 'train.py', **env):
+    """Runs cfg in n processes; returns exit status, output and error output."""
+    keys = [f'--{key}={",".join(value) if key == "languages" else value}' for key, value in asdict(cfg).items()]
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', script, *keys],
+                          capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_two_processes_train_a_vocabulary_and_an_encoder(cfg, tmp_path):
+    one = replace(cfg, objective='mlm', encoder='', vocab_size=150, n_layer=2, n_head=2, n_embd=16, n_ffn=32,
+                  max_steps=3, out_dir=str(tmp_path / 'one'))
+    train.train(one)
+    two = replace(one, out_dir=str(tmp_path / 'two'))
+    status, _, err = torchrun(two, 2)
+    assert status == 0, err
+    losses = [[line['loss'] for line in log(x) if 'loss' in line] for x in (one, two)]
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+# train.py with weights of 64 bits, so that the order of a sum does not matter, and with accidents
+ACCIDENTS = f'''
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import config, train
+build, schedule = train.build, train.schedule
+
+def build_in_double(cfg, state):
+    model, tokenizer = build(cfg, state)
+    return model.double(), tokenizer
+
+def accident(step, cfg):
+    if os.environ.get('ACCIDENT') == f'{{os.environ.get("RANK", 0)}} {{step}}':
+        os.kill(os.getpid(), int(os.environ['SIGNAL']))
+    return schedule(step, cfg)
+
+train.build, train.schedule = build_in_double, accident
+config.run(train.main)
+'''
+
+
+def test_processes_compute_the_same(cfg, tmp_path):
+    """One process, and two that are stopped and gone on with by three: batches, dropout, losses, weights."""
+    (tmp_path / 'accidents.py').write_text(ACCIDENTS, encoding='utf-8')
+    one = replace(cfg, accumulate=6, max_steps=4, out_dir=str(tmp_path / 'one'))
+    assert call(str(tmp_path / 'accidents.py'), *[f'--{k}={",".join(v) if k == "languages" else v}' for k, v in
+                                                  asdict(one).items()], cwd=tmp_path)[0] == 0
+    several = replace(one, out_dir=str(tmp_path / 'several'))
+    stop = dict(ACCIDENT='1 1', SIGNAL=str(int(signal.SIGTERM)))          # it reaches one process, and all stop
+    status, out, err = torchrun(several, 2, tmp_path / 'accidents.py', **stop)
+    assert status and 'stopped and saved at step 2 of 4; the same command goes on' in out, err
+    assert [line['step'] for line in log(several) if 'loss' in line] == [1, 2]
+    status, _, err = torchrun(several, 3, tmp_path / 'accidents.py')
+    assert status == 0, err
+    for ours, theirs in zip(log(one), log(several), strict=True):
+        assert {k: v for k, v in ours.items() if k not in ('val', 'grad_norm', 'loss', 'val_mean')} == \
+            {k: v for k, v in theirs.items() if k not in ('val', 'grad_norm', 'loss', 'val_mean')}
+        for key in 'loss', 'grad_norm', 'val_mean':
+            assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-9)
+    moved = [weights(one)[k] - w for k, w in SWCM.from_encoder(cfg.encoder, languages=LANGUAGES).state_dict().items()
+             if k.startswith('encoder.0') and w.dim() == 2]
+    assert min(w.abs().mean() for w in moved) > 1e-4
+    assert all((weights(several)[k] - w).abs().max() < 1e-9 for k, w in weights(one).items())
+
+
+def test_one_process_killed_ends_the_others(cfg, tmp_path):
+    (tmp_path / 'accidents.py').write_text(ACCIDENTS, encoding='utf-8')
+    cfg = replace(cfg, max_steps=5000)
+    started = time.perf_counter()
+    status, _, err = torchrun(cfg, 2, tmp_path / 'accidents.py', ACCIDENT='1 3', SIGNAL=str(int(signal.SIGKILL)))
+    assert status and 'SIGKILL' in err and time.perf_counter() - started < 60
+    assert SWCM.load(f'{cfg.out_dir}/last')                               # as of step 2

@@ -1,0 +1,534 @@
+"""Hostile text and files: a right result or one clear line, and nothing is lost, run or overwritten.
+
+The properties are tried on a few cases here and on some thousands by `python tests/stress.py fuzz`.
+"""
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections import Counter
+from dataclasses import replace
+from unicodedata import category
+
+import numpy as np
+import pytest
+import torch
+from conftest import LANGUAGES, sentences
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import config
+import finetune
+import train
+from data import UNK, tokens
+from data.batches import Batches, Task
+from data.examples import read_examples
+from data.files import filling, replacing
+from data.metrics import score
+from data.noise import infill, mask_tokens, permute_sentences
+from data.text import prepare as text
+from data.tokenizer import Tokenizer
+from data.tokens import cut, open_streams, prepare, read_lines
+from model import SWCM, XLMR
+from train import STATE, read_state
+
+# fixtures are read only, but for the folders that each case makes anew
+settings.register_profile('few', max_examples=25, deadline=None, derandomize=True, database=None,
+                          suppress_health_check=list(HealthCheck))
+settings.register_profile('many', settings.get_profile('few'), max_examples=250, derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get('CASES', 'few'))
+
+PARTS = ['\0', '\ufeff', '\u200b', '\u200f', '\u202e', '\u0301', '\u0f72', '\u2585', '\u2581', '\ufffd', '<mask>', '<s>',
+         '</s>', '<bo>', '😀', 'བོད་', '།', '我有', '。', 'كىتاب', 'бар. ', ' ', '\u3000', 'ﬁ', '\x1b', '"', ',', '\\']
+ENDS = ['\n', '\r\n', '\r', '\u2028', '\x85', '\x0b', '\x0c', '\x1c', '\t']
+characters = st.sampled_from(PARTS) | st.characters(exclude_categories=['Cs'])
+lines = st.lists(characters, max_size=30).map(''.join)
+whole_texts = st.lists(characters | st.sampled_from(ENDS), max_size=60).map(''.join)
+contents = whole_texts.map(str.encode) | st.binary(max_size=80) | st.tuples(whole_texts, st.binary(max_size=3)).map(
+    lambda parts: parts[0].encode() + parts[1])
+values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | lines | st.sampled_from([10**12, 0, -1]),
+                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(lines, inner, max_size=3), max_leaves=5)
+
+
+class Code:
+    """Pickled, it is code that makes a file where it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, corpus, encoder_folder):
+    """The settings of a run of two steps; its out_dir has last/ and best/. Token files go to a temporary folder."""
+    folder, before = tmp_path_factory.mktemp('trained'), tokens.token_folder
+    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
+    cfg = config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder), languages=LANGUAGES,
+                       block_size=64, batch_tokens=400, val_fraction=0.2, max_steps=2, eval_interval=2, eval_segments=2,
+                       device='cpu', out_dir=str(folder / 'out'))
+    train.train(cfg)
+    yield cfg
+    tokens.token_folder = before
+
+
+def fresh(folder, name):
+    """An empty folder of this name in `folder`."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / name).mkdir()
+    return folder / name
+
+
+def one_line(error):
+    assert '\n' not in str(error) and 10 < len(str(error)) < 1000
+    str(error).encode()
+
+
+# Code from strangers
+
+@pytest.mark.parametrize('old', [False, True])
+def test_code_in_weights_is_not_run(trained, encoder_folder, tmp_path, old):
+    """A pickle that makes a file when it is read, in place of each file of weights."""
+    hacked = tmp_path / 'hacked'
+    state = {'roberta.embeddings.word_embeddings.weight': torch.zeros(3, 4), 'x': Code(hacked)}
+    torch.save(state, tmp_path / 'evil', _use_new_zipfile_serialization=not old)
+    pickle.loads(pickle.dumps(Code(hacked)))
+    assert hacked.exists()                            # it would
+    hacked.unlink()
+    encoder, run = tmp_path / 'encoder', tmp_path / 'run'
+    shutil.copytree(encoder_folder, encoder)
+    (encoder / 'model.safetensors').unlink()
+    shutil.copytree(trained.out_dir, run)
+    for path, read in ((encoder / 'pytorch_model.bin', lambda: SWCM.from_encoder(encoder)),
+                       (encoder / 'model.safetensors', lambda: XLMR.from_encoder(encoder)),
+                       (run / 'best/model.safetensors', lambda: SWCM.load(run / 'best')),
+                       (run / 'last' / STATE, lambda: train.train(replace(trained, out_dir=str(run), max_steps=3)))):
+        shutil.copy(tmp_path / 'evil', path)
+        with pytest.raises(ValueError, match=f'{path.name} is damaged or no weight file') as error:
+            read()
+        one_line(error.value)
+        assert not hacked.exists()
+
+
+def test_weights_as_pickle_are_read_if_they_are_tensors(encoder_folder, tmp_path):
+    encoder = tmp_path / 'encoder'
+    shutil.copytree(encoder_folder, encoder)
+    state = {k: v.clone() for k, v in train.read_safetensors(encoder / 'model.safetensors')[0].items()}
+    (encoder / 'model.safetensors').unlink()
+    for change, message in ((lambda s: s, None), (lambda s: list(s), 'other things than tensors'),
+                            (lambda s: {**s, 'epoch': 3}, 'other things than tensors'),
+                            (lambda s: {**s, 'roberta.embeddings.word_embeddings.weight': torch.zeros(1, 1).expand(
+                                10**9, 10**6)}, 'shape'), (lambda s: torch.nn.Linear(2, 2), 'is damaged or no weight')):
+        torch.save(change(state), encoder / 'pytorch_model.bin')
+        if message is None:
+            theirs = XLMR.from_encoder(encoder_folder).state_dict()
+            ours = XLMR.from_encoder(encoder).state_dict()
+            assert all(torch.equal(ours[k], theirs[k]) for k in theirs if k.startswith('encoder'))
+            continue
+        with pytest.raises(ValueError, match=message) as error:
+            XLMR.from_encoder(encoder)
+        one_line(error.value)
+
+
+def test_names_lead_nowhere_else(trained, tmp_path):
+    """Neither a dataset nor a stream of meta.json names a place outside its folder."""
+    for name in ('../data/text', '/tmp', 'text/', './text', 'a.b', '..', ''):
+        with pytest.raises(ValueError, match='there is no data/') as error:
+            tokens.corpus_module(name)
+        one_line(error.value)
+    [folder] = tokens.token_folder('text').iterdir()
+    prepared = tmp_path / 'prepared'
+    shutil.copytree(folder, prepared)
+    meta = json.loads((prepared / 'meta.json').read_text())
+    for name in ('../secret.train', '/etc/passwd.train', 'bo/../../x.train', 'bo.train\n'):
+        (prepared / 'meta.json').write_text(json.dumps({**meta, 'segments': {name: 3}}))
+        with pytest.raises(ValueError, match='is damaged .meta.json has no right'):
+            open_streams(prepared, 'train')
+
+
+# Files that are damaged
+
+positions = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7), st.booleans())
+
+
+def spoil(path, where):
+    """Flips a bit of a file at a share of its length, or ends it there."""
+    data, (share, bit, is_cut) = bytearray(path.read_bytes()), where
+    at = int(share * len(data))
+    if is_cut:
+        del data[at:]
+    else:
+        data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+@given(positions, st.sampled_from(['model.safetensors', 'sentencepiece.bpe.model']))
+def test_a_damaged_model_is_refused(trained, tmp_path_factory, where, name):
+    folder = tmp_path_factory.getbasetemp() / 'damaged'
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(f'{trained.out_dir}/best', folder)
+    spoil(folder / name, where)
+    with pytest.raises(ValueError) as error:
+        SWCM.load(folder)
+    one_line(error.value)
+    assert name in str(error.value)
+
+
+@given(positions)
+def test_a_damaged_state_is_refused(trained, tmp_path_factory, where):
+    out = tmp_path_factory.getbasetemp() / 'damaged_run'
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(trained.out_dir, out)
+    before = {path: path.read_bytes() for path in out.rglob('*.*') if path.name != STATE}
+    spoil(out / 'last' / STATE, where)
+    with pytest.raises(ValueError, match='cannot go on') as error:
+        train.train(replace(trained, out_dir=str(out), max_steps=3))
+    one_line(error.value)
+    assert {path: path.read_bytes() for path in out.rglob('*.*') if path.name != STATE} == before
+
+
+@given(st.data())
+def test_a_models_settings_may_be_anything(trained, tmp_path_factory, data):
+    """Any JSON in config.json: the same model, but for dropout, or one line; and no memory for sizes it does not have."""
+    folder = tmp_path_factory.getbasetemp() / 'settings'
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(f'{trained.out_dir}/best', folder)
+    written = json.loads((folder / 'config.json').read_text())
+    key = data.draw(st.sampled_from(sorted(written)))
+    changed = {**written, key: data.draw(values)} if data.draw(st.integers(0, 9)) else data.draw(values)
+    (folder / 'config.json').write_text(json.dumps(changed))
+    try:
+        assert {**vars(SWCM.load(folder).config), 'dropout': 0} == {**vars(SWCM.load(f'{trained.out_dir}/best').config),
+                                                                    'dropout': 0}
+    except ValueError as error:
+        one_line(error)
+
+
+@given(st.data())
+def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, data):
+    """As above, for files without the checksums that ours have: sizes are those of the tensors, or it is refused."""
+    folder = tmp_path_factory.getbasetemp() / 'encoder_settings'
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(encoder_folder, folder)
+    from safetensors.torch import load_file, save_file
+    save_file({k: v.clone() for k, v in load_file(folder / 'model.safetensors').items()}, folder / 'model.safetensors')
+    written = json.loads((folder / 'config.json').read_text())
+    key = data.draw(st.sampled_from(sorted(written)))
+    (folder / 'config.json').write_text(json.dumps({**written, key: data.draw(values)}))
+    try:
+        model = XLMR.from_encoder(folder)
+        assert {k: v.shape for k, v in model.state_dict().items()} == \
+            {k: v.shape for k, v in XLMR.from_encoder(encoder_folder).state_dict().items()}
+    except ValueError as error:
+        one_line(error)
+
+
+@given(st.data())
+def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
+    """Whatever happens to a file, ids stay in the vocabulary and segments in their file, or one line says what to do."""
+    [folder] = tokens.token_folder('text').iterdir()
+    damaged = tmp_path_factory.getbasetemp() / 'damaged_tokens'
+    shutil.rmtree(damaged, ignore_errors=True)
+    shutil.copytree(folder, damaged)
+    path = data.draw(st.sampled_from(sorted(damaged.iterdir())))
+    how = data.draw(st.sampled_from(['bit', 'array', 'bytes']))
+    if how == 'bit':
+        spoil(path, data.draw(positions))
+    elif how == 'array' and path.suffix == '.npy':
+        np.save(path, data.draw(st.sampled_from([
+            np.array([0, 5, 3], np.uint64), np.array([0, 2**63, 2**64 - 1], np.uint64), np.zeros((2, 2), np.uint64),
+            np.array([], np.uint64), np.array([0.0, 3.0]), np.array([None, 'x'], object)])), allow_pickle=True)
+    elif path.suffix == '.npy' and how == 'bytes':    # a header that promises 8 TB
+        path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<u8', 'fortran_order': False, 'shape': (1000000000000,), }"
+                         .ljust(127) + b'\n')
+    else:
+        path.write_bytes(data.draw(st.binary(max_size=40)))
+    try:
+        for split in ('train', 'val'):
+            for stream in open_streams(damaged, split).values():
+                assert stream.ids.max() < tokenizer.vocab_size
+                assert sum(len(stream[i]) for i in range(len(stream))) == len(stream.ids)
+    except ValueError as error:
+        one_line(error)
+        assert 'is damaged' in str(error) and 'delete it' in str(error)
+
+
+# Files that are being written
+
+def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path):
+    folder = tmp_path / 'new'
+    with pytest.raises(OSError, match='full'):
+        with filling(folder) as new:
+            (new / 'a').write_text('1')
+            raise OSError('full')
+    assert not list(tmp_path.iterdir())
+    with filling(folder) as new:
+        (new / 'a').write_text('1')
+        assert not folder.exists()
+    with pytest.raises(OSError), filling(folder) as new:
+        (new / 'a').write_text('2')
+        with open('/dev/full', 'w') as full:
+            full.write('3' * 10**6)
+    with replacing(folder / 'b') as new:
+        new.write_text('4')
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'b', 'new'] and (folder / 'a').read_text() == '1'
+
+
+def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
+    out = tmp_path / 'out'
+    shutil.copytree(trained.out_dir, out)
+    for name in ('last.tmp/model.safetensors', 'best.tmp/config.json', 'log.jsonl.tmp', f'last/{STATE}.tmp'):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b'half')
+    train.train(replace(trained, out_dir=str(out), max_steps=3))
+    assert not list(out.rglob('*.tmp')) and (out / 'best/model.safetensors').exists()
+    (out / 'best/metrics.json').write_text('{}')
+    train.train(replace(trained, out_dir=str(out), max_steps=1, eval_interval=5, resume=False))
+    assert not (out / 'best/metrics.json').exists()   # that of the run before
+
+
+def test_the_number_of_workers_changes_no_bit(trained, tmp_path):
+    found = []
+    for workers in (0, 1, 3):
+        out = tmp_path / str(workers)
+        train.train(replace(trained, out_dir=str(out), max_steps=3, workers=workers))
+        found.append((out / 'last' / 'model.safetensors').read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+# Text
+
+@given(lines)
+def test_any_text_becomes_ids_and_back(tokenizer, line):
+    ids = tokenizer.encode(line)
+    [same] = tokenizer.encode([line])
+    assert np.array_equal(ids, same) and all(UNK <= i < tokenizer.mask for i in ids)
+    tokenizer.decode(tokenizer.dress('bo', ids))
+    share, per_character = tokenizer.coverage(line)
+    assert 0 <= share <= 1 and 0 <= per_character
+
+
+@given(st.lists(lines, max_size=6), st.integers(5, 40), st.integers(0, 2**32))
+def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
+    encoded = tokenizer.encode(texts)
+    segments = cut(encoded, tokenizer, limit)
+    assert all(0 < len(s) <= limit for s in segments)
+    assert np.array_equal(np.concatenate([tokens.NO_IDS, *segments]), np.concatenate([tokens.NO_IDS, *encoded]))
+    rng = np.random.default_rng(seed)
+    for ids in segments:
+        permuted = permute_sentences(ids, tokenizer.sentence_starts(ids), rng)
+        assert sorted(permuted) == sorted(ids)
+        noisy = infill(ids, tokenizer.mask, 0.35, 3.5, rng)
+        assert (noisy != tokenizer.mask).sum() == len(ids) - round(0.35 * len(ids))
+        noisy, chosen = mask_tokens(ids, tokenizer.mask, 0.15, 4, rng)
+        assert chosen.any() and np.array_equal(noisy[~chosen], ids[~chosen]) and noisy.max() <= tokenizer.mask
+
+
+@given(st.lists(contents, min_size=1, max_size=3), st.sampled_from(['bo.txt', 'bo.jsonl', 'bo-zh.tsv']))
+def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts, name):
+    """Every token of what the corpus reads is in a token file, or counted as left out; else one line, and no files."""
+    base = tmp_path_factory.getbasetemp()
+    folder, content = fresh(base, 'corpus_any'), b'\n'.join(parts)
+    if name == 'bo.jsonl':
+        content = b'\n'.join(json.dumps({'text': part.decode('utf-8', 'surrogateescape')}).encode() for part in parts)
+    elif name == 'bo-zh.tsv':
+        content = b'\n'.join(part.replace(b'\n', b' ').replace(b'\t', b' ') + b'\t' + part[::-1].replace(
+            b'\n', b' ').replace(b'\t', b' ') for part in parts)
+    (folder / name).write_bytes(content)
+    before = set(tokens.token_folder('text').iterdir())
+    try:
+        prepared = prepare('text', tokenizer, 20, 0.3, folder)
+    except ValueError as error:
+        one_line(error)
+        assert set(tokens.token_folder('text').iterdir()) == before
+        return
+    found = sum(len(s.ids) for split in ('train', 'val') for s in open_streams(prepared, split).values())
+    stats, wanted = tokens.read_meta(prepared)['streams'], 0
+    for _, texts in text.documents([folder / name]):
+        sizes = [sum(map(len, tokenizer.encode(t.splitlines()))) for t in texts.values()]
+        wanted += sum(sizes)
+    assert found <= wanted == sum(s['tokens'] for s in stats.values())
+    if not any(s[key] for s in stats.values() for key in ('held_out', 'too_long', 'empty')):
+        assert found == wanted
+    shutil.rmtree(prepared)
+
+
+@given(st.lists(lines, min_size=1, max_size=12), st.lists(lines, min_size=1, max_size=12), st.sampled_from(LANGUAGES))
+def test_scores_are_numbers(hypotheses, references, language):
+    references = [reference if reference.strip() else 'x' for reference in references]
+    n = min(len(hypotheses), len(references))
+    try:
+        whole, each = score(hypotheses[:n], references[:n], language)
+    except ValueError as error:
+        return one_line(error)
+    for name, scores in whole.items():
+        assert all(-1e-9 <= x <= 100 + 1e-9 or x != x for x in (*scores, *each[name])), name
+    perfect, _ = score(references[:n], references[:n], language)
+    assert perfect['chrF++'][0] == pytest.approx(100) and perfect['rouge_l_char_f'][0] == pytest.approx(100)
+
+
+records = st.dictionaries(st.sampled_from(['source', 'target', 'text', 'title', 'question', 'context', 'answer', 'lang',
+                                           'bo', 'zh', 'data', 'qas']), values, max_size=5)
+
+
+@given(st.sampled_from(['.tsv', '.jsonl', '.json', '.csv', '.txt']), contents | records.map(
+    lambda record: json.dumps(record).encode()) | values.map(lambda value: json.dumps(value).encode()))
+def test_any_file_of_examples(tmp_path_factory, ending, content):
+    path = tmp_path_factory.getbasetemp() / f'any{ending}'
+    path.write_bytes(content)
+    try:
+        found, left_out = read_examples(str(path), ('zh-bo', 'bo'))
+    except ValueError as error:
+        return one_line(error)
+    assert found or left_out
+    assert all(e.target.strip() and all(map(str.strip, e.source)) for e in found)
+
+
+class Lengths(Task):
+    """A task of given lengths, for the batches' sake alone."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths).T
+
+    def example(self, i, rng):
+        return tuple(np.full(n, 5) for n in self.lengths[:, i])
+
+
+@given(st.lists(st.lists(st.tuples(*[st.integers(3, 300)] * 2), min_size=1, max_size=40), min_size=1, max_size=3),
+       st.integers(1, 5000), st.integers(0, 2**31))
+def test_batches_have_something_in_them(of_tasks, batch_tokens, seed):
+    found = [Lengths(lengths) for lengths in of_tasks]
+    p = np.full(len(found), 1 / len(found))
+    batches = Batches(found, p, config.Train(batch_tokens=batch_tokens, seed=seed))
+    seen = Counter()
+    for k in range(128):
+        src, tgt = batches[k]
+        assert src.size and tgt.size and len(src) == len(tgt)
+        seen.update(tuple(map(tuple, batches.plan(0)[k])))
+    counts = [sum(n for (t, _), n in seen.items() if t == task) for task in range(len(found))]
+    assert max(counts) - min(counts) <= 1             # each task has its share
+
+
+@given(st.lists(st.sampled_from(['--lr', '--max_steps', '--languages', '--resume', '--seed', '--out_dir', '--x', '--'])
+                | lines | lines.map('--lr={}'.format) | lines.map('--out_dir={}'.format), max_size=4))
+def test_any_command_line(argv):
+    try:
+        config.load(config.Train, [arg for arg in argv if arg not in ('-h', '--help')])
+    except (ValueError, FileNotFoundError) as error:
+        assert len(str(error)) < 1000
+
+
+# What hypothesis would not think of
+
+def call(monkeypatch, main, argv):
+    """The line with which a command ends, as a user would see it; '' for success."""
+    monkeypatch.setattr(sys, 'stdin', open(os.devnull))
+    for name in ('stdout', 'stderr'):
+        monkeypatch.setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
+    monkeypatch.setattr(sys, 'argv', ['command', *argv])
+    try:
+        config.run(main)
+    except SystemExit as e:
+        one_line(str(e.code).encode('ascii', 'backslashreplace').decode())
+        return str(e.code)
+    return ''
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('deep.bo.jsonl', b'[' * 100_000, 'line 1 is not JSON'),
+    ('half.bo.jsonl', b'{"text": "a\\ud800b"}', 'line 1 has a "title" or "text" that is no text'),
+    ('null.bo.jsonl', b'{"text": null}', 'line 1 has a "title" or "text" that is no text'),
+    ('x.bo-bo.tsv', b'a\tb\n', 'its name says bo twice'),
+    ('million.bo.txt', b'\n' * 1_000_000, 'has no text'), ('empty.bo.txt', b'', 'has no text'),
+    ('utf16.bo.txt', 'བོད'.encode('utf-16'), 'is not UTF-8')])
+def test_bad_corpora(trained, tokenizer, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare('text', tokenizer, 64, 0.1, tmp_path)
+    one_line(error.value)
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('a.json', b'[' * 100_000, 'is no JSON|nested too deeply'),
+    ('a.jsonl', b'{"question": "q", "context": "c", "answer": ' + b'[' * 500 + b'"a"' + b']' * 500 + b'}', 'too deeply'),
+    ('a.jsonl', b'{"source": "a", "target": "b", "source_lang": ["zh"], "target_lang": "bo"}', "language is .'zh'."),
+    ('a.jsonl', b'{"source": "a", "target": "b", "lang": "x\\ny"}', 'two or three letters'),
+    ('a.jsonl', b'[]\n', 'line 1 has no example'), ('a.jsonl', b'{"\\ud800": "a"}', r'its fields: .\\ud800'),
+    ('a.jsonl', b'{"source": {"text": {"x": "' + b'y' * 100_000 + b'"}}, "target": "b"}', 'not a text'),
+    ('a.csv', b'source,target\na,"b\nc,d\ne,f\n', 'row 2 is not as .csv has it'),
+    ('a.csv', b'source,source,target\na,b,c\n', 'two columns have one name'),
+    ('a.txt', b'<doc id=0>\n<summary>a</summary>\n<short_text>b</short_text>\n</doc> <doc id=1>\n<summary>c</summary>\n'
+              b'<short_text>d</short_text>\n</doc>\n', 'has not one <summary>'),
+    ('a.txt', b'<doc>\n' + b'<summary></summary>' * 4000 + b'\n</doc>\n', 'has not one <summary>')])
+def test_bad_examples(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_examples(str(tmp_path / name), ('zh-bo',))
+    one_line(error.value)
+
+
+def test_long_cells_and_empty_lists_are_read(tmp_path):
+    (tmp_path / 'a.csv').write_text('source,target\n' + 'x' * 200_000 + ',y\n')
+    (tmp_path / 'a.jsonl').write_text('{"source": "a", "target": "b", "data": []}\n')
+    assert len(read_examples(f'{tmp_path}/a.csv', ('zh-bo',))[0][0].source[0]) == 200_000
+    assert read_examples(f'{tmp_path}/a.jsonl', ('zh-bo',))[0][0].target == 'b'
+
+
+def test_pairs_with_nothing_on_one_side_are_counted(trained, tokenizer, tmp_path, capsys):
+    rows = [f'{a}\t{b}' for a, b in zip(sentences('bo'), sentences('zh'))]
+    (tmp_path / 'bo-zh.tsv').write_text('\n'.join([*rows, '\t我', '\u200b\t我有', 'བོད།\t\ufffd']), encoding='utf-8')
+    prepared = prepare('text', tokenizer, 64, 0.2, tmp_path)
+    assert '  3 pairs with nothing on one side are left out' in capsys.readouterr().out
+    assert all(stream.lengths.all() for stream in open_streams(prepared, 'train').values())
+
+
+def test_a_corpus_that_changes_while_it_is_read(trained, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')), encoding='utf-8')
+    original = tokens.splits
+
+    def grow(documents, fraction):
+        found = original(documents, fraction)
+        with open(tmp_path / 'bo.txt', 'a', encoding='utf-8') as file:
+            file.write('\nབོད།')
+        return found
+
+    monkeypatch.setattr(tokens, 'splits', grow)
+    before = set(tokens.token_folder('text').iterdir())
+    with pytest.raises(ValueError, match='bo.txt has changed while it was read; try again'):
+        prepare('text', tokenizer, 64, 0.2, tmp_path)
+    assert set(tokens.token_folder('text').iterdir()) == before
+
+
+def test_equal_lines_are_all_learned_or_all_held_out(trained, tokenizer, tmp_path):
+    for i, line in enumerate(sentences('bo')[:12]):
+        folder = fresh(tmp_path, 'equal')
+        (folder / 'bo.txt').write_text((line + '\n') * 50, encoding='utf-8')
+        segments = tokens.read_meta(prepare('text', tokenizer, 64, 0.5, folder))['segments']
+        assert list(segments.values()) == [50]
+
+
+def test_a_line_of_10_megabytes(tokenizer, tmp_path):
+    path = tmp_path / 'long.txt'
+    path.write_text(('བོད་\u0301\u200b' * 10) * 62_500, encoding='utf-8')
+    assert path.stat().st_size >= 10**7
+    [line] = read_lines(path)
+    segments = cut([tokenizer.encode(line)], tokenizer, 253)
+    assert max(map(len, segments)) <= 253 and sum(map(len, segments)) == len(tokenizer.encode(line))
+    with pytest.raises(ValueError, match=r'a text of [\d,]+ characters; scores are for texts of at most 100,000'):
+        score([line], ['x'], 'bo')
+
+
+def test_bytes_on_the_command_line_that_are_no_text(monkeypatch):
+    for main, argv in ((train.main, ['--data_from=/tmp/\udcff']), (train.main, ['--languages=\udcff']),
+                       (finetune.main, ['--data=\udcff.tsv']), (train.main, ['--max_steps=' + '-' * 6000 + '1']),
+                       (train.main, ['--span_length=0.1'])):
+        assert call(monkeypatch, main, argv).startswith('error: --') or 'span_length=0.1: give at least 1' in \
+            call(monkeypatch, main, argv)
+
+
+def test_the_strategies_are_hostile():
+    assert {category(part[0])[0] for part in PARTS} >= set('CLMPSZ')
+    assert read_state(config.Train(out_dir='nowhere')) is None
+    assert Tokenizer
