@@ -20,6 +20,7 @@ from data import BOS, EOS, PAD, UNK
 from data.files import SENTENCEPIECE, read_file, read_json
 from data.weights import (
     SIZES,
+    check_finite,
     check_shape,
     check_sizes,
     few,
@@ -419,6 +420,7 @@ class XLMR(nn.Module):
             p = parameters[name][:c.vocab_size] if name in BY_ID else parameters[name]
             check_shape(folder, name, value, p.shape)
             p.copy_(value)
+            check_finite(folder, name, p)
             self.origins[name] = f'read from {folder}'
         word = self.embeddings.word.weight                                        # new rows start near the mean row
         word[c.vocab_size:] = word[:c.vocab_size].mean(0) + 0.02 * torch.randn_like(word[c.vocab_size:])
@@ -654,6 +656,8 @@ class SWCM(XLMR):
         options = {key: value for key, value in config.items() if key != 'model_type'}
         if unknown := sorted(set(options) - set(SWCMConfig.__dataclass_fields__)):
             raise ValueError(f'{folder}/config.json: unknown {few(unknown)}')
+        if missing := sorted(set(SIZES) - set(options)):
+            raise ValueError(f'{folder}/config.json lacks {few(missing)}')
         try:
             c = SWCMConfig(**options if dropout is None else {**options, 'dropout': dropout})
         except ValueError as e:
@@ -669,6 +673,7 @@ class SWCM(XLMR):
             for name, p in parameters.items():
                 check_shape(folder, name, state[name], p.shape)
                 p.copy_(state[name])
+                check_finite(folder, name, p)
         model.origins = {name: f'read from {folder}' for name in model.origins}
         return model.eval()
 

@@ -162,7 +162,7 @@ def main(argv):
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     folder = cfg.checkpoint or newest()
     settings = settings_of(folder)
-    tuned = getattr(settings, 'task', '')
+    tuned = settings.task if isinstance(settings, config.FineTune) and settings.learn else ''
     cfg = replace(cfg, task=cfg.task or tuned or 'translate')
     if cfg.text + cfg.file and (cfg.task == 'answer') != bool(cfg.question):
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a --question')

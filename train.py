@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data import PAD
 from data.batches import Batches, shares, tasks, val_batches
-from data.files import SENTENCEPIECE, naming, parse_object, replacing
+from data.files import SENTENCEPIECE, filling, naming, parse_object, replacing
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import identity, open_streams, prepare, vocabulary_text
@@ -195,9 +195,10 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         saved = step
         if rank == 0:
             log.sync()
-            model.save(out / 'last')
-            write_state(out / 'last' / STATE, cfg, parameters, optimizer, step=step, tokens=tokens, best=best,
-                        skipped=skipped, data=data, start=start)
+            with filling(out / 'last') as new:
+                model.save(new)
+                write_state(new / STATE, cfg, parameters, optimizer, step=step, tokens=tokens, best=best,
+                            skipped=skipped, data=data, start=start)
 
     if step == 0:
         if rank == 0:
@@ -373,8 +374,7 @@ def write_state(path, cfg, parameters, optimizer, **figures):
         tensors['weight.' + name] = p.detach()
         for key in ('exp_avg', 'exp_avg_sq', 'step'):
             tensors[f'{key}.{name}'] = optimizer.state[p][key]
-    with replacing(path) as temporary:
-        write_tensors(temporary, tensors, {'json': json.dumps({**figures, 'config': asdict(cfg)})})
+    write_tensors(path, tensors, {'json': json.dumps({**figures, 'config': asdict(cfg)})})
 
 
 def read_state(cfg):
@@ -388,8 +388,9 @@ def read_state(cfg):
     try:
         tensors, metadata = read_safetensors(path)
         state = parse_object(metadata.get('json', ''), f'the metadata of {path}')
-        if wrong := [key for key, kind in STATE_KINDS.items() if not isinstance(state.get(key), kind)]:
-            raise ValueError(f'{path} lacks {" ".join(wrong)}, as other versions do')
+        wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state.get(key), kind)]
+        if wrong or state['step'] < 1 or [*map(type, state['best'] + state['skipped'])] != [float, float, int, int]:
+            raise ValueError(f'{path} has not what this version writes: {" ".join(wrong) or "step, best, skipped"}')
     except ValueError as e:
         raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; --out_dir=NAME starts '
                          'another run beside it, --resume=False starts over and removes it') from e
@@ -409,7 +410,7 @@ def restore(state, parameters, optimizer):
     with torch.no_grad():
         for i, p in enumerate(order):
             found = {key: tensors.get(f'{key}.{names[p]}') for key in ('weight', 'exp_avg', 'exp_avg_sq', 'step')}
-            if any(t is None or t.shape not in (p.shape, ()) for t in found.values()):
+            if any(t is None or t.shape != (() if key == 'step' else p.shape) for key, t in found.items()):
                 raise ValueError(f'last/{STATE} is of another model than last/model.safetensors: {names[p]} differs. '
                                  '--resume=False starts over')
             p.copy_(found.pop('weight'))
@@ -441,11 +442,11 @@ class Log:
         with replacing(out / 'config.json') as path:
             path.write_text(json.dumps(asdict(cfg), indent=1, ensure_ascii=False), encoding='utf-8')
         self.path = out / 'log.jsonl'
-        old = self.path.read_text(encoding='utf-8').splitlines(keepends=True) if step and self.path.exists() else []
-        kept = [line for n, line in enumerate(old, 1)                     # the last may be half written
-                if line.endswith('\n') and parse_object(line, f'{self.path}: line {n}').get('step', 0) <= step]
+        old = self.path.read_bytes().split(b'\n')[:-1] if step and self.path.exists() else []  # whole lines
+        kept = [line + b'\n' for n, line in enumerate(old, 1)
+                if parse_object(line, f'{self.path}: line {n}').get('step', 0) <= step]
         with replacing(self.path) as path:
-            path.write_text(''.join(kept), encoding='utf-8')
+            path.write_bytes(b''.join(kept))
         self.file = open(self.path, 'a', encoding='utf-8')
 
     def write(self, **figures):

@@ -181,7 +181,9 @@ def convert(field, value, where):
         if field.type is str and isinstance(value, str):
             return value
         if field.type is tuple:
-            return tuple(value.replace(',', ' ').split() if isinstance(value, str) else value)
+            value = tuple(value.replace(',', ' ').split() if isinstance(value, str) else value)
+            if all(isinstance(item, str) for item in value):
+                return value
         if isinstance(value, str):
             value = ast.literal_eval(value)
         if field.type is float and type(value) is int:

@@ -4,6 +4,7 @@ import os
 import shutil
 import zlib
 from contextlib import contextmanager
+from errno import EISDIR
 from functools import reduce
 
 SENTENCEPIECE = 'sentencepiece.bpe.model'             # the name that the XLM-R family uses
@@ -29,7 +30,7 @@ def read_file(path):
         raise FileNotFoundError(f'the folder {path.parent} does not exist')
     if (path.parent / 'best').is_dir():
         raise FileNotFoundError(f'{path.parent} is the folder of a run; its model is {path.parent / "best"}')
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist; an encoder or checkpoint folder needs it')
     return path.read_bytes()
 
@@ -53,6 +54,8 @@ def filling(folder):
             yield temporary
         for path in temporary.iterdir():
             sync(path)
+            if (folder / path.name).is_dir():
+                raise IsADirectoryError(EISDIR, 'a folder stands where a file is to be written', folder / path.name)
         if not folder.exists():
             temporary.rename(folder)
         else:

@@ -40,8 +40,9 @@ class Tokenizer:
         self.sp = sentencepiece.SentencePieceProcessor()
         try:
             self.sp.LoadFromSerializedProto(model)
-        except RuntimeError as e:
-            raise ValueError(f'{name} is damaged or no SentencePiece file') from e
+            pieces = [self.sp.id_to_piece(i) for i in range(3, len(self.sp))]
+        except (RuntimeError, UnicodeDecodeError) as e:
+            raise ValueError(f'{name} is damaged or no SentencePiece file; copy or download it again') from e
         if (self.sp.unk_id(), self.sp.bos_id(), self.sp.eos_id()) != (0, 1, 2):
             raise ValueError(f'{name}: <unk> <s> </s> are pieces {self.sp.unk_id()} {self.sp.bos_id()} '
                              f'{self.sp.eos_id()}, and XLM-R has them at 0 1 2')
@@ -51,7 +52,7 @@ class Tokenizer:
         if self.vocab_size <= self.mask:
             raise ValueError(f'{name} has ids up to {self.mask}, and the encoder only {self.vocab_size} rows: '
                              'they do not belong together')
-        pieces = ['', '', '', ' \u2047 ', *(self.sp.id_to_piece(i) for i in range(3, len(self.sp))), '<mask>']
+        pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>']
         self.pieces = pieces + [''] * (self.vocab_size + len(self.languages) - len(pieces))
         self.to_id = np.arange(len(self.sp)) + 1      # SentencePiece's ids to XLM-R's
         self.to_id[:3] = UNK, BOS, EOS

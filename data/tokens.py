@@ -224,7 +224,7 @@ class Stream:
             offsets = np.load(path.with_suffix('.npy'), mmap_mode='r')
         except Exception as e:                        # numpy raises what its parsers of a header raise
             raise damaged(folder, f'{name}.npy: {type(e).__name__}') from e
-        if offsets.dtype != np.uint64 or offsets.shape != (n + 1,):
+        if offsets.dtype != np.uint64 or offsets.shape != (n + 1,) or '-' in name and n % 2:
             raise damaged(folder, f'{name}.npy is not an array of {n + 1} offsets')
         self.offsets = np.array(offsets)
         size, width = path.stat().st_size, np.dtype(meta['dtype']).itemsize

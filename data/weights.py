@@ -1,12 +1,13 @@
 """Weights in files: XLM-R's names for tensors, reading without running code, checksums."""
 import json
 from pathlib import Path
-from pickle import UnpicklingError
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from config import shorten
 from data import BOS, EOS, PAD
 from data.files import SENTENCEPIECE, crc, filling, parse_object, read_file, read_json
 
@@ -87,6 +88,9 @@ def check_sizes(folder, state, n_rows, sizes):
 
 
 def check_shape(folder, name, tensor, shape):
+    """Raises ValueError for a tensor that is not of this shape, or not of floating-point numbers."""
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise ValueError(f'{folder}: {name} has values of {tensor.dtype}, which are no weights')
     if list(tensor.shape) != list(shape):
         raise ValueError(f'{folder}: {name} has shape {tuple(tensor.shape)}, where config.json asks for {tuple(shape)}')
 
@@ -100,6 +104,11 @@ def write_encoder(folder, config, state, sentencepiece):
         'hidden_dropout_prob': config['dropout'], 'attention_probs_dropout_prob': config['dropout'],
         'type_vocab_size': 1, 'bos_token_id': BOS, 'pad_token_id': PAD, 'eos_token_id': EOS,
         'tie_word_embeddings': True})
+
+
+def check_finite(folder, name, tensor):
+    if not tensor.sum().isfinite():
+        raise ValueError(f'{folder}: {name} has values that are not finite; such a model can write nothing')
 
 
 def read_model(folder, config):
@@ -120,27 +129,34 @@ def read_model(folder, config):
 def read_tensors(folder):
     """Tensors by name and metadata, from model.safetensors or else pytorch_model.bin, whose code is not run."""
     path = folder / 'model.safetensors'
-    if path.exists():
+    if path.is_file():
         return read_safetensors(path)
     path = folder / 'pytorch_model.bin'
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f'{folder} has neither model.safetensors nor pytorch_model.bin')
     try:
+        if is_zipfile(path) and any(part.compress_type != ZIP_STORED for part in ZipFile(path).infolist()):
+            raise ValueError('it is compressed, which PyTorch does not do and which may hide any size')
         tensors = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as e:
+        items = tensors.items() if isinstance(tensors, dict) else [(None, None)]
+        if not all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in items):
+            raise ValueError('it holds other things than tensors by name')
+        if any(t.untyped_storage().nbytes() < t.numel() * t.element_size() for t in tensors.values()):
+            raise ValueError('a tensor is larger than its data')
+    except Exception as e:                            # a damaged pickle may raise anything
         raise damaged(path, e) from e
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise damaged(path, 'it holds other things than tensors by name')
     return tensors, {}
 
 
 def read_safetensors(path):
     """Tensors by name, mapped into memory, and metadata; raises ValueError where these are not what was written."""
-    try:
-        with safe_open(path, 'pt') as file:
-            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except SafetensorError as e:
-        raise damaged(path, e) from e
+    before = None
+    while before != (before := (path.stat().st_ino, path.stat().st_mtime_ns)):   # the library opens it twice, and it
+        try:                                                                      # may be replaced in between
+            with safe_open(path, 'pt') as file:
+                tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        except SafetensorError as e:
+            raise damaged(path, e) from e
     if 'crc32' in metadata and metadata['crc32'] != checksum(tensors, metadata):
         raise damaged(path, 'its checksum is another')
     return tensors, metadata
@@ -156,7 +172,8 @@ def written_checksum(path):
 
 
 def damaged(path, why):
-    return ValueError(f'{path} is damaged or no weight file ({str(why).splitlines()[0]}); copy or download it again')
+    why = shorten(' '.join(str(why).split()) or type(why).__name__, 150)
+    return ValueError(f'{path} is damaged or no weight file ({why}); copy or download it again')
 
 
 def checksum(tensors, metadata):
@@ -199,4 +216,5 @@ def write_tensors(path, tensors, metadata):
 
 
 def few(names):
+    names = [shorten(ascii(name)[1:-1]) for name in names]
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '') if names else 'none'

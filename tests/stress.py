@@ -1,9 +1,9 @@
 """Breaks things for some minutes, to show what README promises under "What you can rely on". Run by hand:
 
     python tests/stress.py                      all of it
-    python tests/stress.py kills processes      some
+    python tests/stress.py kills disk           some
 
-It prints what it did and ends with exit status 1 where a promise is broken.
+It says what it saw, a line each, and ends with exit status 1 where a promise is broken.
 """
 import json
 import os
@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 
 import conftest                                       # first: it limits the threads
-import numpy as np
-import torch
 
 import config
 import finetune
@@ -28,74 +26,155 @@ from data import tokens
 from data.weights import read_safetensors
 from model import SWCM
 
-ROOT, STEPS = conftest.ROOT, 12
+MAINS = {'train': train.main, 'finetune': finetune.main}
+STEPS = 12
 random.seed(0)
 
 
 def kills(folder, n=50):
     """kill -9 at a random moment, n times; each run is gone on with until it ends, and equals an uninterrupted one."""
     done, while_writing, n_runs = 0, 0, 0
-    for script, arguments in (('train', training(folder)), ('finetune', fine_tuning(folder))):
-        whole = folder / f'{script}.whole'
+    for script, n_until in (('train', n * 3 // 5), ('finetune', n)):
         started = time.perf_counter()
-        assert fork(script, arguments, whole, None) == 0, f'{script} failed'
-        seconds, expected = time.perf_counter() - started, bits(whole)
-        while done < n * (1 if script == 'finetune' else 0.6):
-            out, status, n_runs = folder / f'{script}.killed', -signal.SIGKILL, n_runs + 1
+        assert finish(start(script, folder, 'whole')) == 0, f'{script}.py failed'
+        seconds, expected = time.perf_counter() - started, left_by(folder / 'whole')
+        while done < n_until:
+            status, n_runs = -signal.SIGKILL, n_runs + 1
             while status:
-                status = fork(script, arguments, out, random.uniform(0, seconds))
-                assert status in (0, -signal.SIGKILL), f'{script} does not go on: exit status {status}'
+                child = start(script, folder, 'killed')
+                if done < n:
+                    time.sleep(random.uniform(0, seconds))
+                    os.kill(child, signal.SIGKILL)
+                status = finish(child)
+                assert status in (0, -signal.SIGKILL), f'{script}.py does not go on: exit status {status}'
                 done += status != 0
-                while_writing += any(out.rglob('*.tmp'))
-            assert bits(out) == expected, f'{out} differs from {whole}'
-            shutil.rmtree(out)
-    return (f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them while a file was being '
-            'written: all went on, and weights, states and logs equal those of uninterrupted runs, byte for byte')
+                while_writing += any((folder / 'killed').rglob('*.tmp'))
+            assert left_by(folder / 'killed') == expected, f'a killed run of {script}.py ends otherwise'
+            shutil.rmtree(folder / 'killed')
+        shutil.rmtree(folder / 'whole')
+    return (f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them while a file was '
+            'written: all went on, and checkpoints, states and logs equal those of uninterrupted runs, bit for bit')
 
 
-def fork(script, arguments, out, seconds):
-    """Runs a script in a copy of this process, for so long; its exit status, or minus the signal that ended it."""
+def signals(folder, n=6):
+    """Ctrl-C and SIGTERM after a random number of steps, as often, end a run with a message and go on the same."""
+    finish(start('train', folder, 'whole'))
+    for i in range(n):
+        number = (signal.SIGINT, signal.SIGTERM)[i % 2]
+        child = start('train', folder, 'stopped', '--max_steps=10000', '--warmup=0.00012')
+        wait_for_step(folder / 'stopped', random.randint(1, 8))
+        os.kill(child, number)
+        status, said = finish(child), (folder / 'said').read_text()
+        match = re.search(r'stopped and saved at step (\d+) of 10000; the same command goes on from there', said)
+        assert status == 128 + number and match, f'signal {number}: exit status {status}, {said[-300:]!r}'
+        assert json.loads(read_safetensors(folder / 'stopped/last/training.safetensors')[1]['json'])['step'] == int(
+            match[1])
+        shutil.rmtree(folder / 'stopped')
+    shutil.rmtree(folder / 'whole')
+    return f'{n} times Ctrl-C or SIGTERM: saved, said so, and ended with status 130 or 143'
+
+
+def reader(folder):
+    """A process that reads last/ and best/ without a pause while another writes them in every step."""
+    child = start('train', folder, 'read', '--max_steps=40', '--eval_interval=1')
+    n, steps = dict.fromkeys(['last', 'best'], 0), set()
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        for name in n:
+            if (folder / 'read' / name).exists():
+                SWCM.load(folder / 'read' / name)
+                n[name] += 1
+        if (folder / 'read/last/training.safetensors').exists():
+            steps.add(json.loads(read_safetensors(folder / 'read/last/training.safetensors')[1]['json'])['step'])
+    assert min(n.values()) > 20 and len(steps) > 10, f'too little was read: {n}, {len(steps)} steps'
+    shutil.rmtree(folder / 'read')
+    return f'{n["last"]} times last/ and {n["best"]} times best/ were read while they were written, and {len(steps)} ' \
+           'states: all whole'
+
+
+def disk(folder):
+    """A file system of its own that runs full at several points of a checkpoint, then is mounted read-only."""
+    inside = ['unshare', '-rm', sys.executable, __file__, '--disk', str(folder)]
+    if not shutil.which('unshare') or subprocess.run(['unshare', '-rm', 'true'], capture_output=True).returncode:
+        return 'not tried: needs Linux\'s unshare'
+    done = subprocess.run(inside, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
+    return done.stdout.strip()
+
+
+def on_a_small_disk(folder):
+    out = folder / 'disk'
+    out.mkdir()
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', out], check=True)
+    assert finish(start('train', folder, 'disk/run', '--max_steps=2')) == 0
+    before, lines = left_by(out / 'run'), []
+    for free in range(0, 8_000_000, 300_000):         # a checkpoint has 0.45 + 1.35 MB, and so has the one before
+        with open(out / 'filler', 'wb') as file:
+            file.write(bytes(max(0, shutil.disk_usage(out).free - free)))
+        status = finish(start('train', folder, 'disk/run', '--max_steps=3'))
+        (out / 'filler').unlink()
+        if status == 0:
+            break
+        lines.append((folder / 'said').read_text().strip().splitlines()[-1])
+        assert status == 1 and lines[-1].startswith('error: ') and 'No space left' in lines[-1], (status, lines[-1])
+        now = left_by(out / 'run')
+        changed = [name for name, value in before.items() if name.startswith('last') and now.get(name) != value]
+        assert not changed, f'with {free:,} bytes free, {changed} changed'
+        assert not list(out.rglob('*.tmp')), f'left behind: {list(out.rglob("*.tmp"))}'
+    assert len(lines) > 5 and status == 0, f'{len(lines)} times full, then exit status {status}: {lines[-1:]}'
+    subprocess.run(['mount', '-o', 'remount,ro', out], check=True)
+    status, said = finish(start('train', folder, 'disk/run', '--max_steps=4')), (folder / 'said').read_text().strip()
+    assert status == 1 and said.splitlines()[-1].startswith('error: ') and 'Read-only' in said, said
+    print(f'{len(lines)} times a full disk, once a read-only one: one line, exit status 1, the checkpoint before whole; '
+          f'then the run went on. The line: {lines[-1].replace(str(folder), "...")}')
+
+
+def fuzz(folder):
+    """The properties of tests/test_hostile.py, with many cases each."""
+    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_hostile.py',
+                           '--hypothesis-show-statistics'], cwd=conftest.ROOT, capture_output=True, text=True,
+                          env={**os.environ, 'CASES': 'many'})
+    assert done.returncode == 0, '\n'.join(line for line in done.stdout.splitlines() if re.match('E |FAILED', line))
+    n = [int(n) for n in re.findall(r'generate phase.*\n(?:.*\n)*?.*- (\d+) passing', done.stdout)]
+    return f'{sum(n):,} cases of {len(n)} properties: each a right result or one line'
+
+
+def start(script, folder, out, *more):
+    """Runs a script in a copy of this process; its number. What it prints goes to folder/said."""
     child = os.fork()
     if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.argv = [f'{script}.py', *arguments, f'--out_dir={out}']
+        said = os.open(folder / 'said', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        sys.stdout, sys.stderr = (open(n, 'w', encoding='utf-8', buffering=1) for n in (1, 2))
+        sys.argv = [f'{script}.py', *(training if script == 'train' else fine_tuning)(folder),
+                    f'--out_dir={folder / out}', *more]
+        status = 0
         try:
-            config.run(sys.modules[script].main)
-            os._exit(0)
+            config.run(MAINS[script])
         except SystemExit as e:
-            print(e.code, file=sys.stderr)
-            os._exit(1)
-        finally:
-            os._exit(2)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+            if isinstance(e.code, str):
+                print(e.code)
+            status = e.code if isinstance(e.code, int) else 1
+        except BaseException as e:
+            print(f'Traceback: {e!r}')
+            status = 2
+        os._exit(status)
+    return child
 
 
-def bits(out):
-    """What a run has left, by file, without what depends on the clock or says the folder's name."""
-    found = {}
-    for path in sorted(out.rglob('*')):
-        if path.name == 'log.jsonl':
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found['log'] = [{k: v for k, v in line.items() if k != 'tokens_per_s'} for line in lines]
-        elif path.suffix == '.safetensors':
-            tensors, metadata = read_safetensors(path)
-            state = json.loads(metadata.get('json', '{}'))
-            state.pop('config', None)
-            found[str(path.relative_to(out))] = state, {k: t.numpy().tobytes() for k, t in tensors.items()}
-        elif path.is_file() and path.name not in ('config.json', 'metrics.json'):
-            found[str(path.relative_to(out))] = path.read_bytes()
-        elif path.is_file():
-            found[str(path.relative_to(out))] = path.read_text().replace(out.name, 'OUT')
-    return found
+def finish(child):
+    """Waits for it; its exit status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait_for_step(out, step):
+    while not (out / 'log.jsonl').exists() or (out / 'log.jsonl').read_text().count('\n') < step + 2:
+        time.sleep(0.01)
 
 
 def training(folder):
     return ['--dataset=text', f'--data_from={folder}/corpus', f'--encoder={folder}/encoder', '--block_size=64',
-            '--batch_tokens=400', '--accumulate=6', '--val_fraction=0.2', f'--max_steps={STEPS}', '--eval_interval=4',
+            '--batch_tokens=400', '--accumulate=2', '--val_fraction=0.2', f'--max_steps={STEPS}', '--eval_interval=4',
             '--save_interval=1', '--eval_segments=4', '--device=cpu']
 
 
@@ -105,28 +184,42 @@ def fine_tuning(folder):
             f'--max_steps={STEPS}', '--eval_interval=4', '--save_interval=1', '--eval_examples=5', '--device=cpu']
 
 
-def prepare():
-    """A folder with a corpus and an encoder; token files go there too."""
-    folder = Path(tempfile.mkdtemp(prefix='stress.'))
-    (folder / 'corpus').mkdir()
-    conftest.write_corpus(folder / 'corpus')
-    conftest.make_encoder(folder / 'encoder', conftest.make_pieces())
-    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
-    return folder
+def left_by(out):
+    """What a run has left, by file, but for what depends on the clock or has the folder's name."""
+    found = {}
+    for path in sorted(path for path in out.rglob('*') if path.is_file()):
+        name = str(path.relative_to(out))
+        if path.name == 'log.jsonl':
+            lines = map(json.loads, path.read_text(encoding='utf-8').splitlines())
+            found[name] = [{k: v for k, v in line.items() if k != 'tokens_per_s'} for line in lines]
+        elif path.name == 'training.safetensors':
+            tensors, metadata = read_safetensors(path)
+            state = {k: v for k, v in json.loads(metadata['json']).items() if k != 'config'}
+            found[name] = state, {k: t.numpy().tobytes() for k, t in tensors.items()}
+        else:
+            found[name] = path.read_bytes().replace(str(out).encode(), b'OUT')
+    return found
 
 
 def main(names):
-    known = {f.__name__: f for f in (kills,)}
-    if unknown := set(names) - set(known):
-        sys.exit(f'error: {" ".join(unknown)}: choose from {" ".join(known)}')
-    folder, broken = prepare(), False
+    parts = {f.__name__: f for f in (kills, signals, reader, disk, fuzz)}
+    if names[:1] == ['--disk']:
+        tokens.token_folder = lambda dataset: Path(names[1], 'tokens', dataset)
+        return on_a_small_disk(Path(names[1]))
+    if unknown := set(names) - set(parts):
+        sys.exit(f'error: {" ".join(unknown)}: choose from {" ".join(parts)}')
+    folder, broken = Path(tempfile.mkdtemp(prefix='stress.')), False
+    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
     try:
-        for name in names or known:
+        (folder / 'corpus').mkdir()
+        conftest.write_corpus(folder / 'corpus')
+        conftest.make_encoder(folder / 'encoder', conftest.make_pieces())
+        for name in names or parts:
             started = time.perf_counter()
             try:
-                result = known[name](folder)
-            except AssertionError as e:
-                result, broken = f'BROKEN: {e}', True
+                result = parts[name](folder)
+            except (AssertionError, ValueError, OSError) as e:
+                result, broken = f'BROKEN: {e!r}', True
             print(f'{name} ({time.perf_counter() - started:.0f} s): {result}', flush=True)
     finally:
         shutil.rmtree(folder)

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from unicodedata import category
@@ -274,6 +275,35 @@ def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path):
     with replacing(folder / 'b') as new:
         new.write_text('4')
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'b', 'new'] and (folder / 'a').read_text() == '1'
+
+
+def test_a_model_can_be_read_while_it_is_written(trained, tmp_path):
+    models = [SWCM.load(f'{trained.out_dir}/best'), SWCM.load(f'{trained.out_dir}/best')]
+    with torch.no_grad():
+        for p in models[1].parameters():
+            p.add_(1)
+    ended = threading.Event()
+
+    def write():
+        while not ended.is_set():
+            for model in models:
+                model.save(tmp_path / 'model')
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        while not (tmp_path / 'model').exists():
+            pass
+        differ = Counter()
+        for _ in range(60):
+            model = SWCM.load(tmp_path / 'model').state_dict()
+            of = [all(torch.equal(model[k], v) for k, v in m.state_dict().items()) for m in models]
+            assert sum(of) == 1
+            differ[of.index(True)] += 1
+    finally:
+        ended.set()
+        writer.join()
+    assert len(differ) == 2
 
 
 def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
