@@ -124,8 +124,8 @@ def on_a_small_disk(folder):
     subprocess.run(['mount', '-o', 'remount,ro', out], check=True)
     status, said = finish(start('train', folder, 'disk/run', '--max_steps=4')), (folder / 'said').read_text().strip()
     assert status == 1 and said.splitlines()[-1].startswith('error: ') and 'Read-only' in said, said
-    print(f'{len(lines)} times a full disk, once a read-only one: one line, exit status 1, the checkpoint before whole; '
-          f'then the run went on. The line: {lines[-1].replace(str(folder), "...")}')
+    print(f'{len(lines)} times a full disk, from which the run went on, then a read-only one: each time one line, exit '
+          f'status 1, and the checkpoint before whole. The line: {lines[-1].replace(str(out), "...")}')
 
 
 def fuzz(folder):

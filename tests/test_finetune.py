@@ -100,7 +100,7 @@ def test_translations_share_texts(tmp_path):
     ('a.jsonl', '', 'a.jsonl has no examples'),
     ('a.json', '[]', 'a.json has no examples'),
     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
-    ('a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>', 'ends in line 3 lacks a <summary> or a <short_text>'),
+    ('a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>', 'ends in line 3 has not one <summary> and one <short_text>'),
     ('a.csv', 'source,target\nx\n', 'row 2 has no target'),
     ('a.csv', 'source,target\nx, y,z\n', 'row 2 has more cells than the header'),
     ('a.jsonl', r'{"source": "x", "target": "\ud800"}', 'line 1: target has half a character'),

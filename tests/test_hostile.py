@@ -121,7 +121,7 @@ def test_weights_as_pickle_are_read_if_they_are_tensors(encoder_folder, tmp_path
     for change, message in ((lambda s: s, None), (lambda s: list(s), 'other things than tensors'),
                             (lambda s: {**s, 'epoch': 3}, 'other things than tensors'),
                             (lambda s: {**s, 'roberta.embeddings.word_embeddings.weight': torch.zeros(1, 1).expand(
-                                10**9, 10**6)}, 'shape'), (lambda s: torch.nn.Linear(2, 2), 'is damaged or no weight')):
+                                10**9, 10**6)}, 'larger than its data'), (lambda s: torch.nn.Linear(2, 2), 'is damaged or no weight')):
         torch.save(change(state), encoder / 'pytorch_model.bin')
         if message is None:
             theirs = XLMR.from_encoder(encoder_folder).state_dict()
@@ -295,7 +295,7 @@ def test_a_model_can_be_read_while_it_is_written(trained, tmp_path):
         while not (tmp_path / 'model').exists():
             pass
         differ = Counter()
-        for _ in range(60):
+        for _ in range(25):
             model = SWCM.load(tmp_path / 'model').state_dict()
             of = [all(torch.equal(model[k], v) for k, v in m.state_dict().items()) for m in models]
             assert sum(of) == 1
@@ -321,11 +321,11 @@ def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
 
 def test_the_number_of_workers_changes_no_bit(trained, tmp_path):
     found = []
-    for workers in (0, 1, 3):
+    for workers in (0, 2):
         out = tmp_path / str(workers)
         train.train(replace(trained, out_dir=str(out), max_steps=3, workers=workers))
         found.append((out / 'last' / 'model.safetensors').read_bytes())
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 # Text
