@@ -108,7 +108,7 @@ def newest():
 
 
 def settings_of(folder):
-    """The settings of the run that wrote a checkpoint, config.Train or FineTune; None where they do not lie beside it."""
+    """The config.Train or FineTune of the run that wrote a checkpoint, or None where it is not beside it."""
     path = Path(folder).parent / 'config.json'
     if not path.exists():
         return None

@@ -211,8 +211,8 @@ def read_csv(path, named):
                 raise ValueError(f'{path}: row {n} has more cells than the header; texts with commas stand in "..."')
             yield f'row {n}', row
     except csv.Error as e:
-        raise ValueError(f'{path}: row {n + 1} is not as .csv has it ({str(e).split(" - ")[0]}); a text with a comma, a '
-                         'quote or an end of line stands in "...", and a quote is written twice') from e
+        raise ValueError(f'{path}: row {n + 1} is not as .csv has it ({str(e).split(" - ")[0]}); a text with a comma, '
+                         'a quote or an end of line stands in "...", and a quote is written twice') from e
 
 
 def read_lcsts(path, named):

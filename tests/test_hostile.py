@@ -10,7 +10,6 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
-from unicodedata import category
 
 import numpy as np
 import pytest
@@ -18,9 +17,11 @@ import torch
 from conftest import LANGUAGES, sentences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import config
 import finetune
+import sample
 import train
 from data import UNK, tokens
 from data.batches import Batches, Task
@@ -29,27 +30,28 @@ from data.files import filling, replacing
 from data.metrics import score
 from data.noise import infill, mask_tokens, permute_sentences
 from data.text import prepare as text
-from data.tokenizer import Tokenizer
 from data.tokens import cut, open_streams, prepare, read_lines
 from model import SWCM, XLMR
-from train import STATE, read_state
+from train import STATE
 
 # fixtures are read only, but for the folders that each case makes anew
 settings.register_profile('few', max_examples=25, deadline=None, derandomize=True, database=None,
                           suppress_health_check=list(HealthCheck))
-settings.register_profile('many', settings.get_profile('few'), max_examples=250, derandomize=False, print_blob=True)
+settings.register_profile('many', settings.get_profile('few'), max_examples=250, derandomize=False,
+                          print_blob=True)
 settings.load_profile(os.environ.get('CASES', 'few'))
 
-PARTS = ['\0', '\ufeff', '\u200b', '\u200f', '\u202e', '\u0301', '\u0f72', '\u2585', '\u2581', '\ufffd', '<mask>', '<s>',
-         '</s>', '<bo>', '😀', 'བོད་', '།', '我有', '。', 'كىتاب', 'бар. ', ' ', '\u3000', 'ﬁ', '\x1b', '"', ',', '\\']
+PARTS = ['\0', '\ufeff', '\u200b', '\u200f', '\u202e', '\u0301', '\u0f72', '\u2585', '\u2581', '\ufffd', '<mask>',
+         '<s>', '</s>', '<bo>', '😀', 'བོད་', '།', '我有', '。', 'كىتاب', 'бар. ', ' ', '\u3000', 'ﬁ', '\x1b', '"', ',', '\\']
 ENDS = ['\n', '\r\n', '\r', '\u2028', '\x85', '\x0b', '\x0c', '\x1c', '\t']
 characters = st.sampled_from(PARTS) | st.characters(exclude_categories=['Cs'])
 lines = st.lists(characters, max_size=30).map(''.join)
 whole_texts = st.lists(characters | st.sampled_from(ENDS), max_size=60).map(''.join)
 contents = whole_texts.map(str.encode) | st.binary(max_size=80) | st.tuples(whole_texts, st.binary(max_size=3)).map(
     lambda parts: parts[0].encode() + parts[1])
-values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | lines | st.sampled_from([10**12, 0, -1]),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(lines, inner, max_size=3), max_leaves=5)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | lines | st.sampled_from([10**12, 0, -1]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(lines, inner, max_size=3), max_leaves=5)
 
 
 class Code:
@@ -116,12 +118,13 @@ def test_code_in_weights_is_not_run(trained, encoder_folder, tmp_path, old):
 def test_weights_as_pickle_are_read_if_they_are_tensors(encoder_folder, tmp_path):
     encoder = tmp_path / 'encoder'
     shutil.copytree(encoder_folder, encoder)
-    state = {k: v.clone() for k, v in train.read_safetensors(encoder / 'model.safetensors')[0].items()}
+    state = {k: v.clone() for k, v in load_file(encoder / 'model.safetensors').items()}
     (encoder / 'model.safetensors').unlink()
     for change, message in ((lambda s: s, None), (lambda s: list(s), 'other things than tensors'),
                             (lambda s: {**s, 'epoch': 3}, 'other things than tensors'),
-                            (lambda s: {**s, 'roberta.embeddings.word_embeddings.weight': torch.zeros(1, 1).expand(
-                                10**9, 10**6)}, 'larger than its data'), (lambda s: torch.nn.Linear(2, 2), 'is damaged or no weight')):
+                            (lambda s: {**s, 'lm_head.bias': torch.zeros(1, 1).expand(10**9, 10**6)},
+                             'larger than its data'),
+                            (lambda s: torch.nn.Linear(2, 2), 'is damaged or no weight')):
         torch.save(change(state), encoder / 'pytorch_model.bin')
         if message is None:
             theirs = XLMR.from_encoder(encoder_folder).state_dict()
@@ -192,7 +195,7 @@ def test_a_damaged_state_is_refused(trained, tmp_path_factory, where):
 
 @given(st.data())
 def test_a_models_settings_may_be_anything(trained, tmp_path_factory, data):
-    """Any JSON in config.json: the same model, but for dropout, or one line; and no memory for sizes it does not have."""
+    """Any JSON in config.json: the same model, but for dropout, or one line; no memory for sizes it does not have."""
     folder = tmp_path_factory.getbasetemp() / 'settings'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(f'{trained.out_dir}/best', folder)
@@ -213,7 +216,6 @@ def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, 
     folder = tmp_path_factory.getbasetemp() / 'encoder_settings'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(encoder_folder, folder)
-    from safetensors.torch import load_file, save_file
     save_file({k: v.clone() for k, v in load_file(folder / 'model.safetensors').items()}, folder / 'model.safetensors')
     written = json.loads((folder / 'config.json').read_text())
     key = data.draw(st.sampled_from(sorted(written)))
@@ -228,7 +230,7 @@ def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, 
 
 @given(st.data())
 def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
-    """Whatever happens to a file, ids stay in the vocabulary and segments in their file, or one line says what to do."""
+    """Whatever happens to a file: ids in the vocabulary, segments in their file, or one line that says what to do."""
     [folder] = tokens.token_folder('text').iterdir()
     damaged = tmp_path_factory.getbasetemp() / 'damaged_tokens'
     shutil.rmtree(damaged, ignore_errors=True)
@@ -450,6 +452,36 @@ def test_any_command_line(argv):
         assert len(str(error)) < 1000
 
 
+@settings(max_examples=settings.default.max_examples // 5)
+@given(st.lists(contents, min_size=1, max_size=3))
+def test_training_on_any_text(trained, corpus, tmp_path_factory, parts):
+    """A corpus with such lines among others: trained on, or one line, and then no checkpoint."""
+    base = tmp_path_factory.getbasetemp()
+    folder, out = fresh(base, 'corpus_to_train'), fresh(base, 'trained_on_any')
+    for language in ('bo', 'zh'):
+        (folder / f'{language}.txt').write_bytes(b'\n'.join([*parts, (corpus / f'{language}.txt').read_bytes()]))
+    try:
+        train.train(replace(trained, data_from=str(folder), languages=('bo', 'zh'), out_dir=str(out), max_steps=1))
+    except ValueError as error:
+        one_line(error)
+        assert not list(out.iterdir())
+    else:
+        assert SWCM.load(out / 'last')
+    shutil.rmtree(tokens.token_folder('text'))
+
+
+@settings(max_examples=settings.default.max_examples // 5)
+@given(st.lists(lines, min_size=1, max_size=4))
+def test_any_text_is_answered(writer, texts):
+    assert len(writer.answer(texts, 'zh', 'bo')) == len(texts)
+    writer.answer(texts, 'bo', 'bo')
+
+
+@pytest.fixture(scope='module')
+def writer(trained):
+    return sample.Writer(f'{trained.out_dir}/best', sample.Sample(device='cpu', beams=2, max_new_tokens=8))
+
+
 # What hypothesis would not think of
 
 def call(monkeypatch, main, argv):
@@ -482,7 +514,8 @@ def test_bad_corpora(trained, tokenizer, tmp_path, name, content, message):
 
 @pytest.mark.parametrize('name, content, message', [
     ('a.json', b'[' * 100_000, 'is no JSON|nested too deeply'),
-    ('a.jsonl', b'{"question": "q", "context": "c", "answer": ' + b'[' * 500 + b'"a"' + b']' * 500 + b'}', 'too deeply'),
+    ('a.jsonl', b'{"question": "q", "context": "c", "answer": ' + b'[' * 500 + b'"a"' + b']' * 500 + b'}',
+     'too deeply'),
     ('a.jsonl', b'{"source": "a", "target": "b", "source_lang": ["zh"], "target_lang": "bo"}', "language is .'zh'."),
     ('a.jsonl', b'{"source": "a", "target": "b", "lang": "x\\ny"}', 'two or three letters'),
     ('a.jsonl', b'[]\n', 'line 1 has no example'), ('a.jsonl', b'{"\\ud800": "a"}', r'its fields: .\\ud800'),
@@ -541,7 +574,7 @@ def test_equal_lines_are_all_learned_or_all_held_out(trained, tokenizer, tmp_pat
 
 def test_a_line_of_10_megabytes(tokenizer, tmp_path):
     path = tmp_path / 'long.txt'
-    path.write_text(('བོད་\u0301\u200b' * 10) * 62_500, encoding='utf-8')
+    path.write_text('བོད་\u0301\u200b' * 625_000, encoding='utf-8')
     assert path.stat().st_size >= 10**7
     [line] = read_lines(path)
     segments = cut([tokenizer.encode(line)], tokenizer, 253)
@@ -556,9 +589,3 @@ def test_bytes_on_the_command_line_that_are_no_text(monkeypatch):
                        (train.main, ['--span_length=0.1'])):
         assert call(monkeypatch, main, argv).startswith('error: --') or 'span_length=0.1: give at least 1' in \
             call(monkeypatch, main, argv)
-
-
-def test_the_strategies_are_hostile():
-    assert {category(part[0])[0] for part in PARTS} >= set('CLMPSZ')
-    assert read_state(config.Train(out_dir='nowhere')) is None
-    assert Tokenizer
