@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from data.metrics import score
 from data.noise import infill, mask_tokens, permute_sentences
 from data.text import prepare as text
 from data.tokens import cut, open_streams, prepare, read_lines
+from data.weights import SIZES, read_safetensors, write_tensors
 from model import SWCM, XLMR
 from train import STATE
 
@@ -228,6 +230,56 @@ def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, 
         one_line(error)
 
 
+@pytest.mark.parametrize('key', ['vocab_size', 'n_layer', 'n_embd', 'n_ffn', 'n_positions'])
+def test_sizes_that_the_weights_do_not_have(trained, encoder_folder, tmp_path, key):
+    """Refused before a model of that size is made, also where no checksum says that config.json was changed."""
+    for source, read, name in ((encoder_folder, XLMR.from_encoder, SIZES[key]),
+                               (f'{trained.out_dir}/best', SWCM.load, key)):
+        folder = tmp_path / read.__name__
+        shutil.copytree(source, folder)
+        save_file(load_file(f'{source}/model.safetensors'), folder / 'model.safetensors')             # without checksum
+        written = json.loads((folder / 'config.json').read_text())
+        for n in (3_000_000, 10**12, 2**63, 10**400, 0, -1, None, '5', 1.5, True):
+            (folder / 'config.json').write_text(json.dumps({**written, name: n}))
+            started = time.perf_counter()
+            with pytest.raises(ValueError) as error:
+                read(folder)
+            one_line(error.value)
+            assert str(folder) in str(error.value) and time.perf_counter() - started < 2
+
+
+def test_weights_that_are_none(trained, encoder_folder, tmp_path):
+    for source, read in (encoder_folder, XLMR.from_encoder), (f'{trained.out_dir}/best', SWCM.load):
+        tensors, folder = load_file(f'{source}/model.safetensors'), tmp_path / read.__name__
+        name = next(name for name in tensors if name.endswith('ffn.up.bias') or 'intermediate.dense.bias' in name)
+        for value, message in ((tensors[name] / 0, 'are not finite'), (tensors[name].long(), 'values of torch.int64')):
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            save_file({**tensors, name: value}, folder / 'model.safetensors')
+            with pytest.raises(ValueError, match=message) as error:
+                read(folder)
+            one_line(error.value)
+
+
+def test_a_state_of_another_model_is_refused(trained, tmp_path):
+    """Its checksum is right, but the moments of AdamW are not those of this model: PyTorch would read past their end."""
+    out = tmp_path / 'out'
+    shutil.copytree(trained.out_dir, out)
+    tensors, metadata = read_safetensors(out / 'last' / STATE)
+    metadata.pop('crc32')
+    for key in ('weight.head.bias', 'exp_avg.head.bias', 'exp_avg_sq.embeddings.word.weight', 'step.head.bias'):
+        for changed in ({**tensors, key: torch.zeros(1)}, {k: v for k, v in tensors.items() if k != key}):
+            write_tensors(out / 'last' / STATE, changed, metadata)
+            with pytest.raises(ValueError, match='is of another model') as error:
+                train.train(replace(trained, out_dir=str(out), max_steps=3))
+            one_line(error.value)
+    for change in (dict(step='3'), dict(step=-1), dict(best=[1.0]), dict(skipped=None), dict(config=[])):
+        state = json.dumps({**json.loads(metadata['json']), **change})
+        write_tensors(out / 'last' / STATE, tensors, {**metadata, 'json': state})
+        with pytest.raises(ValueError, match='has not what this version writes') as error:
+            train.train(replace(trained, out_dir=str(out), max_steps=3))
+        one_line(error.value)
+
+
 @given(st.data())
 def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
     """Whatever happens to a file: ids in the vocabulary, segments in their file, or one line that says what to do."""
@@ -260,20 +312,24 @@ def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
 
 # Files that are being written
 
-def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path):
+def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path, monkeypatch):
     folder = tmp_path / 'new'
     with pytest.raises(OSError, match='full'):
         with filling(folder) as new:
             (new / 'a').write_text('1')
             raise OSError('full')
     assert not list(tmp_path.iterdir())
-    with filling(folder) as new:
+    with monkeypatch.context() as patch, filling(folder) as new:
         (new / 'a').write_text('1')
         assert not folder.exists()
-    with pytest.raises(OSError), filling(folder) as new:
-        (new / 'a').write_text('2')
-        with open('/dev/full', 'w') as full:
-            full.write('3' * 10**6)
+        patch.setattr(os, 'replace', None)            # not file by file
+        patch.setattr(os, 'link', None)
+    for writing, path in (filling, folder), (replacing, folder / 'a'):
+        with pytest.raises(OSError) as error, writing(path) as new:
+            (new / 'a' if writing is filling else new).write_text('2')
+            with open('/dev/full', 'w') as full:
+                full.write('3' * 10**6)
+        assert error.value.filename == str(path)      # which the system does not say
     with replacing(folder / 'b') as new:
         new.write_text('4')
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'b', 'new'] and (folder / 'a').read_text() == '1'
@@ -319,6 +375,7 @@ def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
     (out / 'best/metrics.json').write_text('{}')
     train.train(replace(trained, out_dir=str(out), max_steps=1, eval_interval=5, resume=False))
     assert not (out / 'best/metrics.json').exists()   # that of the run before
+    assert not list(out.rglob('*.tmp'))
 
 
 def test_the_number_of_workers_changes_no_bit(trained, tmp_path):
