@@ -421,17 +421,13 @@ def restore(state, parameters, optimizer):
 def tidy(out, state):
     """Removes what a killed process left half written and, where a run starts over, the checkpoints of the one before.
 
-    Whoever reads these at the time finds a whole folder or none.
+    Whoever reads these at the time finds a whole folder or none. They are gone when the first of the new ones come.
     """
-    def half_written():
-        return [*out.glob('*.tmp'), *out.glob('*/*.tmp')]
-
-    for i in range(2):
-        for path in half_written():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for folder in [out / 'last', out / 'best'] if not state else []:
-            if folder.exists():
-                folder.rename(folder.with_suffix('.tmp'))
+    for path in [*out.glob('*.tmp'), *out.glob('*/*.tmp')]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for folder in [out / 'last', out / 'best'] if not state else []:
+        if folder.exists():
+            folder.rename(folder.with_suffix('.tmp'))
 
 
 class Log:
