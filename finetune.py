@@ -24,7 +24,7 @@ import torch.distributed as dist
 from data.batches import Batches, collate, shares, val_batches
 from data.examples import Example, Examples, direction, languages_of, read_examples, split_examples
 from data.files import replacing
-from data.metrics import ABOUT, check_script, report, score
+from data.metrics import ABOUT, LONGEST, check_script, report, score
 from data.tokenizer import Tokenizer
 from data.tokens import corpus_module, digest
 from model import SWCM
@@ -126,6 +126,8 @@ def read_parts(cfg, directions):
 def check_task(task, examples):
     """Raises ValueError for an example that is not of the task, and for texts in the script of another language."""
     for e in examples:
+        if len(e.target) > LONGEST:
+            raise ValueError(f'{e.target[:40]!r} ... has {len(e.target):,} characters; targets have at most {LONGEST:,}')
         if (len(e.source) == 2) != (task == 'answer') or task == 'translate' and '-' not in e.direction:
             kind = ('a question with its context' if len(e.source) == 2 else
                     'a translation' if '-' in e.direction else 'a text with another, in one language')

@@ -47,10 +47,13 @@ import torch
 from data.batches import collate, tasks
 from data.examples import cut as cut_source
 from data.examples import languages_of
-from data.files import parse_object, read_json
+from data.files import parse_object
 from data.tokenizer import Tokenizer
 from data.tokens import cut, prepare, read_lines
 from model import SWCM
+
+
+TASKS = 'translate', 'denoise', 'summarise', 'answer'
 
 
 class Writer:
@@ -100,32 +103,30 @@ class Writer:
 def newest():
     """The newest SWCM checkpoint below out/: the best of a run, or the last of one that has no best yet."""
     found = [p.parent for p in [*Path('out').glob('*/best/config.json'), *Path('out').glob('*/last/config.json')]
-             if read_json(p).get('model_type') == 'swcm' and (p.parent / 'model.safetensors').exists()]
+             if settings_of(p).get('model_type') == 'swcm' and (p.parent / 'model.safetensors').is_file()]
     if not found:
         raise FileNotFoundError('no checkpoint in out/; `python train.py config/tibetan.py` makes one, '
                                 'or name one with --checkpoint=FOLDER')
     return max(found, key=lambda p: (p.name == 'best', (p / 'model.safetensors').stat().st_mtime))
 
 
-def settings_of(folder):
-    """The config.Train or FineTune of the run that wrote a checkpoint, or None where it is not beside it."""
-    path = Path(folder).parent / 'config.json'
-    if not path.exists():
-        return None
-    settings = parse_object(path.read_bytes(), path)
-    cls = config.FineTune if 'task' in settings else config.Train
-    if unknown := sorted(set(settings) - set(cls.__dataclass_fields__)):
-        print(f'{path}: settings of another version are ignored: {", ".join(unknown)}', file=sys.stderr)
-    return config.of_dict(cls, {key: value for key, value in settings.items() if key not in unknown}, path)
+def settings_of(path):
+    """What a config.json says; {} where it is missing or damaged, as a model that is named can do without."""
+    try:
+        return parse_object(path.read_bytes(), path)
+    except (OSError, ValueError):
+        return {}
 
 
 def show_examples(writer, folder, cfg, settings):
     """Prints source, output and reference of held-out examples, from the corpus that the model was trained on."""
-    if settings is None:
-        raise FileNotFoundError(f'{Path(folder).parent}/config.json does not exist, so the held-out text of {folder} '
-                                'is not known; give --text')
-    if isinstance(settings, config.FineTune):
+    where = Path(folder).parent / 'config.json'
+    if not settings:
+        raise FileNotFoundError(f'{where} does not exist or is damaged, so the held-out text of {folder} is not known; '
+                                'give --text')
+    if 'task' in settings:                                                # finetune.py's
         return show_predictions(Path(folder) / 'predictions.jsonl', cfg.examples)
+    settings = config.of_dict(config.Train, settings, where)
     encoder = Tokenizer(writer.model.sentencepiece, (), writer.model.config.vocab_size)
     data = prepare(settings.dataset, encoder, settings.block_size, settings.val_fraction, settings.data_from or None)
     examples = [(task, *task.val_example(i))
@@ -143,10 +144,10 @@ def show_predictions(path, n):
         raise FileNotFoundError(f'{path} does not exist: its run has not come to the end. The same finetune.py command '
                                 'goes on; or give --text')
     kinds = {}
-    for n, line in enumerate(read_lines(path), 1):
-        prediction = parse_object(line, f'{path}: line {n}')
+    for number, line in enumerate(read_lines(path), 1):
+        prediction = parse_object(line, f'{path}: line {number}')
         if not {'test', 'direction', 'source', 'prediction', 'reference'} <= set(prediction):
-            raise ValueError(f'{path}: line {n} is no prediction; finetune.py --eval_only writes the file anew')
+            raise ValueError(f'{path}: line {number} is no prediction; finetune.py --eval_only writes the file anew')
         kinds.setdefault(f'{prediction["test"]}, {prediction["direction"]}', []).append(prediction)
     for kind, found in kinds.items():
         for i in np.linspace(0, len(found) - 1, n + 2)[1:-1].astype(int):
@@ -156,13 +157,17 @@ def show_predictions(path, n):
 
 def main(argv):
     cfg = config.load(Sample, argv)
-    if cfg.task not in ('', 'translate', 'denoise', 'summarise', 'answer'):
-        raise ValueError(f'task={cfg.task!r}: choose translate, denoise, summarise or answer')
+    if cfg.task and cfg.task not in TASKS:
+        raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
+    if cfg.file == '-' and sys.stdin is None:
+        raise ValueError('file=-: standard input is closed; name a file')
     if cfg.text and cfg.file:
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     folder = cfg.checkpoint or newest()
-    settings = settings_of(folder)
-    tuned = settings.task if isinstance(settings, config.FineTune) and settings.learn else ''
+    settings = settings_of(Path(folder).parent / 'config.json')
+    learned = settings.get('learn')
+    learned = [d for d in learned if isinstance(d, str)] if isinstance(learned, list) else []
+    tuned = settings.get('task') if learned and settings.get('task') in TASKS else ''
     cfg = replace(cfg, task=cfg.task or tuned or 'translate')
     if cfg.text + cfg.file and (cfg.task == 'answer') != bool(cfg.question):
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a --question')
@@ -172,7 +177,7 @@ def main(argv):
     if not cfg.text and not cfg.file:
         return show_examples(writer, folder, cfg, settings)
     if cfg.task == tuned:
-        usual, to = languages_of(settings.learn[0])
+        usual, to = languages_of(learned[0])
     else:
         to = writer.model.config.languages[0]
         usual = 'zh' if cfg.task == 'translate' else to

@@ -35,13 +35,14 @@ from data.files import SENTENCEPIECE, filling, naming, parse_object, replacing
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import identity, open_streams, prepare, vocabulary_text
-from data.weights import read_safetensors, write_tensors, written_checksum
+from data.weights import read_metadata, read_safetensors, write_tensors
 from model import SWCM, XLMR, SWCMConfig
 
 STATE = 'training.safetensors'
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
 PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L40S': 362e12, '4090': 165e12,
               '3090': 71e12}
+PATIENT = []                                          # the group of processes in which `wait` waits, if there are several
 MOST_SKIPPED = 5                                      # steps in a row without a finite loss and gradient: then it ends
 # What a resumed run may change: nothing that bears on the model or on which batch comes when. (max_steps bears on the
 # learning rate, which falls to 0 there, and device, dtype, compile and deterministic on the last bits.)
@@ -152,7 +153,9 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
             raise ValueError(f'{out}: the weights from which this run began have changed in their folder. '
                              '--resume=False starts over, --out_dir=NAME starts another beside it')
         step, tokens, best, skipped, start = (state[k] for k in ('step', 'tokens', 'best', 'skipped', 'start'))
-        restore(state, parameters, optimizer)
+        restore(cfg, parameters, optimizer)
+    elif start and any(Path(folder).resolve().is_relative_to(out.resolve()) for folder in starts(cfg)):
+        raise ValueError(f'{starts(cfg)[0]} lies in out_dir={out}, which this run would write over; --out_dir=NAME')
     saved, forward = step, model
     if cfg.compile:                                                       # by layer: few shapes, quick to compile
         for layer in (*model.encoder, *getattr(model, 'decoder', ())):
@@ -164,7 +167,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
     mine = cfg.accumulate // world                                        # micro-batches of this process in a step
     loader = iter(torch.utils.data.DataLoader(
-        batches, batch_size=None, num_workers=cfg.workers, worker_init_fn=ignore_interrupt,
+        batches, batch_size=None, num_workers=cfg.workers, worker_init_fn=ignore_signals,
         pin_memory=device.type == 'cuda',
         sampler=(k * cfg.accumulate + rank + world * i for k in range(step, cfg.max_steps) for i in range(mine))))
     if rank == 0:
@@ -176,7 +179,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         """Evaluates, shows and logs; keeps the best; all on the main process."""
         nonlocal best
         if rank:
-            return
+            return wait()
         with mixed, torch.inference_mode(), torch.compiler.set_stance('force_eager'):
             model.eval()
             losses, scores, lines = evaluate(model, step == cfg.max_steps)
@@ -187,8 +190,11 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         tqdm.write(f'step {step}: held-out loss {mean:.3f} nats a token, mean of:')
         tqdm.write('\n'.join([*table(losses), *table(scores), *lines]))
         if save and bad < best:
+            if math.isinf(best[0]):
+                drop(out / 'best')                                        # of a run before
             best = bad
             model.save(out / 'best')
+        wait()
 
     def save_last():
         nonlocal saved
@@ -250,7 +256,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         if rank == 0:
             log.write(step=step, tokens=tokens, lr=lr, grad_norm=norm, **figures)
         if skipped[1] == MOST_SKIPPED:
-            raise diverged(cfg, batches, step, saved)
+            diverged(cfg, batches, step, saved)
         last = step == cfg.max_steps
         if step % cfg.eval_interval == 0 or last:
             check(save=True)
@@ -260,23 +266,24 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
             break
     bar.close()
     stop.restore()
-    if world > 1:
-        dist.barrier()                                                    # till the main process has written all
+    wait()                                                                # till the main process has written all
     if (stop.signal or signalled) and step < cfg.max_steps:
         say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
         sys.exit(128 + (stop.signal or signal.SIGTERM))
 
 
 def diverged(cfg, batches, step, saved):
-    """Lists what the last MOST_SKIPPED steps had to learn, and returns the error that ends the run after them."""
+    """Lists what the last MOST_SKIPPED steps had to learn, and ends the run with an error after them."""
+    if dist.is_initialized() and dist.get_rank():
+        sys.exit(1)                                                       # one says it for all
     for at in range(step - MOST_SKIPPED, step):
         for k in range(at * cfg.accumulate, (at + 1) * cfg.accumulate):
             for line in batches.describe(k):
                 say(f'step {at + 1}, batch {k}: {line}')
     good = f'{cfg.out_dir}/last, of step {saved}' if saved else 'none yet'
-    return ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches '
-                      f'are listed above. The last good checkpoint: {good}. Look at the batches, or try a lower --lr '
-                      'or --dtype=float32')
+    raise ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches are '
+                     f'listed above. The last good checkpoint: {good}. Look at the batches; the same command would meet '
+                     'them again, but with --dtype=float32 may go on. A lower --lr is another run, --out_dir=NAME')
 
 
 def schedule(step, cfg):
@@ -358,9 +365,15 @@ def table(figures):
 
 def start_of(cfg):
     """What tells the weights that cfg's run begins from from changed ones; '' where there are none, or not any more."""
-    folder = getattr(cfg, 'checkpoint', '') or cfg.encoder
-    files = [Path(folder, name) for name in ('model.safetensors', 'pytorch_model.bin')] if folder else []
-    return next((written_checksum(path) or f'{identity(path):016x}' for path in files if path.exists()), '')
+    files = [Path(folder, name) for folder in starts(cfg) for name in ('model.safetensors', 'pytorch_model.bin')]
+    path = next((path for path in files if path.is_file()), None)
+    written = read_metadata(path).get('crc32') if path and path.suffix == '.safetensors' else None
+    return written or (f'{identity(path):016x}' if path else '')
+
+
+def starts(cfg):
+    """The folder whose weights cfg's run begins from, or none, as a list."""
+    return [folder for folder in [getattr(cfg, 'checkpoint', '') or cfg.encoder] if folder]
 
 
 # What read_state asks for, and fit puts in
@@ -372,13 +385,13 @@ def write_state(path, cfg, parameters, optimizer, **figures):
     tensors = {}
     for name, p in parameters.items():
         tensors['weight.' + name] = p.detach()
-        for key in ('exp_avg', 'exp_avg_sq', 'step'):
-            tensors[f'{key}.{name}'] = optimizer.state[p][key]
+        for key, t in optimizer.state[p].items():                         # none before the first step that was not skipped
+            tensors[f'{key}.{name}'] = t
     write_tensors(path, tensors, {'json': json.dumps({**figures, 'config': asdict(cfg)})})
 
 
 def read_state(cfg):
-    """The state of cfg's run, or None where there is none or cfg.resume is off.
+    """What the state of cfg's run says beside its tensors, or None where there is none or cfg.resume is off.
 
     Raises ValueError for a damaged file, and where the run was made with other settings that bear on its result.
     """
@@ -386,48 +399,59 @@ def read_state(cfg):
     if not cfg.resume or not path.exists():
         return None
     try:
-        tensors, metadata = read_safetensors(path)
-        state = parse_object(metadata.get('json', ''), f'the metadata of {path}')
-        wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state.get(key), kind)]
-        if wrong or state['step'] < 1 or [*map(type, state['best'] + state['skipped'])] != [float, float, int, int]:
-            raise ValueError(f'{path} has not what this version writes: {" ".join(wrong) or "step, best, skipped"}')
+        state = parse_object(read_metadata(path).get('json', ''), f'the metadata of {path}')
     except ValueError as e:
-        raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; --out_dir=NAME starts '
-                         'another run beside it, --resume=False starts over and removes it') from e
+        raise cannot_go_on(cfg, e) from e
+    wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state.get(key), kind)]
+    if wrong or state['step'] < 1 or [*map(type, state['best'] + state['skipped'])] != [float, float, int, int]:
+        raise cannot_go_on(cfg, f'{path} has not what this version writes: {" ".join(wrong) or "step, best, skipped"}')
     ours = json.loads(json.dumps(asdict(cfg)))
     changed = [key for key in ours if key not in FREE and ours[key] != state['config'].get(key)]
     if changed:
         key = changed[0]
         raise ValueError(f'{cfg.out_dir} holds a run with {key}={state["config"].get(key)!r}, not {ours[key]!r}. '
                          '--resume=False replaces it, --out_dir=NAME starts another beside it')
-    return {**state, 'tensors': tensors}
+    return state
 
 
-def restore(state, parameters, optimizer):
-    """Fills weights and AdamW's moments from what read_state gave. Raises ValueError for those of another model."""
-    tensors, order = state.pop('tensors'), [p for group in optimizer.param_groups for p in group['params']]
+def cannot_go_on(cfg, why):
+    return ValueError(f'{cfg.out_dir} cannot go on: {why}. Its best checkpoint may be whole; --out_dir=NAME starts another '
+                      'run beside it, --resume=False starts over and replaces both')
+
+
+def restore(cfg, parameters, optimizer):
+    """Fills weights and AdamW's moments from the state of cfg's run. Raises ValueError if it is not of this model."""
+    try:
+        tensors, _ = read_safetensors(Path(cfg.out_dir, 'last', STATE))
+    except ValueError as e:
+        raise cannot_go_on(cfg, e) from e
+    order = [p for group in optimizer.param_groups for p in group['params']]
     names, moments = {p: name for name, p in parameters.items()}, {}
+    kinds = ['weight', *(['exp_avg', 'exp_avg_sq', 'step'] if len(tensors) > len(names) else [])]
     with torch.no_grad():
         for i, p in enumerate(order):
-            found = {key: tensors.get(f'{key}.{names[p]}') for key in ('weight', 'exp_avg', 'exp_avg_sq', 'step')}
+            found = {key: tensors.get(f'{key}.{names[p]}') for key in kinds}
             if any(t is None or t.shape != (() if key == 'step' else p.shape) for key, t in found.items()):
-                raise ValueError(f'last/{STATE} is of another model than last/model.safetensors: {names[p]} differs. '
-                                 '--resume=False starts over')
+                raise cannot_go_on(cfg, f'last/{STATE} is of another model than last/model.safetensors ({names[p]})')
             p.copy_(found.pop('weight'))
-            moments[i] = found
+            if found:
+                moments[i] = {key: t.clone() for key, t in found.items()}         # so that the file is not in use
     optimizer.load_state_dict({'state': moments, 'param_groups': optimizer.state_dict()['param_groups']})
 
 
 def tidy(out, state):
-    """Removes what a killed process left half written and, where a run starts over, the checkpoints of the one before.
+    """Removes what a killed process left half written and, where a run starts over, the state of the one before."""
+    for name in ('last.*.tmp', 'best.*.tmp', 'log.jsonl.tmp', 'config.json.tmp', 'best/*.jsonl.tmp', 'best/*.json.tmp'):
+        for path in out.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not state:
+        drop(out / 'last')
 
-    Whoever reads these at the time finds a whole folder or none. They are gone when the first of the new ones come.
-    """
-    for path in [*out.glob('*.tmp'), *out.glob('*/*.tmp')]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for folder in [out / 'last', out / 'best'] if not state else []:
-        if folder.exists():
-            folder.rename(folder.with_suffix('.tmp'))
+
+def drop(folder):
+    """Removes a folder of checkpoints so that whoever reads it finds it whole or not at all."""
+    if folder.exists():
+        shutil.rmtree(folder.rename(folder.with_name(f'{folder.name}.old.tmp')))
 
 
 class Log:
@@ -439,14 +463,23 @@ class Log:
             path.write_text(json.dumps(asdict(cfg), indent=1, ensure_ascii=False), encoding='utf-8')
         self.path = out / 'log.jsonl'
         old = self.path.read_bytes().split(b'\n')[:-1] if step and self.path.exists() else []  # whole lines
-        kept = [line + b'\n' for n, line in enumerate(old, 1)
-                if parse_object(line, f'{self.path}: line {n}').get('step', 0) <= step]
+        kept = []
+        for n, line in enumerate(old, 1):
+            try:
+                at = parse_object(line, f'{self.path}: line {n}').get('step')
+            except ValueError as e:
+                if kept and json.loads(kept[-1])['step'] == step:         # written after the checkpoint: not needed
+                    break
+                raise ValueError(f'{e}; remove the line, or the file') from e
+            if isinstance(at, int) and at <= step:
+                kept.append(line + b'\n')
         with replacing(self.path) as path:
             path.write_bytes(b''.join(kept))
         self.file = open(self.path, 'a', encoding='utf-8')
 
     def write(self, **figures):
-        with naming(self.path):
+        figures = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+        with naming(self.path):                                           # JSON has no nan
             self.file.write(json.dumps(figures) + '\n')
             self.file.flush()
 
@@ -472,9 +505,10 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-def ignore_interrupt(worker):
-    """Ctrl-C reaches all processes of the terminal; the main one decides when the workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_signals(worker):
+    """Ctrl-C, and SIGTERM of a scheduler, reach all processes of a group; the main one decides when the workers end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -482,10 +516,16 @@ def main_process_first():
     """The main process (True) does the block before the others (False) do, so that they find its files."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     if rank:
-        dist.barrier()
+        wait()
     yield rank == 0
-    if dist.is_initialized() and rank == 0:
-        dist.barrier()
+    if rank == 0:
+        wait()
+
+
+def wait():
+    """Waits for the other processes, however long one of them prepares text or evaluates; an error if one has died."""
+    if PATIENT:
+        dist.barrier(PATIENT[0])
 
 
 def say(text):
@@ -496,7 +536,8 @@ def say(text):
 def with_processes(run):
     """Calls run() in the group of processes that torchrun has started, if it has."""
     if 'RANK' in os.environ:
-        dist.init_process_group(timeout=timedelta(hours=1))  # while the main process prepares or evaluates
+        dist.init_process_group()
+        PATIENT.append(dist.new_group(backend='gloo', timeout=timedelta(days=7)))
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     run()

@@ -287,6 +287,6 @@ class Examples:
 
     def describe(self, examples):
         """A line that says which these examples are, by how their sources begin."""
-        return f'{self.name}, ' + ' | '.join(self.examples[i].source[-1][:30] for i in examples)
+        return f'{self.name},' + ''.join(f' {self.examples[i].source[-1][:30]!r}' for i in examples)
 
     val_example = example

@@ -44,18 +44,19 @@ def crc(parts):
 def filling(folder):
     """Gives a temporary folder beside `folder`, whose files take their places there when all are written, or never.
 
-    A new folder appears at once with all its files; in one that is there, each is replaced at once.
+    A new folder appears at once with all its files. In one that is there, each is replaced at once, one after the
+    other, so that whoever reads it then may find files of two times.
     """
-    temporary = folder.with_name(folder.name + '.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
+    folder = folder.resolve() if folder.is_symlink() else folder
+    temporary = folder.with_name(f'{folder.name}.{os.getpid()}.tmp')      # others may be at the same
     temporary.mkdir(parents=True)
     try:
         with naming(folder):
             yield temporary
-        for path in temporary.iterdir():
-            sync(path)
-            if (folder / path.name).is_dir():
-                raise IsADirectoryError(EISDIR, 'a folder stands where a file is to be written', folder / path.name)
+            for path in temporary.iterdir():
+                sync(path)
+                if (folder / path.name).is_dir():
+                    raise IsADirectoryError(EISDIR, 'a folder stands where a file is to be written', folder / path.name)
         if not folder.exists():
             temporary.rename(folder)
         else:
@@ -72,7 +73,7 @@ def replacing(path):
     try:
         with naming(path):
             yield temporary
-        sync(temporary)
+            sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

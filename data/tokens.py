@@ -10,10 +10,13 @@ import importlib
 import json
 import os
 import re
+import shutil
 import sys
+import time
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -48,6 +51,9 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
         report(read_meta(folder))
         return folder
     print(f'preparing {dataset} from {", ".join(f.name for f in files[:9])}{" ..." if len(files) > 9 else ""}')
+    for old in folder.parent.glob('*.tmp'):           # of a run that was killed; younger ones may be at work
+        if time.time() - old.stat().st_mtime > 86_400:
+            shutil.rmtree(old, ignore_errors=True)
     with filling(folder) as new:
         split_of = splits(corpus.documents(files), val_fraction)
         write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
@@ -222,9 +228,10 @@ class Stream:
         path, n = folder / f'{name}.bin', meta['segments'][name]
         try:                                          # mapped, so that no number in its header asks for memory
             offsets = np.load(path.with_suffix('.npy'), mmap_mode='r')
+            fits = offsets.dtype == np.uint64 and offsets.shape == (n + 1,) and not ('-' in name and n % 2)
         except Exception as e:                        # numpy raises what its parsers of a header raise
             raise damaged(folder, f'{name}.npy: {type(e).__name__}') from e
-        if offsets.dtype != np.uint64 or offsets.shape != (n + 1,) or '-' in name and n % 2:
+        if not fits:
             raise damaged(folder, f'{name}.npy is not an array of {n + 1} offsets')
         self.offsets = np.array(offsets)
         size, width = path.stat().st_size, np.dtype(meta['dtype']).itemsize
@@ -289,7 +296,7 @@ def read_lines(path):
     Raises ValueError with the byte that is not UTF-8.
     """
     position = 0
-    with open(sys.stdin.fileno() if path == '-' else path, 'rb') as file:
+    with nullcontext(sys.stdin.buffer) if path == '-' else open(path, 'rb') as file:
         for line in file:
             try:
                 yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')

@@ -107,8 +107,9 @@ def write_encoder(folder, config, state, sentencepiece):
 
 
 def check_finite(folder, name, tensor):
-    if not tensor.sum().isfinite():
-        raise ValueError(f'{folder}: {name} has values that are not finite; such a model can write nothing')
+    """Raises ValueError for values with which a model could write nothing."""
+    if not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise ValueError(f'{folder}: {name} has values that are not finite; take another checkpoint')
 
 
 def read_model(folder, config):
@@ -141,6 +142,8 @@ def read_tensors(folder):
         items = tensors.items() if isinstance(tensors, dict) else [(None, None)]
         if not all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in items):
             raise ValueError('it holds other things than tensors by name')
+        if any(t.layout != torch.strided or t.device.type != 'cpu' for t in tensors.values()):
+            raise ValueError('it holds tensors without plain values')
         if any(t.untyped_storage().nbytes() < t.numel() * t.element_size() for t in tensors.values()):
             raise ValueError('a tensor is larger than its data')
     except Exception as e:                            # a damaged pickle may raise anything
@@ -150,25 +153,29 @@ def read_tensors(folder):
 
 def read_safetensors(path):
     """Tensors by name, mapped into memory, and metadata; raises ValueError where these are not what was written."""
-    before = None
-    while before != (before := (path.stat().st_ino, path.stat().st_mtime_ns)):   # the library opens it twice, and it
-        try:                                                                      # may be replaced in between
+    while True:
+        before = path.stat().st_ino, path.stat().st_mtime_ns
+        try:
             with safe_open(path, 'pt') as file:
-                tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-        except SafetensorError as e:
-            raise damaged(path, e) from e
+                tensors, metadata, error = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}, None
+        except (SafetensorError, RuntimeError, OSError) as e:
+            error = e
+        if before == (path.stat().st_ino, path.stat().st_mtime_ns):      # the library opens it twice, and it may have
+            break                                                         # been replaced in between
+    if error:
+        raise damaged(path, error)
     if 'crc32' in metadata and metadata['crc32'] != checksum(tensors, metadata):
         raise damaged(path, 'its checksum is another')
     return tensors, metadata
 
 
-def written_checksum(path):
-    """The checksum that a safetensors file of ours says it has, unread; None where it says none."""
+def read_metadata(path):
+    """The metadata of a safetensors file, {name: text}; its checksum is not looked at."""
     try:
         with safe_open(path, 'pt') as file:
-            return (file.metadata() or {}).get('crc32')
-    except SafetensorError:
-        return None
+            return file.metadata() or {}
+    except (SafetensorError, RuntimeError, OSError) as e:
+        raise damaged(path, e) from e
 
 
 def damaged(path, why):
@@ -211,8 +218,10 @@ def write_tensors(path, tensors, metadata):
         size = int.from_bytes(file.read(8), 'little')
         header = json.loads(file.read(size))
         header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+        assert len(ordered) <= size, f'{path}: the header has grown'
         file.seek(8)
-        file.write(json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode().ljust(size))
+        file.write(ordered.ljust(size))
 
 
 def few(names):

@@ -23,7 +23,7 @@ import config
 import finetune
 import train
 from data import tokens
-from data.weights import read_safetensors
+from data.weights import read_metadata, read_safetensors
 from model import SWCM
 
 MAINS = {'train': train.main, 'finetune': finetune.main}
@@ -52,26 +52,30 @@ def kills(folder, n=50):
             assert left_by(folder / 'killed') == expected, f'a killed run of {script}.py ends otherwise'
             shutil.rmtree(folder / 'killed')
         shutil.rmtree(folder / 'whole')
+    assert while_writing > 3, f'only {while_writing} kills while a file was written'
     return (f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them while a file was '
             'written: all went on, and checkpoints, states and logs equal those of uninterrupted runs, bit for bit')
 
 
-def signals(folder, n=6):
-    """Ctrl-C and SIGTERM after a random number of steps, as often, end a run with a message and go on the same."""
-    finish(start('train', folder, 'whole'))
+def signals(folder, n=8):
+    """Ctrl-C and SIGTERM to a run and its worker end it with a message; gone on with, it equals an uninterrupted one."""
+    finish(start('train', folder, 'whole', '--workers=1'))
+    expected = left_by(folder / 'whole')
     for i in range(n):
         number = (signal.SIGINT, signal.SIGTERM)[i % 2]
-        child = start('train', folder, 'stopped', '--max_steps=10000', '--warmup=0.00012')
-        wait_for_step(folder / 'stopped', random.randint(1, 8))
-        os.kill(child, number)
+        child = start('train', folder, 'stopped', '--workers=1')
+        wait_for_step(folder / 'stopped', random.randint(1, STEPS - 3))
+        os.killpg(child, number)
         status, said = finish(child), (folder / 'said').read_text()
-        match = re.search(r'stopped and saved at step (\d+) of 10000; the same command goes on from there', said)
+        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on from there', said)
         assert status == 128 + number and match, f'signal {number}: exit status {status}, {said[-300:]!r}'
-        assert json.loads(read_safetensors(folder / 'stopped/last/training.safetensors')[1]['json'])['step'] == int(
-            match[1])
+        metadata = read_metadata(folder / 'stopped/last/training.safetensors')
+        assert json.loads(metadata['json'])['step'] == int(match[1])
+        assert finish(start('train', folder, 'stopped', '--workers=1')) == 0
+        assert left_by(folder / 'stopped') == expected, 'a stopped run ends otherwise'
         shutil.rmtree(folder / 'stopped')
     shutil.rmtree(folder / 'whole')
-    return f'{n} times Ctrl-C or SIGTERM: saved, said so, and ended with status 130 or 143'
+    return f'{n} times Ctrl-C or SIGTERM: saved, said so, ended with status 130 or 143, and went on to the same bits'
 
 
 def reader(folder):
@@ -117,6 +121,7 @@ def on_a_small_disk(folder):
         lines.append((folder / 'said').read_text().strip().splitlines()[-1])
         assert status == 1 and lines[-1].startswith('error: ') and 'No space left' in lines[-1], (status, lines[-1])
         now = left_by(out / 'run')
+        SWCM.load(out / 'run/best')
         changed = [name for name, value in before.items() if name.startswith('last') and now.get(name) != value]
         assert not changed, f'with {free:,} bytes free, {changed} changed'
         assert not list(out.rglob('*.tmp')), f'left behind: {list(out.rglob("*.tmp"))}'
@@ -135,6 +140,7 @@ def fuzz(folder):
                           env={**os.environ, 'CASES': 'many'})
     assert done.returncode == 0, '\n'.join(line for line in done.stdout.splitlines() if re.match('E |FAILED', line))
     n = [int(n) for n in re.findall(r'generate phase.*\n(?:.*\n)*?.*- (\d+) passing', done.stdout)]
+    assert sum(n) >= 2000, f'{sum(n)} cases'
     return f'{sum(n):,} cases of {len(n)} properties: each a right result or one line'
 
 
@@ -142,6 +148,7 @@ def start(script, folder, out, *more):
     """Runs a script in a copy of this process; its number. What it prints goes to folder/said."""
     child = os.fork()
     if not child:
+        os.setsid()
         said = os.open(folder / 'said', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
         os.dup2(said, 2)
@@ -168,8 +175,10 @@ def finish(child):
 
 
 def wait_for_step(out, step):
+    started = time.perf_counter()
     while not (out / 'log.jsonl').exists() or (out / 'log.jsonl').read_text().count('\n') < step + 2:
         time.sleep(0.01)
+        assert time.perf_counter() - started < 120, f'{out} comes to no step {step}'
 
 
 def training(folder):

@@ -10,6 +10,8 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -279,6 +281,55 @@ def test_a_state_of_another_model_is_refused(trained, tmp_path):
         one_line(error.value)
 
 
+def test_a_step_that_is_changed_in_a_state_is_noticed(trained, tmp_path):
+    out = tmp_path / 'out'
+    shutil.copytree(trained.out_dir, out)
+    path = out / 'last' / STATE
+    path.write_bytes(path.read_bytes().replace(b'{\\"step\\": 2', b'{\\"step\\": 1', 1))
+    with pytest.raises(ValueError, match='cannot go on: .*its checksum is another'):
+        train.train(replace(trained, out_dir=str(out), max_steps=3))
+
+
+def test_as_many_predictions_are_shown_as_asked(tmp_path, capsys):
+    line = json.dumps(dict(test='t', direction='zh-bo', source=['x'], prediction='y', reference='z')) + '\n'
+    (tmp_path / 'predictions.jsonl').write_text(line * 9)
+    sample.show_predictions(tmp_path / 'predictions.jsonl', 2)
+    assert capsys.readouterr().out.count('source') == 2
+    (tmp_path / 'predictions.jsonl').write_text(line + '{"test": 1}\n')
+    with pytest.raises(ValueError, match='predictions.jsonl: line 2 is no prediction'):
+        sample.show_predictions(tmp_path / 'predictions.jsonl', 2)
+
+
+def test_a_zip_bomb_is_not_opened(encoder_folder, tmp_path):
+    shutil.copytree(encoder_folder, tmp_path / 'bomb')
+    (tmp_path / 'bomb/model.safetensors').unlink()
+    torch.save({'x': torch.zeros(10**7)}, tmp_path / 'stored')
+    with ZipFile(tmp_path / 'stored') as stored, ZipFile(tmp_path / 'bomb/pytorch_model.bin', 'w', ZIP_DEFLATED) as bomb:
+        for name in stored.namelist():
+            bomb.writestr(name, stored.read(name))
+    with pytest.raises(ValueError, match='pytorch_model.bin is damaged or no weight file .it is compressed'):
+        XLMR.from_encoder(tmp_path / 'bomb')
+
+
+def test_a_run_does_not_write_over_what_it_begins_from(trained, tmp_path):
+    out = tmp_path / 'out'
+    shutil.copytree(trained.encoder, out / 'best')
+    with pytest.raises(ValueError, match='best lies in out_dir=.*, which this run would write over; --out_dir=NAME'):
+        train.train(replace(trained, encoder=str(out / 'best'), out_dir=str(out)))
+    assert XLMR.from_encoder(out / 'best')
+
+
+def test_deterministic(trained, tmp_path):
+    try:
+        train.train(replace(trained, out_dir=str(tmp_path / 'out'), deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
+    finally:
+        torch.use_deterministic_algorithms(False)
+        del os.environ['CUBLAS_WORKSPACE_CONFIG']
+    assert (tmp_path / 'out/last/model.safetensors').read_bytes() == \
+        (Path(trained.out_dir) / 'last/model.safetensors').read_bytes()
+
+
 @given(st.data())
 def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
     """Whatever happens to a file: ids in the vocabulary, segments in their file, or one line that says what to do."""
@@ -359,11 +410,15 @@ def test_a_model_can_be_read_while_it_is_written(trained, tmp_path, monkeypatch)
 def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
     out = tmp_path / 'out'
     shutil.copytree(trained.out_dir, out)
-    for name in ('last.tmp/model.safetensors', 'best.tmp/config.json', 'log.jsonl.tmp', f'last/{STATE}.tmp'):
-        (out / name).parent.mkdir(exist_ok=True)
+    for name in ('last.12.tmp/model.safetensors', 'last.12.tmp.12.tmp/a', 'best.12.tmp/config.json', 'log.jsonl.tmp',
+                 'best/metrics.json.tmp', 'mine.tmp', 'other/last.12.tmp/a'):
+        (out / name).parent.mkdir(exist_ok=True, parents=True)
         (out / name).write_bytes(b'half')
     train.train(replace(trained, out_dir=str(out), max_steps=3))
-    assert not list(out.rglob('*.tmp')) and (out / 'best/model.safetensors').exists()
+    assert {path.name for path in out.rglob('*.tmp')} == {'mine.tmp', 'last.12.tmp'}
+    assert (out / 'best/model.safetensors').exists() and (out / 'other/last.12.tmp').exists()
+    shutil.rmtree(out / 'other')
+    (out / 'mine.tmp').unlink()
     (out / 'best/metrics.json').write_text('{}')
     train.train(replace(trained, out_dir=str(out), max_steps=1, eval_interval=5, resume=False))
     assert not (out / 'best/metrics.json').exists()   # that of the run before

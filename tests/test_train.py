@@ -245,6 +245,30 @@ def test_steps_without_a_finite_loss_are_skipped(cfg, monkeypatch, tmp_path, cap
     assert re.search(r'step 4 is skipped: its loss is \d\.\d+, the norm of its gradient nan', out)
 
 
+def test_a_run_that_has_only_skipped_steps_can_go_on(cfg, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil(patch, {1: float('nan'), 2: float('nan')})
+        stop_after(2, cfg)
+    train.train(cfg)
+    assert log(cfg)[-1]['step'] == 6 and all(w.isfinite().all() for w in weights(cfg).values())
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves(cfg, number, tmp_path):
+    """As a terminal or a scheduler sends it: to the workers, too."""
+    argv = [f'--{k}={",".join(v) if k == "languages" else v}' for k, v in
+            asdict(replace(cfg, workers=1, max_steps=5000)).items()]
+    running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *argv], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    written = tmp_path / 'out/log.jsonl'
+    while not written.exists() or written.read_text().count('\n') < 4:
+        time.sleep(0.05)
+        assert running.poll() is None
+    os.killpg(running.pid, number)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + number and 'stopped and saved at step' in out and 'Traceback' not in out
+
+
 def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
     """... with its last good checkpoint, and says which segments it could not learn."""
     spoil(monkeypatch, {step: float('inf') for step in range(4, 20)})
@@ -392,7 +416,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                           (['--text=x', '--file=zh.txt'], "text='x', file=zh.txt: give one of them"),
                           (['--text=x', '--to=bo', '--force_script=TIBETIAN'], 'no letters of TIBETIAN; it has '),
                           (['--text=x', '--task=answer'], "question='': --task=answer goes with a --question"),
-                          (['--task=sing'], "task='sing': choose translate, denoise, summarise or answer"),
+                          (['--task=sing'], "task='sing': choose translate, denoise, summarise, answer"),
                           ([f'--checkpoint={encoder_folder}', '--to=bo'], 'is not a nanoSWCM model')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])
