@@ -127,7 +127,7 @@ def check_task(task, examples):
     """Raises ValueError for an example that is not of the task, and for texts in the script of another language."""
     for e in examples:
         if len(e.target) > LONGEST:
-            raise ValueError(f'{e.target[:40]!r} ... has {len(e.target):,} characters; targets have at most {LONGEST:,}')
+            raise ValueError(f'{e.target[:40]!r} ...: {len(e.target):,} characters; targets have at most {LONGEST:,}')
         if (len(e.source) == 2) != (task == 'answer') or task == 'translate' and '-' not in e.direction:
             kind = ('a question with its context' if len(e.source) == 2 else
                     'a translation' if '-' in e.direction else 'a text with another, in one language')

@@ -42,7 +42,7 @@ STATE = 'training.safetensors'
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
 PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L40S': 362e12, '4090': 165e12,
               '3090': 71e12}
-PATIENT = []                                          # the group of processes in which `wait` waits, if there are several
+PATIENT = []                                          # where there are several processes, the group that `wait` takes
 MOST_SKIPPED = 5                                      # steps in a row without a finite loss and gradient: then it ends
 # What a resumed run may change: nothing that bears on the model or on which batch comes when. (max_steps bears on the
 # learning rate, which falls to 0 there, and device, dtype, compile and deterministic on the last bits.)
@@ -281,8 +281,8 @@ def diverged(cfg, batches, step, saved):
             for line in batches.describe(k):
                 say(f'step {at + 1}, batch {k}: {line}')
     good = f'{cfg.out_dir}/last, of step {saved}' if saved else 'none yet'
-    raise ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches are '
-                     f'listed above. The last good checkpoint: {good}. Look at the batches; the same command would meet '
+    raise ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches '
+                     f'are listed above. The last good checkpoint: {good}. Look at the batches; the same command meets '
                      'them again, but with --dtype=float32 may go on. A lower --lr is another run, --out_dir=NAME')
 
 
@@ -385,7 +385,7 @@ def write_state(path, cfg, parameters, optimizer, **figures):
     tensors = {}
     for name, p in parameters.items():
         tensors['weight.' + name] = p.detach()
-        for key, t in optimizer.state[p].items():                         # none before the first step that was not skipped
+        for key, t in optimizer.state[p].items():                         # none if all steps were skipped
             tensors[f'{key}.{name}'] = t
     write_tensors(path, tensors, {'json': json.dumps({**figures, 'config': asdict(cfg)})})
 
@@ -415,8 +415,8 @@ def read_state(cfg):
 
 
 def cannot_go_on(cfg, why):
-    return ValueError(f'{cfg.out_dir} cannot go on: {why}. Its best checkpoint may be whole; --out_dir=NAME starts another '
-                      'run beside it, --resume=False starts over and replaces both')
+    return ValueError(f'{cfg.out_dir} cannot go on: {why}. Its best checkpoint may be whole; --out_dir=NAME starts '
+                      'another run beside it, --resume=False starts over and replaces both')
 
 
 def restore(cfg, parameters, optimizer):

@@ -6,7 +6,6 @@ import ast
 import ctypes
 import difflib
 import inspect
-import math
 import os
 import platform
 import sys
@@ -165,11 +164,10 @@ SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'test_fraction', 'mask
 
 def check_range(key, value):
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value < 0 or value == 0 and key not in MAY_BE_ZERO or value > 1 and key in SHARES or not math.isfinite(value):
-            raise ValueError(f'{key}={value}: give a number {"of at least" if key in MAY_BE_ZERO else "above"} 0'
-                             + (' and at most 1' if key in SHARES else ''))
-    if key == 'seed' and value >= 2**32:
-        raise ValueError(f'{key}={value}: give a number below 2^32')
+        most = 1 if key in SHARES else 2**32 - 1 if key == 'seed' else 10**15
+        if value < 0 or value == 0 and key not in MAY_BE_ZERO or not value <= most:                   # nan, too
+            least = 'of at least' if key in MAY_BE_ZERO else 'above'
+            raise ValueError(f'{key}={shorten(str(value))}: give a number {least} 0 and at most {most}')
     if key == 'span_length' and value < 1:
         raise ValueError(f'{key}={value}: give at least 1 token')
     if key in ('block_size', 'max_source_len', 'max_target_len') and value < 8:

@@ -58,7 +58,7 @@ def kills(folder, n=50):
 
 
 def signals(folder, n=8):
-    """Ctrl-C and SIGTERM to a run and its worker end it with a message; gone on with, it equals an uninterrupted one."""
+    """Ctrl-C and SIGTERM to a run and its worker end it with a message; it goes on to what an uninterrupted one is."""
     finish(start('train', folder, 'whole', '--workers=1'))
     expected = left_by(folder / 'whole')
     for i in range(n):

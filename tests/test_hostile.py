@@ -262,7 +262,7 @@ def test_weights_that_are_none(trained, encoder_folder, tmp_path):
 
 
 def test_a_state_of_another_model_is_refused(trained, tmp_path):
-    """Its checksum is right, but the moments of AdamW are not those of this model: PyTorch would read past their end."""
+    """Its checksum is right, but AdamW's moments are not of this model's shapes: PyTorch would read past their end."""
     out = tmp_path / 'out'
     shutil.copytree(trained.out_dir, out)
     tensors, metadata = read_safetensors(out / 'last' / STATE)
@@ -304,7 +304,8 @@ def test_a_zip_bomb_is_not_opened(encoder_folder, tmp_path):
     shutil.copytree(encoder_folder, tmp_path / 'bomb')
     (tmp_path / 'bomb/model.safetensors').unlink()
     torch.save({'x': torch.zeros(10**7)}, tmp_path / 'stored')
-    with ZipFile(tmp_path / 'stored') as stored, ZipFile(tmp_path / 'bomb/pytorch_model.bin', 'w', ZIP_DEFLATED) as bomb:
+    path = tmp_path / 'bomb/pytorch_model.bin'
+    with ZipFile(tmp_path / 'stored') as stored, ZipFile(path, 'w', ZIP_DEFLATED) as bomb:
         for name in stored.namelist():
             bomb.writestr(name, stored.read(name))
     with pytest.raises(ValueError, match='pytorch_model.bin is damaged or no weight file .it is compressed'):

@@ -352,6 +352,7 @@ def test_help_lists_every_key(tmp_path):
     (['--resume=1'], '--resume=1: the value must be True or False'),
     (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/finetune_answer.py, '),
     (['--accumulate=0'], 'accumulate=0: give a number above 0'),
+    (['--lr=1e999'], 'lr=inf: give a number above 0'), (['--seed=99999999999'], 'seed=99999999999: give a number of at'),
     (['--warmup=2'], 'warmup=2.0: give a number of at least 0'),
     (['--mlm_ratio=0'], 'mlm_ratio=0.0: give a number above 0 and at most 1'),
     (['--block_size=3'], 'block_size=3: give at least 8 tokens'),
