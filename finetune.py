@@ -28,7 +28,7 @@ from data.metrics import ABOUT, LONGEST, check_script, report, score
 from data.tokenizer import Tokenizer
 from data.tokens import corpus_module, digest
 from model import SWCM
-from train import fit, loss_of, main_process_first, read_state, say, with_processes
+from train import cannot_go_on, fit, loss_of, main_process_first, read_state, say, with_processes
 
 # The scores of each task that are shown; by the first the best checkpoint is chosen
 WRONG = ('wrong_script', 'wrong_language', 'empty', 'repeats')
@@ -155,7 +155,10 @@ def build(cfg, directions, state):
     torch.manual_seed(cfg.seed)
     languages = tuple(dict.fromkeys(language for d in directions for language in languages_of(d)))
     if state:                                                             # `fit` then fills in its weights
-        model = SWCM.load(Path(cfg.out_dir, 'last'), dropout=cfg.dropout)
+        try:
+            model = SWCM.load(Path(cfg.out_dir, 'last'), dropout=cfg.dropout)
+        except (ValueError, OSError) as e:
+            raise cannot_go_on(cfg, e) from e
     elif cfg.checkpoint:
         model = SWCM.load(cfg.checkpoint, dropout=cfg.dropout)
         c = model.config
@@ -300,7 +303,7 @@ def or_null(value):
 
 def main(argv):
     cfg = config.load(config.FineTune, argv)
-    with_processes(lambda: finetune(cfg))
+    with_processes(finetune, cfg)
 
 
 if __name__ == '__main__':

@@ -91,7 +91,10 @@ def build(cfg, state):
     torch.manual_seed(cfg.seed)
     if state:                                                             # `restore` then fills in its weights
         last = Path(cfg.out_dir, 'last')
-        model = SWCM.load(last) if cfg.objective == 'swcm' else XLMR.from_encoder(last, dropout=cfg.dropout)
+        try:
+            model = SWCM.load(last) if cfg.objective == 'swcm' else XLMR.from_encoder(last, dropout=cfg.dropout)
+        except (ValueError, OSError) as e:
+            raise cannot_go_on(cfg, e) from e
     elif cfg.encoder:
         options = {'dropout': cfg.dropout, **({} if cfg.objective == 'swcm' else {'mlm_head': True})}
         if cfg.objective == 'swcm':
@@ -138,8 +141,6 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         torch.use_deterministic_algorithms(True, warn_only=True)
     device, dtype = config.find_device(cfg.device, cfg.dtype)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if cfg.accumulate % world:
-        raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} processes')
     out, start = Path(cfg.out_dir), start_of(cfg)
     step, tokens, best, skipped = 0, 0, [math.inf] * 2, [0, 0]            # skipped: steps, and those just now in a row
     model.to(device).train()
@@ -154,8 +155,8 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
                              '--resume=False starts over, --out_dir=NAME starts another beside it')
         step, tokens, best, skipped, start = (state[k] for k in ('step', 'tokens', 'best', 'skipped', 'start'))
         restore(cfg, parameters, optimizer)
-    elif start and any(Path(folder).resolve().is_relative_to(out.resolve()) for folder in starts(cfg)):
-        raise ValueError(f'{starts(cfg)[0]} lies in out_dir={out}, which this run would write over; --out_dir=NAME')
+    elif start and Path(start_folder(cfg)).resolve() in ((out / 'last').resolve(), (out / 'best').resolve()):
+        raise ValueError(f'{start_folder(cfg)} lies in out_dir={out}, which this run would write over; --out_dir=NAME')
     saved, forward = step, model
     if cfg.compile:                                                       # by layer: few shapes, quick to compile
         for layer in (*model.encoder, *getattr(model, 'decoder', ())):
@@ -206,11 +207,13 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
                 write_state(new / STATE, cfg, parameters, optimizer, step=step, tokens=tokens, best=best,
                             skipped=skipped, data=data, start=start)
 
+    stop = StopSignals()
     if step == 0:
         if rank == 0:
             log.write(step=0, parameters=sum(p.numel() for p in parameters.values()))
         check(save=False)
-    stop = StopSignals()
+    else:
+        say(f'going on from step {step} of {cfg.max_steps}')
     while step < cfg.max_steps:
         started, lr = time.perf_counter(), cfg.lr * schedule(step, cfg)
         total, source_tokens = torch.zeros(3, dtype=torch.float64), 0     # loss, targets, signal
@@ -268,7 +271,8 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
     stop.restore()
     wait()                                                                # till the main process has written all
     if (stop.signal or signalled) and step < cfg.max_steps:
-        say(f'stopped and saved at step {step} of {cfg.max_steps}; the same command goes on from there')
+        command = 'the same command' + ('' if cfg.resume else ' without --resume=False')
+        say(f'stopped and saved at step {step} of {cfg.max_steps}; {command} goes on from there')
         sys.exit(128 + (stop.signal or signal.SIGTERM))
 
 
@@ -282,8 +286,8 @@ def diverged(cfg, batches, step, saved):
                 say(f'step {at + 1}, batch {k}: {line}')
     good = f'{cfg.out_dir}/last, of step {saved}' if saved else 'none yet'
     raise ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches '
-                     f'are listed above. The last good checkpoint: {good}. Look at the batches; the same command meets '
-                     'them again, but with --dtype=float32 may go on. A lower --lr is another run, --out_dir=NAME')
+                     f'are listed above. The last good checkpoint: {good}. Try a lower --lr (with --out_dir=NAME, as '
+                     'it makes another run), or --dtype=float32; the same command meets the same batches')
 
 
 def schedule(step, cfg):
@@ -365,15 +369,15 @@ def table(figures):
 
 def start_of(cfg):
     """What tells the weights that cfg's run begins from from changed ones; '' where there are none, or not any more."""
-    files = [Path(folder, name) for folder in starts(cfg) for name in ('model.safetensors', 'pytorch_model.bin')]
-    path = next((path for path in files if path.is_file()), None)
+    files = [Path(start_folder(cfg), name) for name in ('model.safetensors', 'pytorch_model.bin')]
+    path = next((path for path in files if path.is_file() and start_folder(cfg)), None)
     written = read_metadata(path).get('crc32') if path and path.suffix == '.safetensors' else None
     return written or (f'{identity(path):016x}' if path else '')
 
 
-def starts(cfg):
-    """The folder whose weights cfg's run begins from, or none, as a list."""
-    return [folder for folder in [getattr(cfg, 'checkpoint', '') or cfg.encoder] if folder]
+def start_folder(cfg):
+    """The folder whose weights cfg's run begins from; '' for none."""
+    return getattr(cfg, 'checkpoint', '') or cfg.encoder
 
 
 # What read_state asks for, and fit puts in
@@ -396,8 +400,10 @@ def read_state(cfg):
     Raises ValueError for a damaged file, and where the run was made with other settings that bear on its result.
     """
     path = Path(cfg.out_dir, 'last', STATE)
-    if not cfg.resume or not path.exists():
+    if not cfg.resume or not path.parent.exists():
         return None
+    if not path.is_file():
+        raise cannot_go_on(cfg, f'{path} is missing')
     try:
         state = parse_object(read_metadata(path).get('json', ''), f'the metadata of {path}')
     except ValueError as e:
@@ -450,7 +456,7 @@ def tidy(out, state):
 
 def drop(folder):
     """Removes a folder of checkpoints so that whoever reads it finds it whole or not at all."""
-    if folder.exists():
+    if (folder / 'config.json').is_file():            # else it is not ours
         shutil.rmtree(folder.rename(folder.with_name(f'{folder.name}.old.tmp')))
 
 
@@ -498,7 +504,7 @@ class StopSignals:
     def note(self, number, frame):
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
-        say('stopping after this step')
+        say('stopping after this step, or evaluation')
 
     def restore(self):
         for number, handler in self.before.items():
@@ -533,21 +539,25 @@ def say(text):
         tqdm.write(text)
 
 
-def with_processes(run):
-    """Calls run() in the group of processes that torchrun has started, if it has."""
+def with_processes(run, cfg):
+    """Calls run(cfg) in the group of processes that torchrun has started, if it has."""
     if 'RANK' in os.environ:
+        rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+        if cfg.accumulate % world:
+            sys.exit(1 if rank else f'error: accumulate={cfg.accumulate}: give a multiple of the {world} processes, '
+                     'which share the micro-batches of a step')
         dist.init_process_group()
         PATIENT.append(dist.new_group(backend='gloo', timeout=timedelta(days=7)))
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    run()
+    run(cfg)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def main(argv):
     cfg = config.load(config.Train, argv)
-    with_processes(lambda: train(cfg))
+    with_processes(train, cfg)
 
 
 if __name__ == '__main__':

@@ -168,6 +168,8 @@ def check_range(key, value):
         if value < 0 or value == 0 and key not in MAY_BE_ZERO or not value <= most:                   # nan, too
             least = 'of at least' if key in MAY_BE_ZERO else 'above'
             raise ValueError(f'{key}={shorten(str(value))}: give a number {least} 0 and at most {most}')
+    if key in ('languages', 'learn', 'out_dir') and not value:
+        raise ValueError(f'{key} is empty')
     if key == 'span_length' and value < 1:
         raise ValueError(f'{key}={value}: give at least 1 token')
     if key in ('block_size', 'max_source_len', 'max_target_len') and value < 8:

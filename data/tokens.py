@@ -301,8 +301,9 @@ def read_lines(path):
             try:
                 yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')
             except UnicodeDecodeError as e:
-                raise ValueError(f'{path}: byte {position + e.start} (0x{line[e.start]:02x}) is not UTF-8; '
-                                 'convert the file, for example with iconv -t UTF-8') from e
+                kind = 'UTF-16' if line[:2] in (b'\xff\xfe', b'\xfe\xff') and not position else 'GB18030'
+                raise ValueError(f'{path}: byte {position + e.start} (0x{line[e.start]:02x}) is not UTF-8; convert the '
+                                 f'file, for example with iconv -f {kind} -t UTF-8 OLD > NEW') from e
             position += len(line)
 
 

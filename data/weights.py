@@ -49,7 +49,7 @@ def read_encoder(folder):
     """
     config = read_json(folder / 'config.json')
     if config.get('model_type') == 'swcm':
-        raise ValueError(f'{folder} is a nanoSWCM model; an encoder is asked for')
+        raise ValueError(f'{folder} is a nanoSWCM model, which finetune.py takes as --checkpoint, and no encoder')
     expected = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'pad_token_id': PAD, 'type_vocab_size': 1}
     for key, value in expected.items():
         if config.get(key, value) != value:
@@ -180,7 +180,7 @@ def read_metadata(path):
 
 def damaged(path, why):
     why = shorten(' '.join(str(why).split()) or type(why).__name__, 150)
-    return ValueError(f'{path} is damaged or no weight file ({why}); copy or download it again')
+    return ValueError(f'{path} is damaged or no weight file ({why}); take a whole copy')
 
 
 def checksum(tensors, metadata):

@@ -479,7 +479,7 @@ def test_sampling_follows_the_model(tiny):
 def test_save_and_load(encoder_folder, tmp_path, options):
     model = swcm(encoder_folder, **options)
     model.save(tmp_path)
-    with pytest.raises(ValueError, match='is a nanoSWCM model; an encoder is asked for'):
+    with pytest.raises(ValueError, match='is a nanoSWCM model, which finetune.py takes'):
         SWCM.from_encoder(tmp_path)
     random = torch.get_rng_state()
     again = SWCM.load(tmp_path)

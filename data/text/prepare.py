@@ -69,6 +69,8 @@ def objects(path):
         if not line.strip():
             continue
         document = parse_object(line, f'{path}: line {n}')
+        if 'text' not in document:
+            raise ValueError(f'{path}: line {n} has no "text"; its fields: {shorten(", ".join(map(ascii, document)))}')
         parts = [document.get('title') or '', document.get('text')]
         if not all(isinstance(part, str) and is_text(part) for part in parts):
             raise ValueError(f'{path}: line {n} has a "title" or "text" that is no text, {shorten(ascii(parts))}')
