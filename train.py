@@ -400,7 +400,7 @@ def read_state(cfg):
     Raises ValueError for a damaged file, and where the run was made with other settings that bear on its result.
     """
     path = Path(cfg.out_dir, 'last', STATE)
-    if not cfg.resume or not path.parent.exists():
+    if not cfg.resume or not path.parent.exists() or getattr(cfg, 'eval_only', False) and not path.exists():
         return None
     if not path.is_file():
         raise cannot_go_on(cfg, f'{path} is missing')

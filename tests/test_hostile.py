@@ -300,6 +300,26 @@ def test_as_many_predictions_are_shown_as_asked(tmp_path, capsys):
         sample.show_predictions(tmp_path / 'predictions.jsonl', 2)
 
 
+def test_a_run_that_lacks_files_is_not_begun_anew(trained, tmp_path):
+    for name in (STATE, 'model.safetensors', 'config.json', 'sentencepiece.bpe.model'):
+        out = fresh(tmp_path, 'out')
+        shutil.copytree(trained.out_dir, out, dirs_exist_ok=True)
+        (out / 'last' / name).unlink()
+        before = {path: path.read_bytes() for path in out.rglob('*.*')}
+        with pytest.raises(ValueError, match='cannot go on: .*--out_dir=NAME.*--resume=False') as error:
+            train.train(replace(trained, out_dir=str(out), max_steps=3))
+        one_line(error.value)
+        assert {path: path.read_bytes() for path in out.rglob('*.*')} == before
+
+
+def test_folders_of_others_are_left_alone(trained, tmp_path):
+    for name in ('best/thesis.txt', 'other/last/thesis.txt'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text('mine')
+    train.train(replace(trained, out_dir=str(tmp_path)))
+    assert all((tmp_path / name).read_text() == 'mine' for name in ('best/thesis.txt', 'other/last/thesis.txt'))
+
+
 def test_a_zip_bomb_is_not_opened(encoder_folder, tmp_path):
     shutil.copytree(encoder_folder, tmp_path / 'bomb')
     (tmp_path / 'bomb/model.safetensors').unlink()
