@@ -57,9 +57,11 @@ def filling(folder):
                 sync(path)
                 if (folder / path.name).is_dir():
                     raise IsADirectoryError(EISDIR, 'a folder stands where a file is to be written', folder / path.name)
-        if not folder.exists():
+        try:
             temporary.rename(folder)
-        else:
+        except OSError:                               # it is there, perhaps only just
+            if not folder.is_dir():
+                raise
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
     finally:
