@@ -147,8 +147,9 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
             s['documents'] += 1
             s['characters'] += sum(map(len, texts.values()))
             seen[stream] += [ids for lang in texts for ids in parts[lang]]
-            split, sizes = split_of(key, texts), [sum(map(len, p)) for p in parts.values()]
-            if len(texts) > 1 and not all(sizes):
+            split = split_of(key, texts)
+            sizes = [sum(map(len, p)) for p in parts.values()] if len(texts) > 1 else [1]         # of a pair's sides
+            if not all(sizes):
                 s['empty'] += 1
             elif split is None:
                 s['held_out'] += 1
