@@ -1,6 +1,7 @@
 """Files: read with clear errors, and written so that whoever reads them finds them whole, whatever happens."""
 import json
 import os
+import secrets
 import shutil
 import zlib
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def filling(folder):
     other, so that whoever reads it then may find files of two times.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
-    temporary = folder.with_name(f'{folder.name}.{os.getpid()}.tmp')      # others may be at the same
+    temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')     # others may be at the same
     temporary.mkdir(parents=True)
     try:
         with naming(folder):

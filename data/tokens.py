@@ -51,8 +51,8 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
         report(read_meta(folder))
         return folder
     print(f'preparing {dataset} from {", ".join(f.name for f in files[:9])}{" ..." if len(files) > 9 else ""}')
-    for old in folder.parent.glob('*.tmp'):           # of a run that was killed; younger ones may be at work
-        if time.time() - old.stat().st_mtime > 86_400:
+    for old in folder.parent.glob('*.tmp'):           # of a run that was killed; one that still writes is left alone
+        if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > 3600:
             shutil.rmtree(old, ignore_errors=True)
     with filling(folder) as new:
         split_of = splits(corpus.documents(files), val_fraction)

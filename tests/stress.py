@@ -28,7 +28,7 @@ from model import SWCM
 
 MAINS = {'train': train.main, 'finetune': finetune.main}
 STEPS = 12
-random.seed(0)
+dice = random.Random(0)
 
 
 def kills(folder, n=50):
@@ -43,7 +43,7 @@ def kills(folder, n=50):
             while status:
                 child = start(script, folder, 'killed')
                 if done < n:
-                    time.sleep(random.uniform(0, seconds))
+                    time.sleep(dice.uniform(0, seconds))
                     os.kill(child, signal.SIGKILL)
                 status = finish(child)
                 assert status in (0, -signal.SIGKILL), f'{script}.py does not go on: exit status {status}'
@@ -64,7 +64,7 @@ def signals(folder, n=8):
     for i in range(n):
         number = (signal.SIGINT, signal.SIGTERM)[i % 2]
         child = start('train', folder, 'stopped', '--workers=1')
-        wait_for_step(folder / 'stopped', random.randint(1, STEPS - 3))
+        wait_for_step(folder / 'stopped', dice.randint(1, STEPS - 3))
         os.killpg(child, number)
         status, said = finish(child), (folder / 'said').read_text()
         match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on from there', said)

@@ -398,7 +398,7 @@ def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path, monkeyp
     for writing, path in (filling, folder), (replacing, folder / 'a'):
         with pytest.raises(OSError) as error, writing(path) as new:
             (new / 'a' if writing is filling else new).write_text('2')
-            with open('/dev/full', 'w') as full:
+            with open('/dev/full', 'w', encoding='utf-8') as full:
                 full.write('3' * 10**6)
         assert error.value.filename == str(path)      # which the system does not say
     with replacing(folder / 'b') as new:
@@ -687,6 +687,30 @@ def test_a_corpus_that_changes_while_it_is_read(trained, tokenizer, tmp_path, mo
     with pytest.raises(ValueError, match='bo.txt has changed while it was read; try again'):
         prepare('text', tokenizer, 64, 0.2, tmp_path)
     assert set(tokens.token_folder('text').iterdir()) == before
+
+
+def test_two_runs_may_prepare_one_corpus_at_once(trained, tokenizer, tmp_path, monkeypatch):
+    """... and what a killed one left there an hour ago is removed."""
+    (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')), encoding='utf-8')
+    root, old, young = (tokens.token_folder('text') / name for name in ('', 'a.12.tmp', 'b.12.tmp'))
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / 'bo.train.bin').write_bytes(b'half')
+    for path in (old / 'bo.train.bin', old, young):   # the young one has a file that was written just now
+        os.utime(path, (time.time() - 4000,) * 2)
+    original, other = tokens.write_streams, []
+
+    def meanwhile(folder, *args):
+        original(folder, *args)
+        if not other:
+            other.append(folder)
+            other.append(prepare('text', tokenizer, 64, 0.2, tmp_path))
+
+    monkeypatch.setattr(tokens, 'write_streams', meanwhile)
+    prepared = prepare('text', tokenizer, 64, 0.2, tmp_path)
+    assert prepared == other[1] and open_streams(prepared, 'train')
+    assert not old.exists() and young.exists() and list(root.glob('*.tmp')) == [young]
+    shutil.rmtree(young)
 
 
 def test_equal_lines_are_all_learned_or_all_held_out(trained, tokenizer, tmp_path):
