@@ -111,6 +111,14 @@ class Tokenizer:
         return float(np.mean(ids == UNK)) if len(ids) else 0.0, len(ids) / max(len(text), 1)
 
 
+NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc')
+
+
+def normalize(text):
+    """A text as XLM-R's vocabulary reads it: by SentencePiece's rule nmt_nfkc, with single spaces, none at the ends."""
+    return ' '.join(NORMALIZER.Normalize(text).replace(SPACE, ' ').split())     # SPACE, or not: as the version has it
+
+
 @cache
 def script(character):
     """The script of a letter or its marks as Unicode's names begin, TIBETAN, CJK, CYRILLIC; None for all else."""
