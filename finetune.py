@@ -24,9 +24,10 @@ import torch.distributed as dist
 from data.batches import Batches, collate, shares, val_batches
 from data.examples import Example, Examples, direction, languages_of, read_examples, split_examples
 from data.files import replacing
-from data.metrics import ABOUT, LONGEST, check_script, report, score
+from data.heldout import Texts, digest, splits
+from data.metrics import ABOUT, LONGEST, report, score
 from data.tokenizer import Tokenizer
-from data.tokens import corpus_module, digest
+from data.tokens import corpus_module
 from model import SWCM
 from train import cannot_go_on, fit, loss_of, main_process_first, read_state, say, with_processes
 
@@ -124,7 +125,7 @@ def read_parts(cfg, directions):
 
 
 def check_task(task, examples):
-    """Raises ValueError for an example that is not of the task, and for texts in the script of another language."""
+    """Raises ValueError for an example that is not of the task."""
     for e in examples:
         if len(e.target) > LONGEST:
             raise ValueError(f'{e.target[:40]!r} ...: {len(e.target):,} characters; targets have at most {LONGEST:,}')
@@ -132,10 +133,6 @@ def check_task(task, examples):
             kind = ('a question with its context' if len(e.source) == 2 else
                     'a translation' if '-' in e.direction else 'a text with another, in one language')
             raise ValueError(f'task={task}: {" ".join(e.source)[:40]!r} is {kind}; see --task and data/examples.py')
-    for d in {e.direction for e in examples}:
-        sides = zip(*[(e.source[-1], e.target) for e in examples if e.direction == d][:1000])
-        for texts, language in zip(sides, languages_of(d)):
-            check_script(texts, language)                                 # columns may be the wrong way round
 
 
 def few_shots(examples, cfg):

@@ -372,7 +372,7 @@ def start_of(cfg):
     files = [Path(start_folder(cfg), name) for name in ('model.safetensors', 'pytorch_model.bin')]
     path = next((path for path in files if path.is_file() and start_folder(cfg)), None)
     written = read_metadata(path).get('crc32') if path and path.suffix == '.safetensors' else None
-    return written or (f'{identity(path):016x}' if path else '')
+    return written or (identity(path) if path else '')
 
 
 def start_folder(cfg):

@@ -23,7 +23,7 @@ class Run:
     head: str = 'tied'               # output projection: tied (to the embeddings) | untied
     dropout: float = 0.1             # in encoder and decoder
     # batches
-    batch_tokens: int = 4096         # padded source + target tokens of a micro-batch, about
+    batch_tokens: int = 4096         # source + target tokens of a micro-batch, on average, before padding
     accumulate: int = 1              # micro-batches of an optimizer step, over all processes
     alpha: float = 0.3               # languages are drawn with p ~ examples^alpha
     # optimisation

@@ -56,6 +56,10 @@ class Task:
         segments = ' '.join(f'{2 * i}+{2 * i + 1}' if self.kind == 'mt' else str(i) for i in sorted(examples))
         return f'{self.name}, segments {segments} of {self.stream.where[0]}'
 
+    def reference(self, i):
+        """The translation of held-out pair i as text: what the model may have no tokens for is in it."""
+        return self.stream.texts[2 * i + 1 - self.first]
+
     def val_example(self, i):
         """As `example`, with the noise that evaluation gives to i in all runs, whatever their seed."""
         return self.example(i, np.random.default_rng((4, int(i))))

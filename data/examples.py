@@ -5,8 +5,9 @@
 .txt      LCSTS as published: <doc> with <summary> and <short_text>
 
 Fields of an object: `source`, `target`; or `article`, `title`; or `question`, `context`, `answer`; or two languages,
-`zh`, `bo`; FIELDS has the names that CMRC 2018, LCSTS and TibetanQA use. `lang`, or `source_lang` and `target_lang`,
-says the languages, else the file's name does (news.bo.jsonl), else the settings.
+`zh`, `bo`, also as `zh-CN`, `bod_Tibt` and inside `translation`; FIELDS has the names that CMRC 2018, LCSTS and
+TibetanQA use. `lang`, or `source_lang` and `target_lang`, says the languages, else the file's name does
+(news.bo.jsonl), else the settings.
 """
 import csv
 import json
@@ -20,7 +21,9 @@ import numpy as np
 
 from config import is_text, shorten
 from data import EOS
-from data.tokens import digest, read_lines
+from data.heldout import Texts, digest
+from data.languages import check_script, language_code
+from data.tokens import read_lines, read_pairs
 
 # Names of CMRC 2018 (github.com/ymcui/cmrc2018) among them; LCSTS is of Hu et al. 2015 (aclanthology.org/D15-1229)
 FIELDS = {'question': ('question', 'query_text', '问题'), 'context': ('context', 'context_text', 'passage', '段落'),
@@ -95,17 +98,30 @@ def read_examples(paths, directions):
                              f'{", as its name says (or rename it)," if named else ""} and none of '
                              f'{" ".join(directions)}')
         left_out += others
+        check_scripts(found[n_before:], path)
     return found, +left_out
+
+
+def check_scripts(examples, where):
+    """Raises ValueError for texts in the script of another language: columns may be the wrong way round."""
+    for d in {e.direction for e in examples}:
+        sides = zip(*[(e.source[-1][:1000], e.target[:1000]) for e in examples if e.direction == d][:1000])
+        for texts, language in zip(sides, languages_of(d)):
+            check_script(texts, language, where)
 
 
 def make_examples(record, where, named, directions):
     """The examples of a record, {field: value}. `named`: languages that the file names; `directions` are asked for."""
     known = {*named, *(language for direction in directions for language in languages_of(direction))}
-    texts = {key: texts_of(record[key], where, key)[0] for key in sorted(known & set(record))}
+    if isinstance(record.get('translation'), dict):                       # as Hugging Face has it
+        record = {**record, **record['translation']}
+    keys = {language_code(key): key for key in record} | {key: key for key in record}      # zh of zh_CN, but zh first
+    texts = {code: texts_of(record[keys[code]], where, keys[code])[0] for code in sorted(known & set(keys))}
     if len(texts) > 1:
         asked = [pair for pair in map(languages_of, directions) if pair[0] != pair[1] and texts.keys() >= set(pair)]
         return [translation(texts, source, target) for source, target in asked or [tuple(texts)[:2]]]
     own = [record.get(f'{side}_lang') or record.get('lang') for side in ('source', 'target')]
+    own = [language_code(x) if isinstance(x, str) else x for x in own]
     if wrong := [x for x in own if x and not (isinstance(x, str) and re.fullmatch('[a-z]{2,3}', x))]:
         raise ValueError(f'{where}: the language is {shorten(ascii(wrong[0]))}; give two or three letters, as "bo"')
     if all(own):
@@ -153,12 +169,7 @@ def texts_of(value, where, key):
 
 
 def read_tsv(path, named):
-    for n, line in enumerate(read_lines(path), 1):
-        columns = line.split('\t')
-        if not line:
-            continue
-        if len(columns) != 2:
-            raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
+    for n, columns in read_pairs(path, named):
         yield f'line {n}', dict(zip(named if len(set(named)) == 2 else ('source', 'target'), columns))
 
 
@@ -237,19 +248,20 @@ def split_examples(examples, val_fraction, test_fraction):
     """{'train': [...], 'val': [...], 'test': [...]} and the number that is in none.
 
     By the hash of each example's key, so that the parts are stable when the data grows, and the same for all
-    directions of one text. Examples for training that share a text with one held out are left out. With fractions
+    directions of one text. Examples that share a text with one for the test or, when they are for training, for
+    validation (data.heldout.Texts) are left out. With fractions
     whose sum is that of a data/text corpus' val_fraction, its translations held out are held out here too.
     """
-    parts, held_out = {'train': [], 'val': [], 'test': []}, set()
+    parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
     for example in examples:
         place = digest(example.key) / 2**64
         part = 'test' if place < test_fraction else 'val' if place < test_fraction + val_fraction else 'train'
         parts[part].append(example)
+    for part in 'test', 'val', 'train':               # none learned is a test, and none chosen by either
+        parts[part] = [e for e in parts[part] if not any(text in held_out for text in e.texts)]
         if part != 'train':
-            held_out.update(example.texts)
-    kept = [example for example in parts['train'] if held_out.isdisjoint(example.texts)]
-    left_out = len(parts['train']) - len(kept)
-    return {**parts, 'train': kept}, left_out
+            held_out.update(text for e in parts[part] for text in e.texts)
+    return parts, len(examples) - sum(map(len, parts.values()))
 
 
 def cut(ids, limit):

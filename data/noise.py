@@ -9,7 +9,8 @@ def infill(ids, mask, ratio, length, rng):
     """Replaces spans of tokens by one <mask> each (text infilling; BART, arXiv 1910.13461, section 2.2).
 
     round(ratio * n) tokens go, in spans of Poisson(length) tokens; a span of none inserts a <mask>. Spans do not
-    overlap, so that the rate is exact; the last span is cut to fit. mBART: ratio 0.35, length 3.5.
+    overlap, so that the rate is exact; the last span is cut to fit. mBART: ratio 0.35, length 3.5. Spans lie on the
+    text as on a ring, and one that runs over its end goes on at its start: so each token goes equally often.
     """
     n_gone = round(ratio * len(ids))
     spans = rng.poisson(length, size=2 * n_gone + 10)
@@ -23,9 +24,15 @@ def infill(ids, mask, ratio, length, rng):
     is_span[rng.choice(n_items, n_spans, replace=False)] = True
     covers = np.ones(n_items, int)
     covers[is_span] = spans
+    # the ring is cut before a random token: the item that covers it is the first, and again the last if it is cut
+    turned = rng.integers(max(len(ids), 1))
     start = covers.cumsum() - covers
-    noisy = np.full(n_items, mask, ids.dtype)
-    noisy[~is_span] = ids[start[~is_span]]
+    first = int(np.searchsorted(start + covers, turned, 'right'))
+    is_cut = first < n_items and start[first] < turned
+    order = np.concatenate([np.arange(first, n_items), np.arange(first + is_cut)])
+    noisy = np.full(len(order), mask, ids.dtype)
+    kept = ~is_span[order]
+    noisy[kept] = ids[start[order[kept]] - turned]    # a negative index counts from the end
     return noisy
 
 

@@ -6,7 +6,6 @@ Language tokens <bo> <zh> ... follow, in the order given.
 import io
 import unicodedata
 from collections import Counter
-from functools import cache
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import sentencepiece
 
 from data import BOS, EOS, UNK
+from data.languages import script
 
 SPACE = '\u2581'                                      # SentencePiece's mark of a space before a piece
 RESERVED = '\0\u2585'                                  # characters that SentencePiece cannot have in a vocabulary
@@ -117,15 +117,6 @@ NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc')
 def normalize(text):
     """A text as XLM-R's vocabulary reads it: by SentencePiece's rule nmt_nfkc, with single spaces, none at the ends."""
     return ' '.join(NORMALIZER.Normalize(text).replace(SPACE, ' ').split())     # SPACE, or not: as the version has it
-
-
-@cache
-def script(character):
-    """The script of a letter or its marks as Unicode's names begin, TIBETAN, CJK, CYRILLIC; None for all else."""
-    if unicodedata.category(character)[0] not in 'LM':
-        return None
-    name = unicodedata.name(character, '').split(' ')[0]
-    return None if name in ('', 'COMBINING', 'MODIFIER', 'VARIATION', 'FULLWIDTH', 'HALFWIDTH') else name
 
 
 def train_sentencepiece(lines, counts, vocab_size, coverage=1.0, seed=1, required=()):

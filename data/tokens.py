@@ -2,7 +2,8 @@
 
 A prepared folder holds for each stream (a language, `bo`, or a pair, `bo-zh`) and split two files: STREAM.SPLIT.bin,
 the ids one after the other, and STREAM.SPLIT.npy, the offsets of its segments. Segments of a pair alternate: 2i and
-2i + 1 translate each other. meta.json says the width of the ids and what the files were made from.
+2i + 1 translate each other; STREAM.val.txt has their texts, a line each. meta.json says the width of the ids and what
+the files were made from.
 """
 import argparse
 import hashlib
@@ -17,7 +18,8 @@ from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from contextlib import nullcontext
-from itertools import accumulate, pairwise
+from functools import cached_property
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +27,16 @@ import numpy as np
 import config
 from data import UNK
 from data.files import filling, read_json
-from data.tokenizer import Tokenizer
+from data.heldout import digest, splits
+from data.languages import language_code
+from data.tokenizer import Tokenizer, normalize
 
 ROOT = Path(__file__).parent
 VOCABULARY_CHARACTERS = 2_000_000
 NO_IDS = np.array([], np.int64)
 STREAM = re.compile(r'[a-z]{2,3}(-[a-z]{2,3})?\.(train|val)')            # and so no path that leads elsewhere
-COUNTS = 'documents', 'characters', 'tokens', 'unknown', 'too_long', 'held_out'
+HEADERS = 'source', 'target', 'src', 'tgt', 'trg'
+COUNTS = 'documents', 'characters', 'tokens', 'unknown', 'too_long', 'held_out', 'shortened'
 SPECIALS = 3                                          # <s> <lang> </s>, which stand around a segment in the model
 
 
@@ -40,7 +45,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
 
     A segment has at most block_size - 3 tokens. About val_fraction of the documents are for validation, as `splits`
     says. `source`: where the corpus lies (for a dataset that can fetch itself, None). The folder's name is a hash of
-    all this and of the text files' size and ends, so that a changed corpus or vocabulary is prepared anew.
+    all this and of the text files, so that a changed corpus or vocabulary is prepared anew.
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
@@ -88,35 +93,11 @@ def vocabulary_text(dataset, val_fraction, source=None):
             counts.update(text)
             size[lang] += len(text)
     for key, texts in corpus.documents(files):
-        if split_of(key, texts) == 'train':
+        split, texts = split_of(key, texts)
+        if split == 'train':
             lines += [line for lang, text in texts.items() for line in text.splitlines()
                       if digest('vocabulary', line) < VOCABULARY_CHARACTERS / size[lang] * 2**64]
     return lines, counts
-
-
-def splits(documents, val_fraction):
-    """Returns the function of a document (key, {language: text}) that says 'train', 'val' or None.
-
-    It is for validation when the hash of its key, or where it has none of its text, is in the lowest val_fraction;
-    that of a pair is the text of the last language by name. So this is stable when the corpus grows. Other documents
-    and pairs that have a text in common with one for validation are for neither (None).
-    """
-    def look(key, texts):
-        """Whether it is for validation, and the digests of its texts."""
-        digests = {language: digest(text) for language, text in texts.items()}
-        return (digest(key) if key else digests[max(digests)]) < val_fraction * 2**64, digests.values()
-
-    held_out = set()
-    for key, texts in documents:
-        is_val, digests = look(key, texts)
-        if is_val:
-            held_out.update(digests)
-
-    def split_of(key, texts):
-        is_val, digests = look(key, texts)
-        return 'val' if is_val else 'train' if held_out.isdisjoint(digests) else None
-
-    return split_of
 
 
 def chunks(documents, characters=2_000_000):              # much for SentencePiece's threads, little for memory
@@ -135,19 +116,20 @@ def chunks(documents, characters=2_000_000):              # much for SentencePie
 def write_streams(folder, documents, split_of, tokenizer, block_size):
     """Writes the token files of `documents` and meta.json, and prints a line per stream."""
     limit, dtype = block_size - SPECIALS, np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    writers, stats = {}, {}
+    writers, stats, references = {}, {}, defaultdict(list)
     for chunk in chunks(documents):
-        lines_of = [{lang: text.splitlines() for lang, text in texts.items()} for _, texts in chunk]
+        parts_of = [split_of(*document) for document in chunk]
+        lines_of = [{lang: text.splitlines() for lang, text in texts.items()} for _, texts in parts_of]
         encoded = iter(tokenizer.encode([line for texts in lines_of for lines in texts.values() for line in lines]))
         seen, kept = defaultdict(list), defaultdict(list)                 # ids of each stream, segments of each file
-        for (key, texts), lines in zip(chunk, lines_of):
+        for (_, before), (split, texts), lines in zip(chunk, parts_of, lines_of):
             stream = '-'.join(sorted(texts))
             s = stats.setdefault(stream, dict.fromkeys([*COUNTS, 'empty'], 0))
             parts = {lang: [next(encoded) for _ in lines[lang]] for lang in texts}
             s['documents'] += 1
+            s['shortened'] += texts != before
             s['characters'] += sum(map(len, texts.values()))
             seen[stream] += [ids for lang in texts for ids in parts[lang]]
-            split = split_of(key, texts)
             sizes = [sum(map(len, p)) for p in parts.values()] if len(texts) > 1 else [1]         # of a pair's sides
             if not all(sizes):
                 s['empty'] += 1
@@ -157,6 +139,8 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
                 kept[f'{stream}.{split}'] += cut(parts[stream], tokenizer, limit)
             elif max(sizes) <= limit:
                 kept[f'{stream}.{split}'] += [np.concatenate(parts[lang]) for lang in sorted(parts)]
+                if split == 'val':
+                    references[stream] += [normalize(texts[lang]) for lang in sorted(parts)]
             else:                                     # half a pair has no translation
                 s['too_long'] += 1
         for stream, parts in seen.items():
@@ -176,6 +160,8 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     for name, (file, lengths) in writers.items():
         file.close()
         np.save(folder / f'{name}.npy', np.cumsum([0, *lengths], dtype=np.uint64))
+    for stream, lines in references.items():
+        (folder / f'{stream}.val.txt').write_text('\n'.join(lines), encoding='utf-8')
     meta = {'vocab_size': tokenizer.vocab_size, 'dtype': np.dtype(dtype).name, 'block_size': block_size,
             'segments': {name: len(lengths) for name, (_, lengths) in writers.items()}, 'streams': stats}
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
@@ -198,6 +184,8 @@ def report(meta):
             print(f'  {s["too_long"]} pairs of over {meta["block_size"] - SPECIALS} tokens a side are left out')
         if s['held_out']:
             print(f'  {s["held_out"]} with a text that stands in the validation part are left out')
+        if s['shortened']:
+            print(f'  {s["shortened"]} are shortened by lines and sentences that stand there')
         if share > 0.01:
             print(f'warning: {share:.1%} of the tokens of {stream} are <unk>: the vocabulary lacks its characters. Use '
                   'an encoder that has them (for Tibetan: CINO), or add them with `python -m data.vocab extend`',
@@ -247,6 +235,15 @@ class Stream:
 
     def open(self):
         self.ids = np.asarray(np.memmap(*self.where, 'r'))            # a plain array: slices of a memmap are slow
+
+    @cached_property
+    def texts(self):
+        """The text of each segment of a pair that is held out, normalized."""
+        path = self.where[0].with_suffix('.txt')
+        lines = path.read_text(encoding='utf-8').split('\n') if path.is_file() else []
+        if len(lines) != len(self):
+            raise damaged(path.parent, f'{path.name} has not {len(self)} lines')
+        return lines
 
     def __getstate__(self):                           # for worker processes: map the file again, do not copy it
         return {**self.__dict__, 'ids': None}
@@ -308,21 +305,35 @@ def read_lines(path):
             position += len(line)
 
 
-def digest(*parts):
-    """A number below 2^64 that depends on nothing but the parts."""
-    hashed = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        part = part if isinstance(part, bytes) else str(part).encode()
-        hashed.update(len(part).to_bytes(8, 'little') + part)
-    return int.from_bytes(hashed.digest(), 'little')
+def read_pairs(path, names):
+    """(line number, its two texts) of a .tsv of two columns in the languages `names`; lines of white space do not count.
+
+    Raises ValueError with the line that has not two columns or names them, and where each text stands in quotes.
+    """
+    def rows():
+        for n, line in enumerate(read_lines(path), 1):
+            columns = line.split('\t')
+            if line and len(columns) != 2:
+                raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
+            if n == 1 and {language_code(text.strip()) for text in columns} <= {*names, *HEADERS}:
+                raise ValueError(f'{path}: line 1 is a header, {line!r}; remove it')
+            if line.strip():
+                yield n, columns
+
+    found = rows()
+    first = list(islice(found, 100))
+    if first and all(len(text) > 1 and text[0] == text[-1] == '"' for _, columns in first for text in columns):
+        raise ValueError(f'{path}: each text stands in quotes; write them without, or name the file .csv with a header')
+    yield from chain(first, found)
 
 
 def identity(path):
-    """What tells a text file from a changed one without reading all of it: name, size, first and last 64 KiB."""
+    """What tells a file from a changed one: its name and all of its bytes, hashed."""
+    hashed = hashlib.blake2b(os.fsencode(path.name) + b'\0', digest_size=8)
     with open(path, 'rb') as file:
-        head, size = file.read(2**16), file.seek(0, 2)
-        file.seek(max(size - 2**16, 0))
-        return digest(os.fsencode(path.name), size, head, file.read())
+        while block := file.read(2**20):
+            hashed.update(block)
+    return hashed.hexdigest()
 
 
 def main(dataset):

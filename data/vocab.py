@@ -20,7 +20,8 @@ import config
 from data import UNK
 from data.files import read_json
 from data.tokenizer import SPACE, Tokenizer, script, train_sentencepiece
-from data.tokens import digest, read_lines
+from data.heldout import digest
+from data.tokens import read_lines
 from data.weights import read_encoder, write_encoder
 
 NORMAL = 1                                            # a piece's type where it is no special one

@@ -7,8 +7,8 @@ THUCNews, one file a document in THUCNews/*/*.txt, is read from a folder of that
 """
 from pathlib import Path
 
+from data.text.prepare import checked, languages, objects
 from data.text.prepare import documents as read
-from data.text.prepare import languages, objects
 from data.tokens import main, read_lines
 
 
@@ -37,8 +37,7 @@ def documents(files):
     """(None, {language: text}) for each document or pair."""
     for path in files:
         if lang := crawl_language(path):
-            for (text,) in objects(path):
-                yield None, {lang: text}
+            yield from checked(objects(path), [lang], path)
         elif is_news(path):
             if text := '\n'.join(read_lines(path)).strip():
                 yield None, {'zh': text}

@@ -7,12 +7,13 @@ the same with --dataset=text --data_from=PATH.
 """
 import re
 from collections import Counter
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 from config import is_text, shorten
 from data.files import parse_object
-from data.tokens import main, read_lines
+from data.languages import check_script
+from data.tokens import main, read_lines, read_pairs
 
 NAME = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)|(?:.*\.)?([a-z]{2,3})-([a-z]{2,3})\.tsv')
 
@@ -46,12 +47,22 @@ def fetch(source):
 def documents(files):
     """(None, {language: text}) for each document or pair."""
     for path in files:
-        langs, n = languages(path), 0
-        read = {'.txt': plain, '.jsonl': objects, '.tsv': pairs}[path.suffix]
-        for n, texts in enumerate(read(path), 1):
-            yield None, dict(zip(langs, texts))
-        if n == 0:
-            raise ValueError(f'{path} has no text; fill it or move it away')
+        langs = languages(path)
+        texts = ((columns for _, columns in read_pairs(path, langs)) if path.suffix == '.tsv' else
+                 (plain if path.suffix == '.txt' else objects)(path))
+        yield from checked(texts, langs, path)
+
+
+def checked(texts, langs, path):
+    """(None, {language: text}) for each tuple of texts. Raises ValueError where there is none, or the first ones are
+    in the script of another language."""
+    first = list(islice(texts, 1000))
+    if not first:
+        raise ValueError(f'{path} has no text; fill it or move it away')
+    for language, side in zip(langs, zip(*first)):
+        check_script([text[:1000] for text in side], language, path)
+    for row in chain(first, texts):
+        yield None, dict(zip(langs, row))
 
 
 def plain(path):
@@ -77,15 +88,6 @@ def objects(path):
         text = '\n'.join(filter(None, parts))
         if text.strip():
             yield (text,)
-
-
-def pairs(path):
-    for n, line in enumerate(read_lines(path), 1):
-        columns = line.split('\t')
-        if len(columns) != 2:
-            raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
-        if line.strip():                              # where one is empty, it is counted when tokens are written
-            yield columns
 
 
 if __name__ == '__main__':

@@ -1,0 +1,63 @@
+"""Languages: the scripts that they are written in, and the codes by which other people's files name them."""
+import re
+import unicodedata
+from collections import Counter
+from functools import cache
+
+# Scripts as Unicode's names of letters begin. A language that is not here is not checked, but for BY_CHARACTER below.
+SCRIPTS = {
+    'bo': {'TIBETAN'}, 'dz': {'TIBETAN'}, 'en': {'LATIN'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'},
+    'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'}, 'ko': {'HANGUL', 'CJK'}, 'ky': {'CYRILLIC', 'ARABIC'},
+    'lo': {'LAO'}, 'mn': {'CYRILLIC', 'MONGOLIAN'}, 'my': {'MYANMAR'}, 'ru': {'CYRILLIC'}, 'th': {'THAI'},
+    'ug': {'ARABIC', 'CYRILLIC'}, 'zh': {'CJK'}}
+BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'     # written without spaces, and without marks between syllables
+# ISO 639-2 and -3, as FLORES-200 (zho_Hans), OPUS and others have it
+CODES = {'bod': 'bo', 'tib': 'bo', 'uig': 'ug', 'kaz': 'kk', 'mon': 'mn', 'khk': 'mn', 'mvf': 'mn', 'zho': 'zh',
+         'chi': 'zh', 'cmn': 'zh', 'eng': 'en'}
+ENOUGH = 0.1                                          # share of letters in a language's scripts: texts quote others
+
+
+def language_code(name):
+    """Our code of a language that others call by `name`: zh of zh-CN, zh_CN, zho_Hans; other names in lower case."""
+    code = re.split('[-_]', name)[0].lower()
+    return CODES.get(code, code)
+
+
+@cache
+def script(character):
+    """The script of a letter or its marks as Unicode's names begin, TIBETAN, CJK, CYRILLIC; None for all else."""
+    if unicodedata.category(character)[0] not in 'LM':
+        return None
+    name = unicodedata.name(character, '').split(' ')[0]
+    return None if name in ('', 'COMBINING', 'MODIFIER', 'VARIATION', 'FULLWIDTH', 'HALFWIDTH') else name
+
+
+def main_script(text):
+    """The script of most of a text's letters, or None where it has none."""
+    found = Counter(filter(None, map(script, text)))
+    return found.most_common(1)[0][0] if found else None
+
+
+def wrong_script(text, language):
+    """The main script of a text where it is not one of the language's, which have less than ENOUGH of its letters.
+
+    None where it may be. Of a language that is not in SCRIPTS, those of BY_CHARACTER are wrong.
+    """
+    found = Counter(filter(None, map(script, text)))
+    if language in SCRIPTS:
+        right = sum(found[name] for name in SCRIPTS[language])
+    else:
+        right = found.total() - sum(found[name] for name in set().union(*map(SCRIPTS.get, BY_CHARACTER)))
+    return max(found, key=found.get) if right < ENOUGH * found.total() else None
+
+
+def check_script(texts, language, where):
+    """Raises ValueError, which begins with `where`, for texts in the script of another language.
+
+    Not for Latin: any language may be transcribed, or quote so much of it.
+    """
+    if (found := wrong_script(''.join(texts), language)) not in (None, 'LATIN'):
+        expected = f'is written in {" or ".join(sorted(SCRIPTS[language]))}' if language in SCRIPTS else (
+            f'is not known as {" or ".join(x for x in BY_CHARACTER if found in SCRIPTS[x])}')
+        raise ValueError(f'{where}: {texts[0][:40]!r} and others are in {found}, but {language} {expected}; mend the '
+                         'order of the columns, or the language that its name says')
