@@ -21,15 +21,25 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.batches import Batches, collate, shares, val_batches
+from data.batches import Batches, shares, val_batches
 from data.examples import Example, Examples, direction, languages_of, read_examples, split_examples
 from data.files import replacing
 from data.heldout import Texts, digest, splits
 from data.metrics import ABOUT, LONGEST, report, score
 from data.tokenizer import Tokenizer
-from data.tokens import corpus_module
+from data.tokens import SPECIALS, corpus_module
 from model import SWCM
-from train import cannot_go_on, fit, loss_of, main_process_first, read_state, say, with_processes
+from sample import run_of, write
+from train import (
+    cannot_go_on,
+    fit,
+    loss_of,
+    main_process_first,
+    read_state,
+    say,
+    start_folder,
+    with_processes,
+)
 
 # The scores of each task that are shown; by the first the best checkpoint is chosen
 WRONG = ('wrong_script', 'wrong_language', 'empty', 'repeats')
@@ -70,6 +80,7 @@ def finetune(cfg):
     trained = (best / 'config.json').exists()
     if done and not trained and not cfg.eval_only:
         raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
+    warn_of_learned(parts, best if done and trained else start_folder(cfg))
     model, tokenizer = build(replace(cfg, checkpoint=str(best)) if done and trained else cfg, directions,
                              None if done else state)
     if done:
@@ -116,12 +127,45 @@ def read_parts(cfg, directions):
     if cfg.test:
         parts['test files'], more = read_examples(cfg.test, directions)
         left_out += more
-        learned = {text for e in parts['train'] for text in e.texts}
-        if both := sum(not learned.isdisjoint(e.texts) for e in parts['test files']):
-            say(f'warning: {both} of the {len(parts["test files"])} examples of {cfg.test} are learned')
     if cfg.test_dataset:
         parts[cfg.test_dataset] = corpus_examples(cfg, directions)
     return parts, samples, left_out
+
+
+def warn_of_learned(parts, folder):
+    """Counts the examples for validation and tests that are learned here or were by the model of `folder`."""
+    held_out = Texts(text for part, found in parts.items() if part != 'train' for e in found for text in e.texts)
+    learned = Texts(text for e in parts['train'] for text in e.texts if text in held_out)
+    try:
+        learned.update(text for text in texts_learned(folder) if text in held_out)
+    except (OSError, ValueError) as e:
+        say(f'warning: what {folder} has learned is not known, perhaps some of the tests ({e})')
+    for part, found in parts.items():
+        n = sum(any(text in learned for text in e.texts) for e in found if part != 'train')
+        if n:
+            say(f'warning: {n} of the {len(found)} examples for {part} are learned, here or before by {folder}; hold as '
+                'much out there (--val_fraction) as here with --val_fraction and --test_fraction, or test on other text')
+
+
+def texts_learned(folder):
+    """The texts that the model of `folder` was trained on, and those it began from, as the settings beside it say.
+
+    Raises FileNotFoundError or ValueError where these texts are not there, or not as they were read.
+    """
+    run = run_of(folder) if folder else None
+    if not run:
+        return
+    if isinstance(run, config.FineTune):
+        yield from (text for e in read_parts(run, [*run.learn, *run.transfer])[0]['train'] for text in e.texts)
+    else:
+        corpus, mlm = corpus_module(run.dataset), run.objective == 'mlm'
+        files = corpus.fetch(run.data_from or None)
+        split_of = splits(corpus.documents(files), run.val_fraction)
+        for split, texts in (split_of(*document) for document in corpus.documents(files)):
+            used = run.mt_share > 0 and not mlm if len(texts) > 1 else run.mt_share < 1 or mlm
+            if split == 'train' and used and set(texts) <= set(run.languages):
+                yield from texts.values()
+    yield from texts_learned(start_folder(run))
 
 
 def check_task(task, examples):
@@ -194,7 +238,7 @@ def corpus_examples(cfg, directions):
     corpus = corpus_module(cfg.test_dataset)
     with main_process_first():
         files = corpus.fetch(cfg.test_from or None)
-    return [Example(d, (texts[source],), texts[target], '', ())
+    return [Example(d, (texts[source],), texts[target], '', (texts[source], texts[target]))
             for _, texts in corpus.documents(files) for d in directions for source, target in [languages_of(d)]
             if source in texts and target in texts and source != target]
 
@@ -221,16 +265,11 @@ def predict(model, task, banned, tokenizer, cfg, n, beams):
     That has at most max_target_len tokens with <s> <lang> </s>.
     """
     n = min(n or len(task), len(task))
-    chosen, device = np.linspace(0, len(task) - 1, n).astype(int), next(model.parameters()).device
-    order = sorted(range(n), key=lambda i: task.lengths[0, chosen[i]])    # like lengths together
-    outputs, size = {}, max(1, 64 // beams)
-    for rows in (order[i:i + size] for i in range(0, n, size)):
-        src, _ = collate([task.ids[chosen[i]] for i in rows])             # (B,S)
-        found = model.generate(torch.from_numpy(src).to(device), task.target, beams, cfg.max_target_len - 3,
-                               length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram,
-                               banned=banned.get(task.target, ()))
-        outputs.update({i: tokenizer.decode(hypotheses[0][0]) for i, hypotheses in zip(rows, found)})
-    return chosen, [outputs[i] for i in range(n)]
+    chosen = np.linspace(0, len(task) - 1, n).astype(int)
+    found = write(model, tokenizer, [task.ids[i][0] for i in chosen], [task.target] * n, cfg.max_target_len - SPECIALS,
+                  max(1, 64 // beams), banned.get(task.target, ()), beams=beams, length_penalty=cfg.length_penalty,
+                  no_repeat_ngram=cfg.no_repeat_ngram)
+    return chosen, [text for text, _ in found]
 
 
 def force_scripts(entries, directions, tokenizer):

@@ -546,8 +546,8 @@ class SWCM(XLMR):
         """Writes in `lang` (one language, or one per source) for each row of src (B,S), padded with 1.
 
         Greedy with beams=1; beam search with more; sampling with temperature > 0, from the top_k likeliest tokens
-        or the likeliest that together have probability top_p. A hypothesis has at most max_new_tokens tokens and
-        then </s>, which is forced at the limit; no n-gram of no_repeat_ngram tokens comes twice (0: may), and no id
+        or the likeliest that together have probability top_p. A hypothesis has at most max_new_tokens tokens (one
+        number, or one per source) and then </s>, which is forced at the limit; no n-gram of no_repeat_ngram tokens comes twice (0: may), and no id
         of `banned` at all.
 
         Returns for each source a list of (ids, score), best first: ids without <s> <lang> and </s>, and
@@ -558,21 +558,22 @@ class SWCM(XLMR):
         lengths beyond the model's positions.
         """
         c, device, (B, K) = self.config, src.device, (len(src), beams)
-        if max_new_tokens + 2 > c.max_length:
+        limits = [max_new_tokens] * B if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if max(limits) + 2 > c.max_length:
             raise ValueError(f'max_new_tokens={max_new_tokens}: this model writes at most {c.max_length - 2} tokens')
-        if min_new_tokens > max_new_tokens:
+        if min_new_tokens > min(limits):
             raise ValueError(f'min_new_tokens={min_new_tokens} is above max_new_tokens={max_new_tokens}')
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
         langs = [lang] * B if isinstance(lang, str) else lang
         new = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (B,2), later (B,K)
         memory = self.encode(src)
-        caches = [Cache(layer, memory, 2 + K * max_new_tokens) for layer in self.decoder]
+        caches = [Cache(layer, memory, 2 + K * max(limits)) for layer in self.decoder]
         past = torch.ones(B, 1, 2, 2, dtype=torch.bool, device=device).tril()     # (B,1,new tokens,slots)
         never = [BOS, PAD, UNK, *range(c.vocab_size - 1, c.n_ids), *banned]       # also <mask> and the languages
         ids, total = new[:, None], torch.zeros(B, 1, device=device)               # (B,rows,T), (B,rows): rows is 1 or K
         ended, sources = [[] for _ in range(B)], list(range(B))                   # sources: those not done, B from here
-        for step in range(max_new_tokens + 1):
+        for step in range(max(limits) + 1):
             x = self.decode_hidden(new, None, src, past, caches)[:, -ids.shape[1]:]  # (B,rows,C)
             logp = self.head.log_p(x.flatten(0, 1))                               # (R,V)
             logp[:, never] = -torch.inf
@@ -580,8 +581,9 @@ class SWCM(XLMR):
                 logp[:, EOS] = -torch.inf
             if no_repeat_ngram:
                 ban_repeats(logp, ids.flatten(0, 1)[:, 2:], no_repeat_ngram)
-            if step == max_new_tokens:
-                logp[:, :EOS] = logp[:, EOS + 1:] = -torch.inf
+            if step in limits:
+                full = torch.tensor([limits[s] == step for s in sources]).repeat_interleave(total.shape[1])   # (R,)
+                logp[full, :EOS] = logp[full, EOS + 1:] = -torch.inf
             if temperature:
                 logp = draw(logp, temperature, top_k, top_p)
             best, token = (t.view(*total.shape, -1) for t in top(logp, 2 * K))    # (B,rows,n)
@@ -597,7 +599,8 @@ class SWCM(XLMR):
             left = []                                                             # sources that are not done
             for b, best in enumerate(total[:, 0].tolist()):
                 found = ended[sources[b]] = sorted(ended[sources[b]], key=lambda hypothesis: -hypothesis[1])[:K]
-                if len(found) < K or best / (step + 1) ** length_penalty > found[-1][1]:
+                is_better = len(found) < K or best / (step + 1) ** length_penalty > found[-1][1]
+                if is_better and step < limits[sources[b]]:
                     left.append(b)
             if not left:
                 break

@@ -5,9 +5,12 @@
     python sample.py --task=denoise --to=bo --text='བོད་<mask>ལ།'
     python sample.py --to=bo --file=zh.txt              a line each; --file=- reads what you type or pipe in
 """
+import os
+import stat
 import sys
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import config
@@ -22,15 +25,17 @@ class Sample:
     question: str = ''               # to answer from the text
     to: str = ''                     # language to write; '': as fine-tuned, or the model's first
     source: str = ''                 # language of the text; '': as fine-tuned, or zh to translate, else that to write
-    beams: int = 4                   # beam search; 1: greedy
+    gather: int = 0                  # translate sentences together that have up to so many tokens; 0: one by one
+    beams: int = 4                   # beam search; 1: greedy. This and the next three: as fine-tuned, if not given
     length_penalty: float = 1.0      # a score is divided by length ** this
     no_repeat_ngram: int = 4         # no sequence of so many tokens twice; 0: may
     force_script: str = ''           # scripts that outputs may have letters of, as TIBETAN+LATIN; '': any
-    max_new_tokens: int = 200        # longest output
+    max_new_tokens: int = 0          # longest output; 0: as fine-tuned, or three times the source's tokens and 20
     temperature: float = 0.0         # above 0: sample, with beams=1
     top_k: int = 0                   # sample from so many likeliest tokens; 0: all
     top_p: float = 1.0               # sample from the likeliest tokens that have this probability together
     seed: int = 1                    # of sampling
+    full_width: bool = True          # Chinese with its own punctuation: ，！？：；（）
     examples: int = 1                # held-out examples shown of each task and language
     batch: int = 16                  # texts at a time
     device: str = 'auto'             # auto | cpu | cuda | mps
@@ -44,73 +49,122 @@ if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torc
 import numpy as np
 import torch
 
+from data import UNK
 from data.batches import collate, tasks
 from data.examples import cut as cut_source
 from data.examples import languages_of
 from data.files import parse_object
+from data.languages import full_width, scripts_of, wrong_script
 from data.tokenizer import Tokenizer
-from data.tokens import cut, prepare, read_lines
+from data.tokens import SPECIALS, cut, prepare, read_lines
 from model import SWCM
 
-
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
+MOSTLY_UNKNOWN = 0.25                                 # share of a text's tokens that are <unk>: a warning
+
+
+def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, banned=(), **options):
+    """What the model writes for each source: [(text, whether it came to the limit and may lack its end)].
+
+    sources: ids with <s> <lang> </s>; languages: one to write for each. `max_new_tokens` limits an output; 0: three
+    times the source's tokens and 20, which is enough for all but 1 of 2,000 lines of NTREX in each direction of
+    README's languages; no more than the model has positions. `banned`: ids; `options`: of SWCM.generate. Texts of like
+    length are written together, `batch` at a time, which changes none.
+    """
+    device, most = next(model.parameters()).device, model.config.max_length - 2
+    limits = [min(max_new_tokens or 3 * len(source) + 20, most) for source in sources]
+    never = [*range(tokenizer.mask, tokenizer.vocab_size), *banned]       # rows that no text has
+    order, written = sorted(range(len(sources)), key=lambda i: len(sources[i])), {}
+    for rows in (order[i:i + batch] for i in range(0, len(order), batch)):
+        src = torch.from_numpy(collate([(sources[i], sources[i]) for i in rows])[0]).to(device)       # (B,S)
+        found = model.generate(src, [languages[i] for i in rows], max_new_tokens=[limits[i] for i in rows],
+                               banned=never, **options)
+        for i, [(ids, _), *_] in zip(rows, found):
+            written[i] = tokenizer.decode(ids), len(ids) == limits[i]
+    return [written[i] for i in range(len(sources))]
 
 
 class Writer:
-    """A checkpoint ready to write: model, tokenizer and how to decode."""
+    """A checkpoint ready to write: model, tokenizer and how to decode. `counts` is of what the reader has to know.
 
-    def __init__(self, folder, cfg):
+    `longest`: tokens that it learned to read at once, if that is known.
+    """
+
+    def __init__(self, folder, cfg, longest=0):
         self.device, self.dtype = config.find_device(cfg.device, cfg.dtype)
-        self.model, self.cfg = SWCM.load(folder).eval().to(self.device), cfg
+        self.model, self.cfg, self.counts = SWCM.load(folder).eval().to(self.device), cfg, Counter()
         if self.device.type == 'cpu' and self.dtype == torch.float32:
             self.model.pack(8 if cfg.int8 else 32 if cfg.dtype == 'float32' else 16)
         elif cfg.int8:
             raise ValueError(f'int8 is for float32 on a CPU, not {self.dtype} on {self.device}; leave --int8 out')
         c = self.model.config
+        self.longest = min(longest or c.max_length, c.max_length)
         self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
         scripts = cfg.force_script.upper().split('+') if cfg.force_script else None
         self.banned = self.tokenizer.foreign(scripts) if scripts else ()
 
     def write(self, sources, languages):
-        """sources: arrays of ids with <s> <lang> and </s>; languages: to write -> an iterator of the best texts."""
-        cfg, room = self.cfg, min(self.cfg.max_new_tokens, self.model.config.max_length - 2)
-        for i in range(0, len(sources), cfg.batch):
-            src = torch.from_numpy(collate([(s, s) for s in sources[i:i + cfg.batch]])[0]).to(self.device)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                found = self.model.generate(src, languages[i:i + cfg.batch], cfg.beams, room, 0, cfg.length_penalty,
-                                            cfg.no_repeat_ngram, cfg.temperature, cfg.top_k, cfg.top_p, self.banned)
-            yield from (self.tokenizer.decode(hypotheses[0][0]) for hypotheses in found)
+        """The best text for each source, ids with <s> <lang> </s>; languages: one to write for each."""
+        c = self.cfg
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            found = write(self.model, self.tokenizer, sources, languages, c.max_new_tokens, c.batch, self.banned,
+                          beams=c.beams, length_penalty=c.length_penalty, no_repeat_ngram=c.no_repeat_ngram,
+                          temperature=c.temperature, top_k=c.top_k, top_p=c.top_p)
+        self.counts['cut off'] += sum(at_limit for _, at_limit in found)
+        return [text for text, _ in found]
 
     def answer(self, texts, source, language):
-        """A text for each text. To translate or denoise, a long one is cut at sentence ends and put together again;
-        to summarise or answer, what the model cannot read of it is left out."""
-        tok, cfg, longest = self.tokenizer, self.cfg, self.model.config.max_length
+        """A text for each text. To translate, it is taken by sentences, and to denoise by pieces that end with one, and
+        put together again; to summarise or answer, what the model cannot read of it is left out."""
+        tok, cfg = self.tokenizer, self.cfg
+        encoded = [tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text) for text in texts]
+        unknown = [(ids == UNK).sum() for ids in encoded]
+        self.counts.update({
+            'texts': len(texts), 'tokens': sum(map(len, encoded)), '<unk>': sum(unknown),
+            'unknown': sum(n > MOSTLY_UNKNOWN * len(ids) for n, ids in zip(unknown, encoded)),
+            'script': sum(wrong_script(text.replace('<mask>', ''), source) is not None for text in texts)})
         if cfg.task in ('summarise', 'answer'):
             question = [tok.encode(cfg.question)] if cfg.question else []
-            dressed = [cut_source(tok.dress(source, *question, tok.encode(text)), longest) for text in texts]
-            return list(self.write(dressed, [language] * len(dressed)))
-        pieces = [cut([self.encode(text)], tok, min(longest - 3, cfg.max_new_tokens)) for text in texts]
+            dressed = [tok.dress(source, *question, ids) for ids in encoded]
+            self.counts['cut'] += sum(len(ids) > self.longest for ids in dressed)
+            return self.finish(self.write([cut_source(ids, self.longest) for ids in dressed], [language] * len(texts)),
+                               language)
+        most = self.longest - SPECIALS
+        limit = min(cfg.gather or most, most) if cfg.task == 'translate' else most
+        self.counts['cut'] += sum((np.diff([*tok.sentence_starts(ids), len(ids)]) > limit).sum() for ids in encoded)
+        pieces = [cut([ids], tok, limit, cfg.task == 'denoise' or cfg.gather > 0) for ids in encoded]
         dressed = [tok.dress(source, ids) for p in pieces for ids in p]
-        written = self.write(dressed, [language] * len(dressed))
-        return [('' if language == 'zh' else ' ').join(next(written) for _ in p) for p in pieces]
+        written = iter(self.write(dressed, [language] * len(dressed)))
+        return self.finish([('' if language == 'zh' else ' ').join(next(written) for _ in p) for p in pieces], language)
 
-    def encode(self, text):
-        """Ids of a text in which <mask> is the token."""
-        parts = [self.tokenizer.encode(part) for part in text.split('<mask>')]
-        return np.concatenate([parts[0], *(np.append(self.tokenizer.mask, p) for p in parts[1:])])
+    def finish(self, texts, language):
+        return list(map(full_width, texts)) if language == 'zh' and self.cfg.full_width else texts
 
-
+    def warn(self, source):
+        """Says on standard error what became of the texts so far that nobody would see, and counts anew."""
+        n, self.counts = self.counts, Counter()
+        for key, what in (
+                ('cut off', 'outputs came to the limit of their length and may lack their end; see --max_new_tokens'),
+                ('cut', f'sources, or sentences of them, have more than the {self.longest} tokens that this model reads '
+                        'at once, and were cut'),
+                ('unknown', f'of {n["texts"]} texts are mostly <unk>, not in the vocabulary: {n["<unk>"]} of all '
+                            f'{n["tokens"]} tokens'),
+                ('script', f'of {n["texts"]} texts are not in the script of {source}, {scripts_of(source)}; see '
+                           '--source')):
+            if n[key]:
+                print(f'warning: {n[key]} {what}', file=sys.stderr)
 def newest():
-    """The newest SWCM checkpoint below out/: the best of a run, or the last of one that has no best yet."""
+    """The SWCM checkpoint of the newest run below out/: its best, or its last where it has no best yet."""
     found = [p.parent for p in [*Path('out').glob('*/best/config.json'), *Path('out').glob('*/last/config.json')]
-             if settings_of(p).get('model_type') == 'swcm' and (p.parent / 'model.safetensors').is_file()]
+             if read_settings(p).get('model_type') == 'swcm' and (p.parent / 'model.safetensors').is_file()]
     if not found:
         raise FileNotFoundError('no checkpoint in out/; `python train.py config/tibetan.py` makes one, '
                                 'or name one with --checkpoint=FOLDER')
-    return max(found, key=lambda p: (p.name == 'best', (p / 'model.safetensors').stat().st_mtime))
+    run = max(found, key=lambda p: (p / 'model.safetensors').stat().st_mtime).parent
+    return min(p for p in found if p.parent == run)                       # best comes before last
 
 
-def settings_of(path):
+def read_settings(path):
     """What a config.json says; {} where it is missing or damaged, as a model that is named can do without."""
     try:
         return parse_object(path.read_bytes(), path)
@@ -118,24 +172,31 @@ def settings_of(path):
         return {}
 
 
-def show_examples(writer, folder, cfg, settings):
-    """Prints source, output and reference of held-out examples, from the corpus that the model was trained on."""
-    where = Path(folder).parent / 'config.json'
-    if not settings:
-        raise FileNotFoundError(f'{where} does not exist or is damaged, so the held-out text of {folder} is not known; '
-                                'give --text')
-    if 'task' in settings:                                                # finetune.py's
-        return show_predictions(Path(folder) / 'predictions.jsonl', cfg.examples)
-    settings = config.of_dict(config.Train, settings, where)
+def run_of(folder):
+    """The settings, config.Train or FineTune, of the run that wrote the checkpoint `folder`; None if they are lost."""
+    path = Path(folder).parent / 'config.json'
+    found = read_settings(path)
+    try:
+        return config.of_dict(config.FineTune if 'task' in found else config.Train, found, path) if found else None
+    except ValueError:
+        return None
+
+
+def show_examples(writer, folder, run):
+    """Prints source, output and reference of held-out examples, from the text that the model was trained on."""
+    if not run:
+        raise FileNotFoundError(f'{Path(folder).parent / "config.json"} does not exist or is damaged, so the held-out '
+                                f'text of {folder} is not known; give --text')
+    n, tok = writer.cfg.examples, writer.tokenizer
+    if isinstance(run, config.FineTune):
+        return show_predictions(Path(folder) / 'predictions.jsonl', n)
     encoder = Tokenizer(writer.model.sentencepiece, (), writer.model.config.vocab_size)
-    data = prepare(settings.dataset, encoder, settings.block_size, settings.val_fraction, settings.data_from or None)
-    examples = [(task, *task.val_example(i))
-                for task in tasks(data, 'val', writer.tokenizer, settings)
-                for i in np.linspace(0, len(task) - 1, cfg.examples + 2)[1:-1].astype(int)]
+    data = prepare(run.dataset, encoder, run.block_size, run.val_fraction, run.data_from or None)
+    examples = [(task, *task.val_example(i)) for task in tasks(data, 'val', tok, run)
+                for i in np.linspace(0, len(task) - 1, n + 2)[1:-1].astype(int)]
     outputs = writer.write([src for _, src, _ in examples], [task.target for task, _, _ in examples])
     for (task, src, tgt), output in zip(examples, outputs):
-        print(f'{task.name}\n  source     {writer.tokenizer.decode(src)}\n  output     {output}\n'
-              f'  reference  {writer.tokenizer.decode(tgt)}\n')
+        print(f'{task.name}\n  source     {tok.decode(src)}\n  output     {output}\n  reference  {tok.decode(tgt)}\n')
 
 
 def show_predictions(path, n):
@@ -156,7 +217,8 @@ def show_predictions(path, n):
 
 
 def main(argv):
-    cfg = config.load(Sample, argv)
+    given = config.parse(Sample, argv)
+    cfg = Sample(**given)
     if cfg.task and cfg.task not in TASKS:
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     if cfg.file == '-' and sys.stdin is None:
@@ -164,21 +226,24 @@ def main(argv):
     if cfg.text and cfg.file:
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     folder = cfg.checkpoint or newest()
-    settings = settings_of(Path(folder).parent / 'config.json')
-    learned = settings.get('learn')
-    learned = [d for d in learned if isinstance(d, str)] if isinstance(learned, list) else []
-    tuned = settings.get('task') if learned and settings.get('task') in TASKS else ''
-    cfg = replace(cfg, task=cfg.task or tuned or 'translate')
-    if cfg.text + cfg.file and (cfg.task == 'answer') != bool(cfg.question):
-        raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a --question')
+    run = run_of(folder)
+    tuned = run if isinstance(run, config.FineTune) and cfg.task in ('', run.task) else None
+    task = tuned.task if tuned else cfg.task or 'translate'
+    if tuned:                                         # so that it writes what predictions.jsonl has
+        usual, to = languages_of(tuned.learn[0])
+        scripts = dict(entry.split(':') for entry in tuned.force_script)
+        given = {'beams': tuned.beams, 'length_penalty': tuned.length_penalty, 'no_repeat_ngram': tuned.no_repeat_ngram,
+                 'max_new_tokens': tuned.max_target_len - SPECIALS, 'force_script': scripts.get(cfg.to or to, ''), **given}
+    cfg = Sample(**{**given, 'task': task})
     torch.manual_seed(cfg.seed)
-    writer = Writer(folder, cfg)
+    writer = Writer(folder, cfg, tuned.max_source_len if tuned else getattr(run, 'block_size', 0))
     print(f'model: {folder}', file=sys.stderr)
-    if not cfg.text and not cfg.file:
-        return show_examples(writer, folder, cfg, settings)
-    if cfg.task == tuned:
-        usual, to = languages_of(learned[0])
-    else:
+    lines = [cfg.text] if 'text' in given else read_lines(cfg.file) if cfg.file else piped_lines()
+    if lines is None:
+        return show_examples(writer, folder, run)
+    if (cfg.task == 'answer') != bool(cfg.question):
+        raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a --question')
+    if not tuned:
         to = writer.model.config.languages[0]
         usual = 'zh' if cfg.task == 'translate' else to
     source = cfg.source or (usual if cfg.task == 'translate' or usual != to else cfg.to or to)
@@ -189,23 +254,35 @@ def main(argv):
         raise ValueError(f'denoise from {source} to {to}: give one language, --to={source}')
     for language in (source, to):
         writer.model.config.language_id(language)
-    if cfg.text:
-        print(writer.answer([cfg.text], source, to)[0])
-    elif cfg.file == '-' and sys.stdin.isatty():
+    if cfg.file == '-' and sys.stdin.isatty():
         print(f'{source} to {to}; an empty line ends')
         try:
             while text := input('> '):
                 print(writer.answer([text], source, to)[0])
+                writer.warn(source)
         except EOFError:
             print()
-    else:
-        lines = read_lines(cfg.file)
+        return
+    lines = iter(lines)
+    texts = list(islice(lines, cfg.batch))
+    if not texts:
+        raise ValueError(f'{cfg.file} has no text')
+    while texts:
+        print('\n'.join(writer.answer(texts, source, to)), flush=True)
         texts = list(islice(lines, cfg.batch))
-        if not texts:
-            raise ValueError(f'{cfg.file} has no text')
-        while texts:
-            print('\n'.join(writer.answer(texts, source, to)), flush=True)
-            texts = list(islice(lines, cfg.batch))
+    writer.warn(source)
+
+
+def piped_lines():
+    """The lines of a pipe or file that standard input is, or None where it is neither or has none."""
+    if sys.stdin is None:
+        return None
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not stat.S_ISFIFO(mode) and not stat.S_ISREG(mode):
+        return None
+    lines = read_lines('-')
+    first = next(lines, None)
+    return None if first is None else chain([first], lines)
 
 
 if __name__ == '__main__':

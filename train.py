@@ -37,6 +37,7 @@ from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import identity, open_streams, prepare, vocabulary_text
 from data.weights import read_metadata, read_safetensors, write_tensors
 from model import SWCM, XLMR, SWCMConfig
+from sample import write
 
 STATE = 'training.safetensors'
 # Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
@@ -62,7 +63,7 @@ def train(cfg):
         return
     model, tokenizer = build(cfg, state)
     with main_process_first():
-        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None)
+        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None, True)
     if state and state['data'] != folder.name:
         raise ValueError(f'{cfg.out_dir}: the text of {cfg.dataset} has changed since this run began. '
                          '--resume=False starts over, --out_dir=NAME starts another beside it')
@@ -320,7 +321,10 @@ def evaluate(model, val, tests, tokenizer, cfg):
     for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
         i = np.argsort(task.lengths[1])[len(task) // 2]                   # one of middling length
         src, tgt = task.val_example(i)
-        [output] = write(model, task, *(torch.from_numpy(x)[None].to(device) for x in (src, tgt)), tokenizer)
+        if task.kind == 'mlm':
+            output = tokenizer.decode(guess(model, *(torch.from_numpy(x)[None].to(device) for x in (src, tgt))).tolist())
+        else:
+            [(output, _)] = write(model, tokenizer, [src], [task.target])
         lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}', f'    output     {output}',
                   f'    reference  {tokenizer.decode(tgt)}']
     return losses, scores, lines
@@ -340,23 +344,11 @@ def guess(model, src, tgt):
 
 
 def score_translations(model, task, tokenizer, cfg):
-    """chrF++ of greedy output on at most cfg.eval_translations pairs; the references are what the tokens spell."""
-    device, outputs, references = next(model.parameters()).device, [], []
-    for src, tgt in val_batches(task, cfg, cfg.eval_translations):
-        outputs += write(model, task, *(torch.from_numpy(x).to(device) for x in (src, tgt)), tokenizer)
-        references += map(tokenizer.decode, tgt)
-    return chrf(outputs, references)
-
-
-def write(model, task, src, tgt, tokenizer):
-    """What the model makes of src (B,S): for mlm one text of its guesses, else a greedy output a row.
-
-    That has at most twice the tokens of the longest source and 20, so that its length owes nothing to the reference.
-    """
-    if task.kind == 'mlm':
-        return [tokenizer.decode(guess(model, src, tgt).tolist())]
-    room = min(2 * src.shape[1] + 20, model.config.max_length - 2)
-    return [tokenizer.decode(best[0][0]) for best in model.generate(src, task.target, max_new_tokens=room)]
+    """chrF++ of greedy output on at most cfg.eval_translations pairs, evenly spread."""
+    chosen = np.linspace(0, len(task) - 1, min(len(task), cfg.eval_translations)).astype(int)
+    sources = [task.val_example(i)[0] for i in chosen]
+    outputs = [text for text, _ in write(model, tokenizer, sources, [task.target] * len(sources))]
+    return chrf(outputs, [task.reference(i) for i in chosen])
 
 
 def table(figures):

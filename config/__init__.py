@@ -104,7 +104,11 @@ class FineTune(Run):
 
 
 def load(cls, argv):
-    """The settings of argv, which is [FILE.py] [--key=value ...]; --key value works too.
+    return cls(**parse(cls, argv))
+
+
+def parse(cls, argv):
+    """{key: value} of what argv gives: [FILE.py] [--key=value ...]; --key value works too.
 
     Raises ValueError for an unknown or mistyped key and FileNotFoundError for a missing file. --help prints every
     key, with the file's values, and exits.
@@ -127,7 +131,7 @@ def load(cls, argv):
         values[key] = convert(field, text if equals else 'True' if flag else rest.pop(0), f'--{key}')
     for key, value in values.items():
         check_range(key, value)
-    return cls(**values)
+    return values
 
 
 def read_config(cls, path):
@@ -155,7 +159,7 @@ def check_key(cls, key, where):
 
 # Numbers have to be positive, but for these
 MAY_BE_ZERO = {'insert_every', 'eval_translations', 'test_examples', 'shots', 'workers', 'seed', 'no_repeat_ngram',
-               'top_k', 'temperature', 'length_penalty', 'dropout', 'mt_share', 'alpha', 'val_fraction',
+               'top_k', 'temperature', 'gather', 'max_new_tokens', 'length_penalty', 'dropout', 'mt_share', 'alpha', 'val_fraction',
                'test_fraction', 'mask_ratio', 'warmup', 'weight_decay', 'beta1', 'beta2'}
 # ... and these at most 1
 SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'test_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1',

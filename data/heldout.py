@@ -58,23 +58,30 @@ class Texts:
         if text not in self:
             return text
         lines = (SENTENCES.split(line) for line in text.splitlines() if forms(line)[0] not in self.wholes)
-        kept = (''.join(s for s in line if forms(s)[0] not in self.wholes) for line in lines)
-        left = '\n'.join(line for line in kept if line.strip())
+        kept = (''.join(s for s in line if forms(s)[0] not in self.wholes).strip() for line in lines)
+        left = '\n'.join(filter(None, kept))
         return '' if left in self else left
 
 
-def splits(documents, val_fraction):
+def splits(documents, val_fraction, needed=False):
     """Returns the function of a document (key, {language: text}): its part, 'train', 'val' or None, and its texts.
 
     It is for validation when the hash of its key, or where it has none of its text, is in the lowest val_fraction;
     that of a pair is the text of the last language by name. So this is stable when the corpus grows, and what
     data/nano has not read stays so. Other texts lose the lines and sentences that are held out. Those of which nothing
-    is left, that are a line or sentence of a text held out, and pairs with such a side are for neither (None).
+    is left, that are a line or sentence of a text held out, and pairs with such a side are for neither (None). Raises
+    ValueError where nothing is held out but `needed`.
     """
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64
 
-    held_out = Texts(text for key, texts in documents if is_val(key, texts) for text in texts.values())
+    held_out, n = Texts(), 0
+    for n, (key, texts) in enumerate(documents, 1):
+        if is_val(key, texts):
+            held_out.update(texts.values())
+    if needed and not held_out.wholes:
+        raise ValueError(f'val_fraction={val_fraction} holds none of the {n} documents and pairs out, and without any '
+                         'no best checkpoint can be chosen; give more text or a larger fraction')
 
     def split_of(key, texts):
         if is_val(key, texts):

@@ -14,6 +14,8 @@ BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'     # written without spaces, 
 # ISO 639-2 and -3, as FLORES-200 (zho_Hans), OPUS and others have it
 CODES = {'bod': 'bo', 'tib': 'bo', 'uig': 'ug', 'kaz': 'kk', 'mon': 'mn', 'khk': 'mn', 'mvf': 'mn', 'zho': 'zh',
          'chi': 'zh', 'cmn': 'zh', 'eng': 'en'}
+CHINESE = '\u3400-\u9fff\uf900-\ufaff。”’》」』】）'      # characters, and what closes something said in them
+FULL_WIDTH = str.maketrans(',!?:;', '，！？：；')
 ENOUGH = 0.1                                          # share of letters in a language's scripts: texts quote others
 
 
@@ -21,6 +23,12 @@ def language_code(name):
     """Our code of a language that others call by `name`: zh of zh-CN, zh_CN, zho_Hans; other names in lower case."""
     code = re.split('[-_]', name)[0].lower()
     return CODES.get(code, code)
+
+
+def full_width(text):
+    """Chinese as it is printed: ，！？：；（） with Chinese characters, where nmt_nfkc has left ,!?:;()."""
+    text = re.sub(fr'(?<=[{CHINESE}])\(([^()]*)\)|\(([^()]*[{CHINESE}][^()]*)\)', r'（\1\2）', text)
+    return re.sub(f'(?<=[{CHINESE}])[,!?:;]+', lambda marks: marks[0].translate(FULL_WIDTH), text)
 
 
 @cache
@@ -57,7 +65,10 @@ def check_script(texts, language, where):
     Not for Latin: any language may be transcribed, or quote so much of it.
     """
     if (found := wrong_script(''.join(texts), language)) not in (None, 'LATIN'):
-        expected = f'is written in {" or ".join(sorted(SCRIPTS[language]))}' if language in SCRIPTS else (
-            f'is not known as {" or ".join(x for x in BY_CHARACTER if found in SCRIPTS[x])}')
-        raise ValueError(f'{where}: {texts[0][:40]!r} and others are in {found}, but {language} {expected}; mend the '
-                         'order of the columns, or the language that its name says')
+        raise ValueError(f'{where}: {texts[0][:40]!r} and others are in {found}, and {language} is written in '
+                         f'{scripts_of(language)}; mend the order of the columns, or the language that a name says')
+
+
+def scripts_of(language):
+    """The scripts of a language as text for a message."""
+    return ' or '.join(sorted(SCRIPTS[language])) if language in SCRIPTS else f'none of those of {" ".join(BY_CHARACTER)}'

@@ -16,7 +16,8 @@ from data import BOS, EOS, UNK
 from data.languages import script
 
 SPACE = '\u2581'                                      # SentencePiece's mark of a space before a piece
-RESERVED = '\0\u2585'                                  # characters that SentencePiece cannot have in a vocabulary
+UNKNOWN = '\u2585'                                    # with NUL, what SentencePiece cannot have in a vocabulary
+RESERVED = '\0' + UNKNOWN
 STOPS = '།༎༏༐༑༔。！？｡…؟۔!?.'                         # ends of sentences: Tibetan shads, CJK, Arabic, Latin
 ASCII_STOPS = '!?.'                                   # end a sentence only before a space: not in 3.5 or a.m.
 
@@ -68,6 +69,15 @@ class Tokenizer:
         ends = [0, *accumulate(map(len, encoded))]
         flat = self.to_id[np.fromiter(chain.from_iterable(encoded), np.int64, ends[-1])]  # one look-up, not one a line
         return [flat[start:end] for start, end in pairwise(ends)]
+
+    def encode_masked(self, text):
+        """As `encode` for one text in which <mask> is the token; what follows it goes on there, without a new ▁."""
+        first, *parts = text.split('<mask>')
+        found = [self.encode(first)]
+        for part in parts:
+            ids = self.encode(UNKNOWN + part)                             # an <unk>, with unknown ones behind it
+            found += [[self.mask], ids[np.argmax(ids == UNK) + (UNK not in self.encode(part[:1])):]]
+        return np.concatenate(found)
 
     def decode(self, ids):
         """The text of ids: <mask> stays visible, the other special tokens and the languages go."""

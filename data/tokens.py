@@ -40,12 +40,12 @@ COUNTS = 'documents', 'characters', 'tokens', 'unknown', 'too_long', 'held_out',
 SPECIALS = 3                                          # <s> <lang> </s>, which stand around a segment in the model
 
 
-def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
+def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=False):
     """Tokenises data/DATASET if that has not been done; returns the folder.
 
     A segment has at most block_size - 3 tokens. About val_fraction of the documents are for validation, as `splits`
-    says. `source`: where the corpus lies (for a dataset that can fetch itself, None). The folder's name is a hash of
-    all this and of the text files, so that a changed corpus or vocabulary is prepared anew.
+    says, `needed` or not. `source`: where the corpus lies (for a dataset that can fetch itself, None). The folder's
+    name is a hash of all this and of the text files, so that a changed corpus or vocabulary is prepared anew.
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
@@ -60,7 +60,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
         if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > 3600:
             shutil.rmtree(old, ignore_errors=True)
     with filling(folder) as new:
-        split_of = splits(corpus.documents(files), val_fraction)
+        split_of = splits(corpus.documents(files), val_fraction, needed)
         write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
         if changed := [file.name for file, before in zip(files, identities) if identity(file) != before]:
             raise ValueError(f'{changed[0]} has changed while it was read; try again')
@@ -87,7 +87,8 @@ def vocabulary_text(dataset, val_fraction, source=None):
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
-    split_of, lines, counts, size = splits(corpus.documents(files), val_fraction), [], Counter(), Counter()
+    split_of = splits(corpus.documents(files), val_fraction, needed=True)
+    lines, counts, size = [], Counter(), Counter()
     for _, texts in corpus.documents(files):
         for lang, text in texts.items():
             counts.update(text)
@@ -192,16 +193,19 @@ def report(meta):
                   file=sys.stderr)
 
 
-def cut(lines, tokenizer, limit):
+def cut(lines, tokenizer, limit, gather=True):
     """Lines of ids -> segments of at most `limit` tokens that end where a sentence or a line does, if possible.
 
-    All tokens are kept, in order: whole sentences are gathered while they fit, and a longer sentence is cut.
+    All tokens are kept, in order: whole sentences are gathered while they fit, or stay one by one without `gather`, and
+    a longer sentence is cut.
     """
     ids = np.concatenate([NO_IDS, *lines])
-    if 0 < len(ids) <= limit:                         # so in most documents, and the rest would give the same
+    if gather and 0 < len(ids) <= limit:                         # so in most documents, and the rest would give the same
         return [ids]
     bounds = sorted({0, *tokenizer.sentence_starts(ids).tolist(), *accumulate(map(len, lines))})
     ends = [end for first, last in pairwise(bounds) for end in (*range(first + limit, last, limit), last)]
+    if not gather:
+        return [ids[start:end] for start, end in pairwise([0, *ends])]
     segments, start = [], 0
     while start < len(ids):
         end = ends[bisect_right(ends, start + limit) - 1]

@@ -14,11 +14,11 @@ from conftest import HARD, LANGUAGES, sentences
 import config
 from data import BOS, EOS, PAD, UNK, tokens
 from data.batches import POOL, Batches, shares, tasks, val_batches
+from data.heldout import digest, splits
 from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
 from data.text import prepare as text
 from data.tokenizer import Tokenizer, train_sentencepiece
-from data.heldout import digest, splits
 from data.tokens import Stream, cut, open_streams, prepare, read_lines
 from data.udhr import prepare as udhr
 

@@ -320,6 +320,19 @@ def test_beam_1_is_greedy(encoder_folder):
     assert len(lengths) > 1
 
 
+def test_limits_of_single_sources(encoder_folder):
+    """A source has its own limit, and what the others of the batch have changes nothing."""
+    model = SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'))
+    src, limits = torch.randint(4, 90, (4, 7), generator=torch.Generator().manual_seed(1)), [9, 2, 5, 9]
+    src[1, 5:] = 1
+    for beams in (1, 3):
+        found = model.generate(src, 'bo', beams, limits)
+        assert [max(len(ids) for ids, _ in hypotheses) for hypotheses in found] == limits
+        for i, limit in enumerate(limits):
+            [alone] = model.generate(src[i:i + 1], 'bo', beams, limit)
+            assert [ids for ids, _ in alone] == [ids for ids, _ in found[i]]
+
+
 @pytest.fixture
 def tiny(pieces):
     """A model of 4 pieces that can be written, so that all its outputs can be listed."""

@@ -1,0 +1,186 @@
+"""sample.py: nothing of a text is lost, and what it writes is what was trained and scored; what is cut is said."""
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import LANGUAGES, sentences
+
+import config
+import finetune
+import sample
+from data import UNK
+from data.languages import full_width
+from data.tokenizer import Tokenizer
+from model import SWCM, SWCMConfig
+
+
+@pytest.fixture(scope='module')
+def folder(encoder_folder, tmp_path_factory):
+    """A model that is not trained, below a folder without settings."""
+    path = tmp_path_factory.mktemp('run') / 'best'
+    torch.manual_seed(0)
+    SWCM.from_encoder(encoder_folder, languages=LANGUAGES).save(path)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is given to `write`, in place of writing: it answers each source with its number."""
+    calls = []
+
+    def write(model, tokenizer, sources, languages, *args, **options):
+        calls.append([tokenizer.decode(ids[2:-1]) for ids in sources])
+        return [(str(i), False) for i in range(len(sources))]
+
+    monkeypatch.setattr(sample, 'write', write)
+    return calls
+
+
+def writer(folder, task='translate', **options):
+    return sample.Writer(folder, sample.Sample(task=task, device='cpu', **options))
+
+
+def test_translation_is_by_sentence(folder, asked):
+    """The joined output has one part a sentence, and no sentence is lost, however long the text is."""
+    text = '我有两本书。他看见了三只羊。' * 30
+    assert writer(folder).answer([text, '', '我有两本书'], 'zh', 'bo') == [' '.join(map(str, range(60))), '', '60']
+    assert asked[0] == ['我有两本书。', '他看见了三只羊。'] * 30 + ['我有两本书']
+    asked.clear()
+    together = writer(folder, gather=40).answer([text], 'zh', 'bo')[0]
+    assert ''.join(asked[0]) == text and 1 < len(asked[0]) < 30 and together.count(' ') == len(asked[0]) - 1
+    assert all(part.endswith('。') for part in asked[0])
+    assert writer(folder, max_new_tokens=5).answer([text], 'zh', 'bo') and asked[1] == ['我有两本书。', '他看见了三只羊。'] * 30
+
+
+def test_room_for_output(encoder_folder, tokenizer):
+    """It is three times the source and 20, or what is asked for, and never more than the model has positions."""
+    model, limits = SWCM.from_encoder(encoder_folder, languages=LANGUAGES), []
+    generate, model.generate = model.generate, lambda *args, **options: (
+        limits.append(options['max_new_tokens']) or generate(*args, **options))
+    sources = [tokenizer.dress('zh', tokenizer.encode(text)) for text in ('我', '我有两本书。' * 4)]
+    for asked, expected in ((0, [3 * len(sources[0]) + 20, 62]), (7, [7, 7]), (99, [62, 62])):
+        sample.write(model, tokenizer, sources, ['bo'] * 2, asked)
+        assert limits.pop() == expected
+    assert 3 * len(sources[1]) + 20 > 62
+
+
+def test_what_is_cut_off_is_said(folder, capsys):
+    """... and a limit of the output is none of the source."""
+    sample.main([f'--checkpoint={folder}', '--text=我有两本书。他看见了三只羊。', '--to=bo', '--max_new_tokens=2', '--beams=1'])
+    captured = capsys.readouterr()
+    assert captured.out.count('\n') == 1
+    assert 'warning: 2 outputs came to the limit of their length and may lack their end' in captured.err
+    long = writer(folder, beams=1, max_new_tokens=2)
+    long.answer(['我' * 100, '我'], 'zh', 'bo')
+    long.warn('zh')
+    assert re.search('warning: 1 sources, or sentences .* more than the 64 tokens .* were cut', capsys.readouterr().err)
+    long.warn('zh')
+    assert not capsys.readouterr().err
+
+
+def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
+    """sample.py answers with the settings of the run, and so writes what predictions.jsonl has."""
+    lines = sentences('bo')
+    rows = [{'article': ' '.join(lines[i:i + 3]), 'title': lines[i]} for i in range(88)]
+    (tmp_path / 'a.bo.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    finetune.main([f'--data={tmp_path}/a.bo.jsonl', f'--encoder={encoder_folder}', '--task=summarise', '--learn=bo',
+                   '--max_source_len=24', '--max_target_len=30', '--max_steps=2', '--test_fraction=0.2', '--beams=3',
+                   '--val_fraction=0.2', '--batch_tokens=300', '--length_penalty=0.5', f'--out_dir={tmp_path}/out',
+                   '--force_script=bo:TIBETAN'])
+    found = [json.loads(x) for x in (tmp_path / 'out/best/predictions.jsonl').read_text(encoding='utf-8').splitlines()]
+    scores = json.loads((tmp_path / 'out/best/metrics.json').read_text(encoding='utf-8'))['scores']['test']['bo']
+    (tmp_path / 'texts').write_text('\n'.join(p['source'][0] for p in found), encoding='utf-8')
+    capsys.readouterr()
+    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--dtype=float32', '--batch=5'])
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [p['prediction'] for p in found] and len(found) > 9
+    assert scores['cut'] > 0 and f'warning: {scores["cut"]} sources' in captured.err
+    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--beams=1', '--max_new_tokens=3'])
+    assert capsys.readouterr().out != captured.out    # what is typed counts
+
+
+def test_masks_are_encoded_as_in_training(tokenizer):
+    """Any piece of a text, replaced by <mask>, leaves the others as they are."""
+    n = 0
+    for tok in tokenizer, Tokenizer('data/nano', LANGUAGES):
+        for text in (text for language in LANGUAGES for text in sentences(language)[::30]):
+            whole = tok.encode(text).tolist()
+            for i in range(len(whole)):
+                before, after = (''.join(tok.pieces[j] for j in ids).replace('▁', ' ') for ids in (whole[:i], whole[i + 1:]))
+                if not before.endswith(' '):          # a space there would be no piece
+                    n += 1
+                    assert tok.encode_masked(f'{before}<mask>{after}').tolist() == [*whole[:i], tok.mask, *whole[i + 1:]]
+    assert n > 100
+    assert tokenizer.encode_masked('<mask>').tolist() == [*tokenizer.encode(''), tokenizer.mask]
+    odd = tokenizer.encode_masked('ང་<mask>\u0b05ང་')
+    assert odd.tolist().count(UNK) == 1 and odd.tolist().count(tokenizer.mask) == 1
+    assert tokenizer.mask not in tokenizer.encode('ང་<mask>')
+
+
+def test_masks_in_a_translation_are_text(folder, asked):
+    writer(folder, 'denoise').answer(['ང་<mask>ལ'], 'bo', 'bo')
+    writer(folder).answer(['我<mask>有'], 'zh', 'bo')
+    assert '<mask>' in asked[0][0] and asked[1][0].count('mask') < 2 and '<mask>' not in asked[1][0].replace('\u2047', '')
+
+
+def test_no_row_behind_the_pieces_is_written(pieces):
+    """The true <mask> is not the last row where a table was resized."""
+    tokenizer = Tokenizer(pieces, LANGUAGES)
+    mask, written = tokenizer.mask, []
+    tokenizer = Tokenizer(pieces, LANGUAGES, mask + 20)
+    torch.manual_seed(0)
+    model = SWCM(SWCMConfig(mask + 20, 2, 2, 16, 16, 40, languages=LANGUAGES), pieces).eval()
+    with torch.no_grad():
+        model.head.bias[mask:mask + 20] += 50
+    tokenizer.decode = lambda ids: written.extend(ids) or ''
+    sample.write(model, tokenizer, [np.array([0, mask + 20, 9, 2])] * 2, ['bo', 'zh'], 12)
+    assert len(written) > 12 and max(written) < mask
+
+
+def test_newest_is_newest(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n, name in enumerate(('old/last', 'old/best', 'new/last', 'newest/last', 'newest/best'), 1):
+        target = tmp_path / 'out' / name
+        target.mkdir(parents=True)
+        for file in ('config.json', 'model.safetensors'):
+            (target / file).write_bytes((folder / file).read_bytes())
+        os.utime(target / 'model.safetensors', (n, n))
+        assert str(sample.newest()) == f'out/{name}'
+    os.utime('out/newest/last/model.safetensors', (9, 9))                 # its best is the model of the newest run
+    assert str(sample.newest()) == 'out/newest/best'
+
+
+def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
+    unread = writer(folder)
+    unread.answer(['我有两本书。', '\u0b05\u0b06 \u0b15', 'ང་ལ་དེབ་ཡོད།'], 'zh', 'bo')
+    unread.warn('zh')
+    err = capsys.readouterr().err
+    assert re.search(r'warning: 1 of 3 texts are mostly <unk>.*: [2-9] of all [0-9]+ tokens', err)
+    assert 'warning: 2 of 3 texts are not in the script of zh, CJK; see --source' in err
+
+
+def test_full_width_punctuation():
+    for text, expected in (('我有书,他也有。', '我有书，他也有。'), ('你好!!(注:3.5)', '你好！！（注：3.5）'), ('3,000 a, b', '3,000 a, b'),
+                           ('打开(Ctrl+O)?', '打开（Ctrl+O）？'), ('Ctrl+O(打开):', 'Ctrl+O（打开）：'), ('f(x)', 'f(x)'),
+                           ('10:30 开始;', '10:30 开始；')):
+        assert full_width(text) == expected
+
+
+def test_standard_input(folder, capsys, monkeypatch):
+    """A pipe is read without --file=-; an empty text is an empty text; without either there are examples."""
+    def run(content, *args):
+        read, end = os.pipe()
+        with open(end, 'w', encoding='utf-8') as file:
+            file.write(content)
+        monkeypatch.setattr(sys, 'stdin', open(read, encoding='utf-8'))
+        sample.main([f'--checkpoint={folder}', '--to=bo', '--beams=1', '--max_new_tokens=3', *args])
+        return capsys.readouterr().out
+
+    assert run('我\n我有\n').count('\n') == 2
+    assert run('', '--text=') == '\n'
+    with pytest.raises(FileNotFoundError, match='so the held-out text of .* is not known; give --text'):
+        run('')
