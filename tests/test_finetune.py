@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ import config
 import finetune
 from data.examples import Example, Examples, read_examples, split_examples
 from data.tokenizer import Tokenizer, script
-from data.heldout import splits
+from data.heldout import digest, splits
 from model import SWCM
 from train import read_state
 
@@ -146,6 +147,41 @@ def test_held_out_as_in_pretraining(tmp_path):
     split_of = splits(documents, 0.15)
     parts, _ = split_examples(read_examples(str(path), ['zh-bo'])[0], 0.05, 0.1)
     assert {e.key for e in parts['val'] + parts['test']} == {t['zh'] for k, t in documents if split_of(k, t)[0] == 'val'}
+
+
+@pytest.mark.parametrize('options, n', [(dict(val_fraction=0.3), 0), (dict(val_fraction=0.05), None),
+                                        (dict(val_fraction=0.05, mt_share=0.0), 0), (dict(languages=('kk', 'zh')), 0)])
+def test_tests_that_were_learned_before_are_counted(tmp_path, corpus, capsys, options, n):
+    """By the settings beside the checkpoint, or by those of the checkpoint that it began from."""
+    data = corpus / 'some.bo-zh.tsv'
+    cfg = config.FineTune(data=str(data), val_fraction=0.1, test_fraction=0.2)
+    parts = finetune.read_parts(cfg, ['zh-bo'])[0]
+    held_out = [e for part in ('val', 'test') for e in parts[part]]
+    if n is None:
+        n = sum(digest(e.key) >= 0.05 * 2**64 for e in held_out)
+        assert n > 15
+    before = config.Train(**{'dataset': 'text', 'data_from': str(data), 'languages': ('bo', 'zh'), **options})
+    after = replace(cfg, checkpoint=str(tmp_path / 'before/best'))
+    for name, settings in ('before', before), ('after', after):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(json.dumps(asdict(settings)), encoding='utf-8')
+        finetune.warn_of_learned(parts, str(tmp_path / name / 'best'))
+        found = re.findall(r'warning: (\d+) of the \d+ examples for \w+ are learned', capsys.readouterr().out)
+        assert sum(map(int, found)) == n
+    (tmp_path / 'before/config.json').write_text(json.dumps(asdict(replace(before, data_from='/nowhere'))))
+    finetune.warn_of_learned(parts, str(tmp_path / 'after/best'))
+    assert 'has learned is not known, perhaps some of the tests (/nowhere does not exist)' in capsys.readouterr().out
+
+
+def test_translations_of_the_hub(tmp_path):
+    """Hugging Face's form, and its names of languages."""
+    rows = [{'translation': {'zh': '藏', 'bo': 'བོད'}}, {'zh_CN': '藏', 'bod_Tibt': 'བོད', 'id': 3}]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    assert read_examples(str(tmp_path / 'a.jsonl'), ['zh-bo'])[0] == 2 * [
+        Example('zh-bo', ('藏',), 'བོད', '藏', ('བོད', '藏'))]
+    row = {'source': '藏', 'target': 'བོད', 'source_lang': 'zh-CN', 'target_lang': 'bod'}
+    (tmp_path / 'b.jsonl').write_text(json.dumps(row), encoding='utf-8')
+    assert read_examples(str(tmp_path / 'b.jsonl'), ['zh-bo'])[0][0].direction == 'zh-bo'
 
 
 def test_few_shots():
@@ -283,7 +319,7 @@ def test_bad_settings(tmp_path, corpus):
             (('--test_dataset=ntrex', f'--test_from={tmp_path}'), 'needs zh.txt'),
             (('--force_script=bo:TIBETIAN', '--eval_only=True'), 'the vocabulary has no letters of TIBETIAN; it has '),
             (('--task=answer',), 'is a translation; see --task'),
-            ((f'--data={swapped}',), ' and others are in CJK; write zh or ja, or mend the order of the columns'),
+            ((f'--data={swapped}',), ' and others are in TIBETAN, and zh is written in CJK; mend the order of the columns'),
             ((f'--test_from={tmp_path}',), 'name the corpus too, --test_dataset=ntrex'),
             (('--force_script=zh:CJK', '--eval_only=True'), 'name each language once of those that are written, bo')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
