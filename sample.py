@@ -60,6 +60,7 @@ from data.tokens import SPECIALS, cut, prepare, read_lines
 from model import SWCM
 
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
+WHOLE = 'summarise', 'answer'                         # these read a text at once, as far as they can
 MOSTLY_UNKNOWN = 0.25                                 # share of a text's tokens that are <unk>: a warning
 
 
@@ -114,8 +115,11 @@ class Writer:
         return [text for text, _ in found]
 
     def answer(self, texts, source, language):
-        """A text for each text. To translate, it is taken by sentences, and to denoise by pieces that end with one, and
-        put together again; to summarise or answer, what the model cannot read of it is left out."""
+        """A text in `language` for each text in `source`.
+
+        To translate, it is taken by sentences, and to denoise by pieces that end with one, and put together again; to
+        summarise or answer, what the model cannot read of it is left out.
+        """
         tok, cfg = self.tokenizer, self.cfg
         encoded = [tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text) for text in texts]
         unknown = [(ids == UNK).sum() for ids in encoded]
@@ -123,36 +127,36 @@ class Writer:
             'texts': len(texts), 'tokens': sum(map(len, encoded)), '<unk>': sum(unknown),
             'unknown': sum(n > MOSTLY_UNKNOWN * len(ids) for n, ids in zip(unknown, encoded)),
             'script': sum(wrong_script(text.replace('<mask>', ''), source) is not None for text in texts)})
-        if cfg.task in ('summarise', 'answer'):
+        if cfg.task in WHOLE:
             question = [tok.encode(cfg.question)] if cfg.question else []
-            dressed = [tok.dress(source, *question, ids) for ids in encoded]
-            self.counts['cut'] += sum(len(ids) > self.longest for ids in dressed)
-            return self.finish(self.write([cut_source(ids, self.longest) for ids in dressed], [language] * len(texts)),
-                               language)
-        most = self.longest - SPECIALS
-        limit = min(cfg.gather or most, most) if cfg.task == 'translate' else most
-        self.counts['cut'] += sum((np.diff([*tok.sentence_starts(ids), len(ids)]) > limit).sum() for ids in encoded)
-        pieces = [cut([ids], tok, limit, cfg.task == 'denoise' or cfg.gather > 0) for ids in encoded]
-        dressed = [tok.dress(source, ids) for p in pieces for ids in p]
-        written = iter(self.write(dressed, [language] * len(dressed)))
-        return self.finish([('' if language == 'zh' else ' ').join(next(written) for _ in p) for p in pieces], language)
-
-    def finish(self, texts, language):
-        return list(map(full_width, texts)) if language == 'zh' and self.cfg.full_width else texts
+            sources = [[tok.dress(source, *question, ids)] for ids in encoded]
+            self.counts['cut'] += sum(len(ids) > self.longest for [ids] in sources)
+            sources = [[cut_source(ids, self.longest)] for [ids] in sources]
+        else:
+            limit = self.longest - SPECIALS
+            gather = cfg.gather if cfg.task == 'translate' else limit
+            self.counts['cut'] += sum((np.diff([*tok.sentence_starts(ids), len(ids)]) > limit).sum() for ids in encoded)
+            sources = [[tok.dress(source, part) for part in cut([ids], tok, limit, gather)] for ids in encoded]
+        flat = [ids for parts in sources for ids in parts]
+        written = iter(self.write(flat, [language] * len(flat)))
+        answers = [('' if language == 'zh' else ' ').join(islice(written, len(parts))) for parts in sources]
+        return list(map(full_width, answers)) if language == 'zh' and cfg.full_width else answers
 
     def warn(self, source):
         """Says on standard error what became of the texts so far that nobody would see, and counts anew."""
         n, self.counts = self.counts, Counter()
+        cut = 'texts lost what is' if self.cfg.task in WHOLE else 'sentences were cut in parts, as they are'
         for key, what in (
                 ('cut off', 'outputs came to the limit of their length and may lack their end; see --max_new_tokens'),
-                ('cut', f'sources, or sentences of them, have more than the {self.longest} tokens that this model reads '
-                        'at once, and were cut'),
+                ('cut', f'{cut} longer than the {self.longest} tokens that this model learned to read'),
                 ('unknown', f'of {n["texts"]} texts are mostly <unk>, not in the vocabulary: {n["<unk>"]} of all '
                             f'{n["tokens"]} tokens'),
                 ('script', f'of {n["texts"]} texts are not in the script of {source}, {scripts_of(source)}; see '
                            '--source')):
             if n[key]:
                 print(f'warning: {n[key]} {what}', file=sys.stderr)
+
+
 def newest():
     """The SWCM checkpoint of the newest run below out/: its best, or its last where it has no best yet."""
     found = [p.parent for p in [*Path('out').glob('*/best/config.json'), *Path('out').glob('*/last/config.json')]

@@ -193,22 +193,20 @@ def report(meta):
                   file=sys.stderr)
 
 
-def cut(lines, tokenizer, limit, gather=True):
+def cut(lines, tokenizer, limit, gather=None):
     """Lines of ids -> segments of at most `limit` tokens that end where a sentence or a line does, if possible.
 
-    All tokens are kept, in order: whole sentences are gathered while they fit, or stay one by one without `gather`, and
-    a longer sentence is cut.
+    All tokens are kept, in order: whole sentences are gathered while they have up to `gather` tokens (as a rule,
+    `limit`; 0: each stays alone), and a sentence longer than `limit` is cut.
     """
-    ids = np.concatenate([NO_IDS, *lines])
-    if gather and 0 < len(ids) <= limit:                         # so in most documents, and the rest would give the same
+    ids, gather = np.concatenate([NO_IDS, *lines]), limit if gather is None else gather
+    if 0 < len(ids) <= gather:                        # so in most documents, and the rest would give the same
         return [ids]
     bounds = sorted({0, *tokenizer.sentence_starts(ids).tolist(), *accumulate(map(len, lines))})
     ends = [end for first, last in pairwise(bounds) for end in (*range(first + limit, last, limit), last)]
-    if not gather:
-        return [ids[start:end] for start, end in pairwise([0, *ends])]
     segments, start = [], 0
     while start < len(ids):
-        end = ends[bisect_right(ends, start + limit) - 1]
+        end = ends[max(bisect_right(ends, start), bisect_right(ends, start + gather) - 1)]
         segments.append(ids[start:end])
         start = end
     return segments

@@ -285,7 +285,7 @@ def test_batches_have_the_promised_form(prepared, tokenizer, cfg, mt_share):
             real, padded = real + (side != PAD).sum(), padded + side.size
         assert src.size + tgt.size < 2 * cfg.batch_tokens
     assert 1 - real / padded < 0.1
-    assert abs(padded / POOL / cfg.batch_tokens - 1) < 0.15
+    assert abs(real / POOL / cfg.batch_tokens - 1) < 0.03                 # so it is of tokens; padding comes on top
     for pool in range(3):
         for batch in batches.plan(pool):
             drawn += np.bincount(batch[:, 0], minlength=len(found))
@@ -329,7 +329,7 @@ def test_val_batches_are_the_same_each_time(prepared, tokenizer, cfg):
         chosen = np.linspace(0, len(task) - 1, min(len(task), 7)).astype(int)
         assert sorted(tuple(row[row != PAD]) for src, _ in a for row in src) \
             == sorted(tuple(task.val_example(i)[0]) for i in chosen)
-    with pytest.raises(ValueError, match='no val text for languages=xx'):
+    with pytest.raises(ValueError, match='languages=xx.* has no val text for these'):
         tasks(prepared, 'val', tokenizer, replace(cfg, languages=('xx',)))
 
 
