@@ -64,9 +64,9 @@ def score(hypotheses, references, language, samples=None, raw=False):
     {language: texts}, from which to tell languages apart; without them there is no `wrong_language`. All texts are
     normalised as the vocabulary has them (data.tokenizer.normalize), unless `raw`.
 
-    Low and high are the 2.5th and 97.5th percentile over 1,000 resamples of the texts (Koehn 2004,
-    aclanthology.org/W04-3250). What a score cannot say is nan, never 0. Raises as `chrf`, for a text without a
-    reference, and for references in a script that `language` is not split for.
+    Low and high are `wilson`'s where the score is a fraction of the texts, else the 2.5th and 97.5th percentile over
+    1,000 resamples of the texts (Koehn 2004, aclanthology.org/W04-3250). What a score cannot say is nan, never 0.
+    Raises as `chrf`, for a text without a reference, and for references in a script that `language` is not split for.
     """
     hypotheses, references = prepare(hypotheses, references, raw)
     if empty := [i for i, found in enumerate(references, 1) if not any(map(str.strip, found))]:
@@ -96,7 +96,6 @@ def score(hypotheses, references, language, samples=None, raw=False):
     if samples:
         rates['wrong_language'] = [wrong or guess not in (language, None) for wrong, guess in
                                    zip(rates['wrong_script'], guess_languages(hypotheses, samples))]
-    found |= {name: means(values) for name, values in rates.items()}
     rng, resampled, whole = np.random.default_rng(0), {name: [] for name in found}, {}
     for _ in range(0, RESAMPLES, 20):                                    # 20 at a time, for memory
         weights = rng.multinomial(n, [1 / n] * n, 20)                    # (20,n)
@@ -106,7 +105,9 @@ def score(hypotheses, references, language, samples=None, raw=False):
         values = np.concatenate(resampled[name])                         # (RESAMPLES,)
         bounds = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else [np.nan] * 2
         whole[name] = tuple(float(x) for x in (of(counts.sum(0)), *bounds))
-    return whole, {name: of(counts).tolist() for name, (counts, of) in found.items()}
+    whole |= {name: wilson(sum(values), n) for name, values in rates.items()}
+    return whole, {**{name: of(counts).tolist() for name, (counts, of) in found.items()},
+                   **{name: [100.0 * value for value in values] for name, values in rates.items()}}
 
 
 def prepare(hypotheses, references, raw):
@@ -139,6 +140,14 @@ def means(values):
     """Shares or scores from 0 to 1 of each text, as counts (n,2) and the function that makes a mean of their sum."""
     values = np.array(list(values), float)
     return np.stack([values, np.ones(len(values))], 1), lambda counts: 100 * counts[..., 0] / counts[..., 1]
+
+
+def wilson(k, n):
+    """The fraction k / n and its 95 % interval (Wilson 1927), in percent; the bootstrap has [0, 0] at 0 of n."""
+    def lowest(k, z=1.959964):
+        return (k + z * z / 2 - z * math.sqrt(z * z / 4 + k * (n - k) / n)) / (n + z * z)
+
+    return 100 * k / n, 100 * lowest(k), 100 * (1 - lowest(n - k))
 
 
 def chrf_counts(hypothesis, references, words=2):

@@ -23,6 +23,7 @@ from data.metrics import (
     rouge_l,
     score,
     units,
+    wilson,
 )
 from data.tokenizer import Tokenizer, normalize
 
@@ -240,11 +241,21 @@ def test_intervals():
     rng = np.random.default_rng(1)
     references = ['a b c d e f g h'] * 2000
     hypotheses = [r if keep else 'x y' for r, keep in zip(references, rng.random(2000) < 0.3)]
-    (value, low, high) = score(hypotheses, references, 'mn')[0]['exact']
+    (value, low, high) = score(hypotheses, references, 'mn')[0]['f1']
     error = 1.96 * 100 * math.sqrt(value / 100 * (1 - value / 100) / 2000)
     assert value - low == pytest.approx(error, rel=0.15) and high - value == pytest.approx(error, rel=0.15)
     for name, (value, low, high) in score(hypotheses, references, 'mn')[0].items():
         assert low <= value <= high, name
+
+
+def test_intervals_of_rates():
+    """The score interval without correction of Newcombe 1998 (Statistics in Medicine 17), table I."""
+    for k, n, low, high in (81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0, 16.11), (1, 29, 0.61, 17.18):
+        assert wilson(k, n) == pytest.approx((100 * k / n, low, high), abs=0.005)
+        assert wilson(n - k, n) == pytest.approx((100 - 100 * k / n, 100 - high, 100 - low), abs=0.005)
+    whole, _ = score(['两本书'] * 20, ['三只狗'] * 20, 'zh', samples={'zh': ['两本书']})
+    rates = 'empty', 'repeats', 'wrong_script', 'wrong_language', 'exact'
+    assert {whole[name] for name in rates} == {wilson(0, 20)} and whole['f1'] == (0, 0, 0)
 
 
 def test_command_line(tmp_path, capsys):
