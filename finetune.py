@@ -42,7 +42,8 @@ from train import (
 
 # The scores of each task that are shown; by the first the best checkpoint is chosen
 WRONG = ('wrong_script', 'wrong_language', 'empty', 'repeats')
-SCORES = {'translate': ('chrF++', 'bleu', *WRONG), 'answer': ('f1', 'exact', 'rouge_l_f', *WRONG),
+SCORES = {'translate': ('chrF++', 'bleu', *WRONG),
+          'answer': ('f1', 'exact', 'cmrc_f1', 'cmrc_exact', 'rouge_l_f', *WRONG),
           'summarise': ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f', 'chrF++', *WRONG)}
 FEW = 50                                              # examples: a warning below
 

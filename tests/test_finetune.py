@@ -303,7 +303,7 @@ def test_references_and_answers():
     examples = [Example('zh', ('x',), 'ＡＢ\u3000書', '', (), ('ｃ', '狗'))]
     for output, value in (('AB 書', 100), ('c', 100), ('狗', 100), ('猫', 0)):
         whole, _ = finetune.score_outputs([output], examples, 'zh')
-        assert whole['exact'][0] == whole['rouge_l_f'][0] == value
+        assert whole['exact'][0] == whole['rouge_l_f'][0] == whole['cmrc_f1'][0] == value
 
 
 def test_bad_settings(tmp_path, corpus):

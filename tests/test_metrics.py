@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import HARD, LANGUAGES, sentences
+from nltk import word_tokenize
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics.functional.text import squad
@@ -185,10 +186,55 @@ def test_normalised():
 
 def test_the_best_reference_counts():
     whole, _ = score(['蓝色的衣服'], [('红色', '蓝色的衣服')], 'zh')
-    names = [x for x in whole if x.startswith(('chrF++', 'bleu', 'rouge', 'f1', 'exact'))]
-    assert len(names) == 10 and [whole[x][0] for x in names] == [pytest.approx(100)] * 10
+    names = [x for x in whole if x.startswith(('chrF++', 'bleu', 'rouge', 'f1', 'exact', 'cmrc'))]
+    assert len(names) == 12 and [whole[x][0] for x in names] == [pytest.approx(100)] * 12
     with pytest.raises(ValueError, match='reference 2 has no text'):
         score(['a', 'b'], ['a', (' ', '\u200b')], 'en')
+
+
+def cmrc_rule(prediction, answers, marks):
+    """F1 and exact match as github.com/ymcui/cmrc2018 defines them, in its own steps, but without splitting runs that
+    are not Chinese into sentences."""
+    def segments(text):
+        found, run = [], ''
+        for c in bared(text) + '一':
+            if '\u4e00' <= c <= '\u9fa5':
+                found += [*word_tokenize(run, preserve_line=True), c]
+                run = ''
+            else:
+                run += c
+        return found[:-1]
+
+    def bared(text):
+        return ''.join(c for c in text.lower().strip() if c not in marks)
+
+    def common(a, b):
+        return max((k for i in range(len(a)) for j in range(len(b)) for k in range(len(a) + 1)
+                    if a[i:i + k] == b[j:j + k] and i + k <= len(a) and j + k <= len(b)), default=0)
+
+    def overlap(a, b):
+        n = common(a, b)
+        return 2 * (n / len(a)) * (n / len(b)) / (n / len(a) + n / len(b)) if n else 0
+
+    return (100 * max(overlap(segments(prediction), segments(a)) for a in answers),
+            100 * any(bared(prediction) == bared(a) for a in answers))
+
+
+def test_cmrc_scores_equal_the_official_rule():
+    marks = '-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』'
+    texts = ['红色，蓝色的', '《两本书》', '1,000米。', 'iPhone 5S和iPad', '35%（约）', "“It's”！", 'a-b', '约1.5万人……', '，',
+             *sentences('zh')[::20], *(text[:12] for text in REAL['zh'])]
+    rng = random.Random(0)
+    hypotheses, answers = zip(*((h.upper() + rng.choice(('', '。', '，', ',', '的')), found[:rng.randint(1, 2)])
+                                for several in variants(texts, 30, 0.1)
+                                for h, *found in zip(several[::3], several[1::3], several[2::3]) if found[0]))
+    for raw in True, False:
+        whole, each = score(hypotheses, answers, 'zh', raw=raw)
+        change, dropped = (str, marks) if raw else (normalize, normalize(marks))
+        expected = [cmrc_rule(change(h), [*map(change, found)], dropped) for h, found in zip(hypotheses, answers)]
+        assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == [pytest.approx(pair) for pair in expected]
+    assert len(set(each['cmrc_f1'])) > 20 and 0 < whole['cmrc_exact'][0] < 100
+    assert 'cmrc_f1' not in score(['书'], ['书'], 'ja')[0]
 
 
 def test_units():
@@ -254,7 +300,7 @@ def test_intervals_of_rates():
         assert wilson(k, n) == pytest.approx((100 * k / n, low, high), abs=0.005)
         assert wilson(n - k, n) == pytest.approx((100 - 100 * k / n, 100 - high, 100 - low), abs=0.005)
     whole, _ = score(['两本书'] * 20, ['三只狗'] * 20, 'zh', samples={'zh': ['两本书']})
-    rates = 'empty', 'repeats', 'wrong_script', 'wrong_language', 'exact'
+    rates = 'empty', 'repeats', 'wrong_script', 'wrong_language', 'exact', 'cmrc_exact'
     assert {whole[name] for name in rates} == {wilson(0, 20)} and whole['f1'] == (0, 0, 0)
 
 
