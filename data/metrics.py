@@ -15,13 +15,11 @@ from operator import eq, or_
 import numpy as np
 
 import config
-from data.tokenizer import normalize, script
+from data.languages import BY_CHARACTER, check_script, language_code, main_script
+from data.tokenizer import normalize
 from data.tokens import read_lines
 
 ASCII_PUNCTUATION = set(string.punctuation)
-# Languages written without spaces, and without marks between syllables, and the scripts that say so
-BY_CHARACTER = {'zh': {'CJK'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'}, 'th': {'THAI'}, 'lo': {'LAO'}, 'km': {'KHMER'},
-                'my': {'MYANMAR'}}
 TSHEG = '\u0f0b\u0f0c'                                # stands between the syllables of Tibetan and Dzongkha
 # CMRC 2018 drops these marks, and here their normalised forms, as the vocabulary writes , for ，. A segment of what is
 # left is a Chinese character, a word, a number, dots or another sign
@@ -72,13 +70,12 @@ def score(hypotheses, references, language, samples=None, raw=False):
 
     Low and high are `wilson`'s where the score is a fraction of the texts, else the 2.5th and 97.5th percentile over
     1,000 resamples of the texts (Koehn 2004, aclanthology.org/W04-3250). What a score cannot say is nan, never 0.
-    Raises as `chrf`, for a text without a reference, and for references in a script that `language` is not split for.
+    Raises as `chrf`, for a text without a reference, and for one of over LONGEST characters.
     """
     hypotheses, references = prepare(hypotheses, references, raw)
     if empty := [i for i, found in enumerate(references, 1) if not any(map(str.strip, found))]:
         raise ValueError(f'reference {empty[0]} has no text to score against')
     every, n = [*chain(*references)], len(hypotheses)
-    main = check_script(every, language)
     if (longest := max(map(len, hypotheses + every))) > LONGEST:
         raise ValueError(f'a text of {longest:,} characters; scores are for texts of at most {LONGEST:,}: cut it')
 
@@ -102,6 +99,7 @@ def score(hypotheses, references, language, samples=None, raw=False):
         rates['cmrc_exact'] = best(eq, cmrc_text, marks)
     rates['empty'] = [not h.strip() for h in hypotheses]
     rates['repeats'] = [re.search(r'(.{2,50}?)\1{3}', h + ' ', re.DOTALL) is not None for h in hypotheses]
+    main = main_script(''.join(every))
     rates['wrong_script'] = [main_script(h) not in (main, None) for h in hypotheses]
     if samples:
         rates['wrong_language'] = [wrong or guess not in (language, None) for wrong, guess in
@@ -135,15 +133,6 @@ def signature(name, language, raw=False):
     """How a score splits and normalises texts, in the form of sacrebleu's signatures: tok:word|smooth:exp|norm:none."""
     tok = 'char' if language in BY_CHARACTER else 'syllable' if language in ('bo', 'dz') else 'word'
     return f'{ABOUT[name][0].format(tok)}norm:{"none" if raw else "nmt_nfkc"}'
-
-
-def check_script(texts, language):
-    """The script of most letters of the texts. Raises ValueError for one that `language` is not split for."""
-    main = main_script(''.join(texts))
-    if language not in BY_CHARACTER and (fitting := [x for x, scripts in BY_CHARACTER.items() if main in scripts]):
-        raise ValueError(f'language {language!r}: {texts[0][:40]!r} and others are in {main}; '
-                         f'write {" or ".join(fitting)}, or mend the order of the columns')
-    return main
 
 
 def means(values):
@@ -304,12 +293,6 @@ def ngrams(items, n):
     return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
 
 
-def main_script(text):
-    """The script of most of a text's letters, or None where it has none."""
-    found = Counter(filter(None, map(script, text)))
-    return found.most_common(1)[0][0] if found else None
-
-
 def guess_languages(texts, samples):
     """For each text the language of samples, {language: texts}, that it is likeliest in.
 
@@ -344,10 +327,11 @@ def main(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('hypotheses', help='a text a line')
     parser.add_argument('references', help='as many lines')
-    parser.add_argument('--lang', required=True, help='language of the references, such as bo: says what a unit is')
+    parser.add_argument('--lang', required=True, type=language_code, help='as bo or bod_Tibt: says what a unit is')
     parser.add_argument('--raw', action='store_true', help='without SentencePiece\'s nmt_nfkc, which makes ， a ,')
     args = parser.parse_args(argv)
     hypotheses, references = (list(read_lines(path)) for path in (args.hypotheses, args.references))
+    check_script(references, args.lang, args.references)
     _, prepared = prepare(hypotheses, references, args.raw)
     kept = [pair for pair, (text,) in zip(zip(hypotheses, references), prepared) if text.strip()]
     if left := len(references) - len(kept):
