@@ -7,7 +7,6 @@ The loop is train.py's. In the end out_dir/best has metrics.json and predictions
 """
 import json
 import sys
-import unicodedata
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from data.batches import Batches, shares, val_batches
 from data.examples import Example, Examples, direction, languages_of, read_examples, split_examples
 from data.files import replacing
 from data.heldout import Texts, digest, splits
-from data.metrics import ABOUT, LONGEST, report, score
-from data.tokenizer import Tokenizer
+from data.metrics import ABOUT, LONGEST, report, score, signature
+from data.tokenizer import Tokenizer, normalize
 from data.tokens import SPECIALS, corpus_module
 from model import SWCM
 from sample import run_of, write
@@ -43,7 +42,8 @@ from train import (
 
 # The scores of each task that are shown; by the first the best checkpoint is chosen
 WRONG = ('wrong_script', 'wrong_language', 'empty', 'repeats')
-SCORES = {'translate': ('chrF++', 'bleu', *WRONG), 'answer': ('f1', 'exact', 'rouge_l_f', *WRONG),
+SCORES = {'translate': ('chrF++', 'bleu', *WRONG),
+          'answer': ('f1', 'exact', 'cmrc_f1', 'cmrc_exact', 'rouge_l_f', *WRONG),
           'summarise': ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f', 'chrF++', *WRONG)}
 FEW = 50                                              # examples: a warning below
 
@@ -255,7 +255,7 @@ def evaluate(model, tasks, banned, tokenizer, cfg):
         scores[f'{name} {task.direction}'] = whole[name][0]
         middle = len(chosen) // 2
         lines += [f'  {task.name}', f'    source     {" | ".join(examples[middle].source)[:300]}',
-                  f'    output     {outputs[middle]}', f'    reference  {normal(examples[middle].target)}']
+                  f'    output     {outputs[middle]}', f'    reference  {normalize(examples[middle].target)}']
     return losses, scores, lines
 
 
@@ -288,14 +288,8 @@ def force_scripts(entries, directions, tokenizer):
     return banned
 
 
-def score_outputs(outputs, examples, language, *options):
-    return score(outputs, [normal(e.target) for e in examples], language, *options,
-                 others=[tuple(map(normal, e.others)) for e in examples])
-
-
-def normal(text):
-    """A reference as the vocabulary could write it: NFKC, white space as one space (SentencePiece's nmt_nfkc)."""
-    return ' '.join(unicodedata.normalize('NFKC', text).split())
+def score_outputs(outputs, examples, language, samples=None):
+    return score(outputs, [(e.target, *e.others) for e in examples], language, samples)
 
 
 def write_scores(model, tests, banned, samples, tokenizer, cfg, folder):
@@ -311,21 +305,20 @@ def write_scores(model, tests, banned, samples, tokenizer, cfg, folder):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 chosen, outputs = predict(model, task, banned, tokenizer, cfg, cfg.test_examples, cfg.beams)
             examples = [task.examples[i] for i in chosen]
-            whole, each = score_outputs(outputs, examples, task.target,
-                                        lambda text: [tokenizer.pieces[i] for i in tokenizer.encode(text)],
-                                        samples if len(samples) > 1 else None)
+            whole, each = score_outputs(outputs, examples, task.target, samples if len(samples) > 1 else None)
             say(f'{name}, {task.direction}: {len(chosen)} examples; percent, with 95 % intervals')
-            say('\n'.join(report(whole, SCORES[cfg.task])))
+            say('\n'.join(report(whole, task.target, SCORES[cfg.task])))
             metrics.setdefault(name, {})[task.direction] = {
                 'examples': len(chosen), 'too_long': task.n_long, 'cut': task.n_cut,
-                **{key: dict(zip(('value', 'low', 'high'), map(or_null, values))) for key, values in whole.items()}}
+                **{key: {**dict(zip(('value', 'low', 'high'), map(or_null, values))),
+                         'signature': signature(key, task.target)} for key, values in whole.items()}}
             for i, (example, output) in enumerate(zip(examples, outputs)):
                 lines.append({'test': name, 'direction': task.direction, 'source': list(example.source),
-                              'prediction': output, 'reference': normal(example.target),
+                              'prediction': output, 'reference': example.target, 'others': example.others,
                               'scores': {key: or_null(values[i]) for key, values in each.items()}})
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({'scores': metrics, 'about': {'unit': 'percent, with the bounds of a 95 % interval', **ABOUT},
-                       'settings': asdict(cfg)}, indent=1, ensure_ascii=False)
+    about = {'unit': 'percent, with the bounds of a 95 % interval', **{key: what for key, (_, what) in ABOUT.items()}}
+    text = json.dumps({'scores': metrics, 'about': about, 'settings': asdict(cfg)}, indent=1, ensure_ascii=False)
     with replacing(folder / 'metrics.json') as path:
         path.write_text(text, encoding='utf-8')
     with replacing(folder / 'predictions.jsonl') as path:

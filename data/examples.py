@@ -23,6 +23,7 @@ from config import is_text, shorten
 from data import EOS
 from data.heldout import Texts, digest
 from data.languages import check_script, language_code
+from data.tokenizer import normalize
 from data.tokens import read_lines, read_pairs
 
 # Names of CMRC 2018 (github.com/ymcui/cmrc2018) among them; LCSTS is of Hu et al. 2015 (aclanthology.org/D15-1229)
@@ -85,7 +86,7 @@ def read_examples(paths, directions):
                         others[f'{example.direction}, which is not asked for'] += 1
                     elif not all(text.strip() for text in example.source):
                         left_out['empty source'] += 1
-                    elif not example.target.strip():
+                    elif not normalize(example.target):                   # as U+200B is
                         left_out['empty target'] += 1
                     else:
                         found.append(example)

@@ -126,7 +126,8 @@ NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc')
 
 def normalize(text):
     """A text as XLM-R's vocabulary reads it: by SentencePiece's rule nmt_nfkc, with single spaces, none at the ends."""
-    return ' '.join(NORMALIZER.Normalize(text).replace(SPACE, ' ').split())     # SPACE, or not: as the version has it
+    # SPACE, or not, as the version has it; the zero-width joiner is a space in XLM-R's file only, which is of 2019
+    return ' '.join(NORMALIZER.Normalize(text).replace(SPACE, ' ').replace('\u200d', ' ').split())
 
 
 def train_sentencepiece(lines, counts, vocab_size, coverage=1.0, seed=1, required=()):

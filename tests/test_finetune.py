@@ -63,6 +63,8 @@ def test_languages(tmp_path):
     assert found == [Example('zh-bo', ('藏',), 'བོད', '藏', ('བོད', '藏')),
                      Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))]
     assert left_out == {'empty source': 1, 'empty target': 1}
+    (tmp_path / 'c.bo-zh.tsv').write_text('དེབ\t\u200b\n', encoding='utf-8')        # which normalises to nothing
+    assert read_examples(str(tmp_path / 'c.bo-zh.tsv'), ['bo-zh']) == ([], {'empty target': 1})
     path = tmp_path / 'b.kk.jsonl'
     rows = [{'source': 'a', 'target': 'b'}, {'source': 'a', 'target': 'b', 'lang': 'mn'},
             {'source': 'a', 'target': 'b', 'source_lang': 'zh', 'target_lang': 'mn'}, {'id': '1', 'zh': 'x', 'bo': 'y'}]
@@ -274,6 +276,8 @@ def test_transfer_and_force_script(tmp_path, corpus):
     for direction, letters in ('zh-bo', {None, 'CJK'}), ('zh-kk', {None, 'CYRILLIC'}):
         assert letters >= {script(c) for line in lines if line['direction'] == direction for c in line['prediction']}
     scores = json.loads((out / 'best' / 'metrics.json').read_text(encoding='utf-8'))['scores']['test']
+    for direction, tok in ('zh-bo', 'syllable'), ('zh-kk', 'word'):
+        assert scores[direction]['bleu']['signature'] == f'tok:{tok}|smooth:exp|norm:nmt_nfkc'
     header, _, row = run(out, '--score=empty', script='tests/curves.py').stdout.splitlines()
     assert header == '| empty | test zh-bo | test zh-kk |'
     assert row == '| out | ' + ' | '.join(
@@ -297,8 +301,9 @@ def test_force_scripts():
 def test_references_and_answers():
     """A reference is scored as the vocabulary could write it, and the answer that fits best counts."""
     examples = [Example('zh', ('x',), 'ＡＢ\u3000書', '', (), ('ｃ', '狗'))]
-    for output, exact in (('AB 書', 100), ('c', 100), ('狗', 100), ('書', 0)):
-        assert finetune.score_outputs([output], examples, 'zh')[0]['exact'][0] == exact
+    for output, value in (('AB 書', 100), ('c', 100), ('狗', 100), ('猫', 0)):
+        whole, _ = finetune.score_outputs([output], examples, 'zh')
+        assert whole['exact'][0] == whole['rouge_l_f'][0] == whole['cmrc_f1'][0] == value
 
 
 def test_bad_settings(tmp_path, corpus):

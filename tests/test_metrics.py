@@ -1,5 +1,6 @@
 """data/metrics.py against the libraries whose names its scores bear."""
 import math
+import random
 import string
 import subprocess
 import sys
@@ -7,23 +8,25 @@ import sys
 import numpy as np
 import pytest
 from conftest import HARD, LANGUAGES, sentences
+from nltk import word_tokenize
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics.functional.text import squad
 
 from data import metrics
+from data.languages import main_script
 from data.metrics import (
     bare,
-    bleu,
     chrf,
     f1,
     guess_languages,
     is_mark,
-    main_script,
     rouge_l,
     score,
     units,
+    wilson,
 )
+from data.tokenizer import Tokenizer, normalize
 
 # From the Universal Declaration of Human Rights (public domain)
 REAL = {
@@ -37,6 +40,8 @@ REAL = {
            'Хэнийг ч боолчлол буюу бусдын эрхшээлд байлгах ёсгүй.'],
     'zh': ['鉴于各会员国业已誓愿同联合国合作以促进对人权和基本自由的普遍尊重和遵行,',
            '人人有权享有生命、自由和人身安全。'],
+    'en': ['All human beings are born free and equal in dignity and rights.',
+           'No one shall be held in slavery or servitude; slavery shall be prohibited.'],
 }
 MIXED = [*HARD, 'a', '!a!', '..', '“x”, y', '😀😀 😀', 'LibreOffice ནང་ 2 本书 көрді', 'བོད་ཡིག་', '100%']
 
@@ -46,17 +51,31 @@ def shifted(texts):
     return [(texts[i:] + texts[:i], texts) for i in (0, 1, 7)]
 
 
+def variants(texts, n, rate=0.2):
+    """Of each text n, with every fifth character left out by chance."""
+    rng = random.Random(0)
+    return [[''.join(c for c in text if rng.random() > rate) for _ in range(n)] for text in texts]
+
+
+def sacrebleu_bleu(hypotheses, references, language):
+    """BLEU over our units; references: several a text."""
+    h, *r = ([' '.join(units(x, language)) for x in texts] for texts in (hypotheses, *zip(*references)))
+    return BLEU(tokenize='none', force=True).corpus_score(h, r).score
+
+
 @pytest.mark.parametrize('words', [0, 2])
-def test_chrf_equals_sacrebleu(words):
+def test_chrf_and_bleu_equal_sacrebleu(words):
     for language in LANGUAGES:
         for hypotheses, references in shifted([*sentences(language), *REAL[language], *MIXED]):
             expected = CHRF(word_order=words).corpus_score(hypotheses, [references]).score
-            assert chrf(hypotheses, references, words=words) == pytest.approx(expected, abs=1e-9)
+            assert chrf(hypotheses, references, words, raw=True) == pytest.approx(expected, abs=1e-9)
             there = [i for i, text in enumerate(references) if text.strip()] if words == 2 else []
-            if there:                                         # the score of `score`
+            if there:                                         # the scores of `score`
                 ours, theirs = ([texts[i] for i in there] for texts in (hypotheses, references))
-                expected = CHRF(word_order=2).corpus_score(ours, [theirs]).score
-                assert score(ours, theirs, language)[0]['chrF++'][0] == pytest.approx(expected, abs=1e-9)
+                expected = (CHRF(word_order=2).corpus_score(ours, [theirs]).score,
+                            sacrebleu_bleu(ours, [[r] for r in theirs], language))
+                whole, _ = score(ours, theirs, language, raw=True)
+                assert (whole['chrF++'][0], whole['bleu'][0]) == pytest.approx(expected, abs=1e-9)
     assert chrf(['བ'], ['x']) == 0 and chrf(['a b'], ['a b']) == pytest.approx(100)
     with pytest.raises(ValueError, match='1 hypotheses for 2 references'):
         chrf(['a'], ['a', 'b'])
@@ -64,41 +83,50 @@ def test_chrf_equals_sacrebleu(words):
         chrf(['a'], [' '])
 
 
-def test_bleu_equals_sacrebleu(tokenizer):
-    def pieces(text):
-        return [tokenizer.pieces[i] for i in tokenizer.encode(text) if tokenizer.pieces[i].strip()]
+def test_bleu_of_few_tokens():
+    for hypothesis, reference in (('a b c d', 'e f g h'), ('a b c d', 'a c e d'), ('a b c d', 'a x c y'),
+                                  ('a b c d', 'a b c d e f g'), ('', 'a b c d')):
+        assert score([hypothesis], [reference], 'en')[0]['bleu'][0] == pytest.approx(
+            sacrebleu_bleu([hypothesis], [[reference]], 'en'), abs=1e-9)
+    for text in 'a b c', 'x':                                 # sacrebleu: 0
+        assert math.isnan(score([text], ['a b c'], 'en')[0]['bleu'][0])
 
-    cases = [(pieces, pair) for language in LANGUAGES
-             for pair in shifted([*sentences(language), *REAL[language], *MIXED])]
-    cases += [(str.split, ([hypothesis], [reference])) for hypothesis, reference in (
-        ('a b c d', 'e f g h'), ('a b c d', 'a c e d'), ('a b c d', 'a x c y'), ('a b c d', 'a b c d e f g'))]
-    for tokens, pair in cases:
-        ours, theirs = ([tokens(text) for text in texts] for texts in pair)
-        expected = BLEU(tokenize='none', force=True).corpus_score(
-            [' '.join(x) for x in ours], [[' '.join(x) for x in theirs]]).score
-        assert bleu(ours, theirs) == pytest.approx(expected, abs=1e-9)
-    texts = sentences('bo')
-    whole, _ = score(texts[1:] + texts[:1], texts, 'bo', pieces)
-    assert whole['bleu'][0] == pytest.approx(bleu(*([*map(pieces, x)] for x in (texts[1:] + texts[:1], texts))))
-    with pytest.raises(ValueError, match='none has four tokens'):       # sacrebleu: 0
-        bleu([['a', 'b', 'c']], [['a', 'b', 'c']])
-    with pytest.raises(ValueError, match='none has four tokens'):
-        bleu([['x']], [['a', 'b', 'c', 'd']])
-    assert bleu([[]], [['a', 'b', 'c', 'd']]) == 0
+
+@pytest.mark.parametrize('language', ['bo', 'zh', 'en'])
+def test_several_references_equal_sacrebleu(language):
+    """All texts and each; for ROUGE-L, which sacrebleu does not have, the best of Google's."""
+    texts = [*sentences(language)[::5], *REAL[language]] if language != 'en' else REAL['en'] * 10
+    hypotheses, *references = zip(*variants(texts, 4))
+    expected = CHRF(word_order=2).corpus_score(hypotheses, references).score
+    assert chrf(hypotheses, list(zip(*references)), raw=True) == pytest.approx(expected, abs=1e-9)
+    whole, each = score(hypotheses, list(zip(*references)), language, raw=True)
+    assert (whole['chrF++'][0], whole['bleu'][0]) == pytest.approx(
+        (expected, sacrebleu_bleu(hypotheses, zip(*references), language)), abs=1e-9)
+    if language == 'zh':                                      # tok:char is sacrebleu's own
+        assert whole['bleu'][0] == pytest.approx(BLEU(tokenize='char').corpus_score(hypotheses, references).score)
+    for i, (h, *several) in enumerate(zip(hypotheses, *references)):
+        assert each['chrF++'][i] == pytest.approx(CHRF(word_order=2).sentence_score(h, several).score, abs=1e-9)
+        if len(units(h, language)) > 3:
+            assert each['bleu'][i] == pytest.approx(sacrebleu_bleu([h], [several], language), abs=1e-9)
+        assert each['rouge_l_f'][i] == pytest.approx(
+            100 * max(by_google(h, r, language).fmeasure for r in several), abs=1e-9)
 
 
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_rouge_l_equals_google(language):
+    for hypotheses, references in shifted([*sentences(language), *REAL[language], *MIXED]):
+        for h, r in zip(hypotheses, references):
+            expected = by_google(h, r, language)
+            assert rouge_l(units(h, language), units(r, language)) == pytest.approx(
+                (expected.fmeasure, expected.precision, expected.recall), abs=1e-9)
+
+
+def by_google(hypothesis, reference, language):
     class OurUnits:
         def tokenize(self, text):
             return units(text, language)
 
-    google = RougeScorer(['rougeL'], tokenizer=OurUnits())
-    for hypotheses, references in shifted([*sentences(language), *REAL[language], *MIXED]):
-        for h, r in zip(hypotheses, references):
-            expected = google.score(r, h)['rougeL']
-            assert rouge_l(units(h, language), units(r, language)) == pytest.approx(
-                (expected.fmeasure, expected.precision, expected.recall), abs=1e-9)
+    return RougeScorer(['rougeL'], tokenizer=OurUnits()).score(reference, hypothesis)['rougeL']
 
 
 def test_google_gives_0_on_tibetan():
@@ -116,7 +144,7 @@ def test_answers_equal_squad(language):
     texts = [text for text in [*sentences(language), *REAL[language], *MIXED]
              if not all(map(is_mark, units(text, language))) and 'a' not in as_words(text).split()]
     for hypotheses, references in shifted(texts):
-        _, each = score(hypotheses, references, language)
+        _, each = score(hypotheses, references, language, raw=True)
         for h, r, of_f1, of_exact in zip(hypotheses, references, each['f1'], each['exact']):
             assert (of_f1, of_exact) == pytest.approx(by_squad(as_words(h), [as_words(r)]), rel=1e-6)
     assert f1([], []) == 1 and f1(['a'], []) == 0
@@ -133,10 +161,80 @@ def test_answers_in_english_equal_squad():
     texts = ['Two books.', 'two  BOOKS', 'three books, two dogs', 'Books, dogs!', '42', 'dogs']
     for h in texts:
         for first, *others in (texts[:1], texts[1:4], texts[3:], texts):
-            whole, _ = score([h], [first], 'en', others=[tuple(others)])
+            whole, _ = score([h], [(first, *others)], 'en')
             assert (whole['f1'][0], whole['exact'][0]) == pytest.approx(by_squad(h, [first, *others]), rel=1e-6)
     for h, r, same in (('', '。', 0), ('-', '+', 0), ('。', '。', 100)):      # marks are dropped beside words only
         assert score([h], [r], 'kk')[1]['exact'] == score([h], [r], 'kk')[1]['f1'] == [same]
+
+
+def test_normalised():
+    """Both sides go through SentencePiece's rule, so that what the vocabulary can write scores 100."""
+    tokenizer = Tokenizer('data/nano')
+    assert normalize('ك\u200dۆ') == 'ك ۆ'                     # as by XLM-R's file, unlike today's SentencePiece
+    for language, text in (('zh', '我有两本书，他也有。'), ('zh', '三～四本\u200b书……看见了！'),
+                           ('ug', 'ئۇ\u200b ئىككى\ufeffكىتاب كۆردى.')):
+        written = tokenizer.decode(tokenizer.encode(text))
+        assert written == normalize(text) != text
+        for ours, theirs in ([written], [text]), ([text], [written]):
+            whole, _ = score(ours, theirs, language)
+            for value in (chrf(ours, theirs), *(whole[x][0] for x in ('chrF++', 'bleu', 'rouge_l_f', 'exact'))):
+                assert value == pytest.approx(100)
+            raw = CHRF(word_order=2).corpus_score(ours, [theirs]).score
+            assert chrf(ours, theirs, raw=True) == pytest.approx(raw) and raw < 99
+            assert score(ours, theirs, language, raw=True)[0]['chrF++'][0] == pytest.approx(raw)
+
+
+def test_the_best_reference_counts():
+    whole, _ = score(['蓝色的衣服'], [('红色', '蓝色的衣服')], 'zh')
+    names = [x for x in whole if x.startswith(('chrF++', 'bleu', 'rouge', 'f1', 'exact', 'cmrc'))]
+    assert len(names) == 12 and [whole[x][0] for x in names] == [pytest.approx(100)] * 12
+    with pytest.raises(ValueError, match='reference 2 has no text'):
+        score(['a', 'b'], ['a', (' ', '\u200b')], 'en')
+
+
+def cmrc_rule(prediction, answers, marks):
+    """F1 and exact match as github.com/ymcui/cmrc2018 defines them, in its own steps, but without splitting runs that
+    are not Chinese into sentences."""
+    def segments(text):
+        found, run = [], ''
+        for c in bared(text) + '一':
+            if '\u4e00' <= c <= '\u9fa5':
+                found += [*word_tokenize(run, preserve_line=True), c]
+                run = ''
+            else:
+                run += c
+        return found[:-1]
+
+    def bared(text):
+        return ''.join(c for c in text.lower().strip() if c not in marks)
+
+    def common(a, b):
+        return max((k for i in range(len(a)) for j in range(len(b)) for k in range(len(a) + 1)
+                    if a[i:i + k] == b[j:j + k] and i + k <= len(a) and j + k <= len(b)), default=0)
+
+    def overlap(a, b):
+        n = common(a, b)
+        return 2 * (n / len(a)) * (n / len(b)) / (n / len(a) + n / len(b)) if n else 0
+
+    return (100 * max(overlap(segments(prediction), segments(a)) for a in answers),
+            100 * any(bared(prediction) == bared(a) for a in answers))
+
+
+def test_cmrc_scores_equal_the_official_rule():
+    marks = '-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』'
+    texts = ['红色，蓝色的', '《两本书》', '1,000米。', 'iPhone 5S和iPad', '35%（约）', "“It's”！", 'a-b', '约1.5万人……', '，',
+             *sentences('zh')[::20], *(text[:12] for text in REAL['zh'])]
+    rng = random.Random(0)
+    hypotheses, answers = zip(*((h.upper() + rng.choice(('', '。', '，', ',', '的')), found[:rng.randint(1, 2)])
+                                for several in variants(texts, 30, 0.1)
+                                for h, *found in zip(several[::3], several[1::3], several[2::3]) if found[0]))
+    for raw in True, False:
+        whole, each = score(hypotheses, answers, 'zh', raw=raw)
+        change, dropped = (str, marks) if raw else (normalize, normalize(marks))
+        expected = [cmrc_rule(change(h), [*map(change, found)], dropped) for h, found in zip(hypotheses, answers)]
+        assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == [pytest.approx(pair) for pair in expected]
+    assert len(set(each['cmrc_f1'])) > 20 and 0 < whole['cmrc_exact'][0] < 100
+    assert 'cmrc_f1' not in score(['书'], ['书'], 'ja')[0]
 
 
 def test_units():
@@ -144,7 +242,7 @@ def test_units():
     assert units('Ол, екі  кітап!', 'kk') == ['Ол', ',', 'екі', 'кітап', '!']
     assert units('我有 2本。', 'zh') == ['我', '有', '2', '本', '。']
     assert units('ئۇ «كۆردى»؟', 'ug') == ['ئۇ', '«', 'كۆردى', '»', '؟']
-    assert units('a😀b', 'mn') == ['a', '😀', 'b'] and units('', 'bo') == units(' ་', 'bo') == []
+    assert units('a😀b', 'mn') == ['a', '😀', 'b'] and units('', 'bo') == [] and units(' ་', 'bo') == ['་']
     assert set(bare(' '.join(string.printable), 'mn')) == set(string.ascii_lowercase + string.digits)
     every = ''.join(map(chr, range(0x20, 0x3000)))
     assert ''.join(units(every, 'mn')) == ''.join(c for c in every if not c.isspace() and c not in metrics.TSHEG)
@@ -162,8 +260,6 @@ def test_scores_without_a_value_say_so():
     assert value == pytest.approx(100) and low == pytest.approx(100) == high   # of the resamples that have a value
     with pytest.raises(ValueError, match='reference 2 has no text'):
         score(['a', 'b'], ['a', ''], 'bo')
-    with pytest.raises(ValueError, match="language 'cn': '我' and others are in CJK; write zh or ja"):
-        score(['我'], ['我'], 'cn')
 
 
 def test_wrong_language_and_script():
@@ -189,27 +285,42 @@ def test_intervals():
     rng = np.random.default_rng(1)
     references = ['a b c d e f g h'] * 2000
     hypotheses = [r if keep else 'x y' for r, keep in zip(references, rng.random(2000) < 0.3)]
-    (value, low, high) = score(hypotheses, references, 'mn')[0]['exact']
+    (value, low, high) = score(hypotheses, references, 'mn')[0]['f1']
     error = 1.96 * 100 * math.sqrt(value / 100 * (1 - value / 100) / 2000)
     assert value - low == pytest.approx(error, rel=0.15) and high - value == pytest.approx(error, rel=0.15)
     for name, (value, low, high) in score(hypotheses, references, 'mn')[0].items():
         assert low <= value <= high, name
 
 
-def test_command_line(tmp_path):
+def test_intervals_of_rates():
+    """The score interval without correction of Newcombe 1998 (Statistics in Medicine 17), table I."""
+    for k, n, low, high in (81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0, 16.11), (1, 29, 0.61, 17.18):
+        assert wilson(k, n) == pytest.approx((100 * k / n, low, high), abs=0.005)
+        assert wilson(n - k, n) == pytest.approx((100 - 100 * k / n, 100 - high, 100 - low), abs=0.005)
+    whole, _ = score(['两本书'] * 20, ['三只狗'] * 20, 'zh', samples={'zh': ['两本书']})
+    rates = 'empty', 'repeats', 'wrong_script', 'wrong_language', 'exact', 'cmrc_exact'
+    assert {whole[name] for name in rates} == {wilson(0, 20)} and whole['f1'] == (0, 0, 0)
+
+
+def test_command_line(tmp_path, capsys):
     def run(*args):
         return subprocess.run([sys.executable, '-m', 'data.metrics', *map(str, args)], capture_output=True,
                               text=True, encoding='utf-8')
 
     hyp, ref = tmp_path / 'hyp.txt', tmp_path / 'ref.txt'
     ref.write_text('\n'.join([*sentences('bo'), '']) + '\n', encoding='utf-8')
-    hyp.write_text('\n'.join([*sentences('bo'), 'x']) + '\n', encoding='utf-8')
+    hyp.write_text('\n'.join([*sentences('bo'), 'x']).replace('་', '\u0f0c') + '\n', encoding='utf-8')
     done = run(hyp, ref, '--lang=bo')
     assert done.returncode == 0 and '1 lines without a reference are not scored\n90 texts;' in done.stdout
-    assert 'chrF++          100.0  [100.0, 100.0]  characters' in done.stdout
+    assert 'chrF++          100.0  [100.0, 100.0]  nc:6|nw:2|norm:nmt_nfkc  characters' in done.stdout
+    metrics.main([str(hyp), str(ref), '--lang=bod_Tibt', '--raw'])
+    shown = capsys.readouterr().out
+    assert '  tok:syllable|smooth:exp|norm:none  1-4 units' in shown and 'nmt_nfkc' not in shown
+    assert '++          100.0' not in shown
     hyp.write_text('x\n', encoding='utf-8')
-    for args, message in ((hyp, ref, '--lang=bo'), '1 hypotheses for 91 references'), ((ref, hyp.parent / 'no',
-                         '--lang=bo'), 'No such file'):
+    for args, message in (((hyp, ref, '--lang=bo'), '1 hypotheses for 91 references'),
+                          ((ref, ref, '--lang=zh'), ' and others are in TIBETAN, and zh is written in CJK'),
+                          ((ref, hyp.parent / 'no', '--lang=bo'), 'No such file')):
         done = run(*args)
         assert done.returncode == 1 and done.stderr.startswith('error: ') and message in done.stderr
         assert 'Traceback' not in done.stderr
