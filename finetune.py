@@ -13,9 +13,8 @@ from pathlib import Path
 
 import config
 
-if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
-    print(__doc__)
-    config.load(config.FineTune, sys.argv[1:])
+if __name__ == '__main__':
+    config.start(config.FineTune)                     # before torch, so that it answers at once
 
 import numpy as np
 import torch

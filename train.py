@@ -19,9 +19,8 @@ from pathlib import Path
 
 import config
 
-if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
-    print(__doc__)
-    config.load(config.Train, sys.argv[1:])
+if __name__ == '__main__':
+    config.start(config.Train)                        # before torch, so that it answers at once
 
 import numpy as np
 import torch

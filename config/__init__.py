@@ -8,6 +8,7 @@ import difflib
 import inspect
 import os
 import platform
+import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,7 +105,11 @@ class FineTune(Run):
 
 
 def load(cls, argv):
-    """The settings of argv, which is [FILE.py] [--key=value ...]; --key value works too.
+    return cls(**parse(cls, argv))
+
+
+def parse(cls, argv):
+    """{key: value} of what argv gives: [FILE.py] [--key=value ...]; --key value works too.
 
     Raises ValueError for an unknown or mistyped key and FileNotFoundError for a missing file. --help prints every
     key, with the file's values, and exits.
@@ -127,7 +132,7 @@ def load(cls, argv):
         values[key] = convert(field, text if equals else 'True' if flag else rest.pop(0), f'--{key}')
     for key, value in values.items():
         check_range(key, value)
-    return cls(**values)
+    return values
 
 
 def read_config(cls, path):
@@ -241,8 +246,8 @@ def find_device(device, dtype):
 
 def help_text(cls, values):
     """Every key with its value, if there is one, or else its default, and the comment behind it in the class."""
-    lines = [inspect.getdoc(sys.modules[cls.__module__]) or '', '',
-             f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
+    about = dict.fromkeys(inspect.getdoc(sys.modules[name]) or '' for name in ('__main__', cls.__module__))
+    lines = ['\n\n'.join(about), '', f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
     shown, own = set(), [c for c in cls.__mro__ if '__dataclass_fields__' in vars(c)]
     for line in '\n'.join(map(inspect.getsource, own)).splitlines():
         code, _, comment = line.strip().partition('#')
@@ -272,6 +277,21 @@ def keep_memory():
         libc.mallopt(-1, -1)                          # M_TRIM_THRESHOLD: none
 
 
+def start(cls):
+    """Checks a script's command line before it imports torch, which takes seconds; Ctrl-C meanwhile ends it.
+
+    An exception would not do: numpy's import loses it, or turns it into an ImportError.
+    """
+    run(lambda argv: parse(cls, argv))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:     # else `command &` ignores it
+        signal.signal(signal.SIGINT, stop_at_once)
+
+
+def stop_at_once(number, frame):
+    os.write(2, b'stopped\n')
+    os._exit(130)
+
+
 def run(main):
     """Calls main(argv); a user's mistake or a failing disk becomes one line and exit 1."""
     for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):                 # None: closed
@@ -279,7 +299,12 @@ def run(main):
         stream.reconfigure(encoding='utf-8', errors='strict' if stream is sys.stdin else 'backslashreplace')
     keep_memory()
     try:
-        main(sys.argv[1:])
+        if signal.getsignal(signal.SIGINT) is stop_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            main(sys.argv[1:])
+        finally:
+            print(end='', flush=True)                 # what is buffered, so that an error is met here
     except BrokenPipeError:                           # as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -345,6 +345,26 @@ def test_help_lists_every_key(tmp_path):
     assert status == 0 and '--insert_every=3 ' in out and '--warmup=0.1 ' in out     # the file's, and a default
 
 
+@pytest.mark.parametrize('script', ['train.py', 'finetune.py', 'sample.py'])
+def test_answers_before_torch_is_imported(script, tmp_path):
+    """In place of torch is a file that presses Ctrl-C, and swallows the exception as numpy does."""
+    (tmp_path / 'torch.py').write_text('import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n'
+                                       'except BaseException:\n    pass\nraise SystemExit("torch is imported")\n')
+    (tmp_path / 'broken.py').write_text('seed = (\n')
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONUNBUFFERED': ''}
+    for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
+                          (['nope.py', '--help'], 'config file nope.py does not exist; there are config/'),
+                          (['broken.py', '--help'], "broken.py: SyntaxError: '(' was never closed")):
+        status, out, err = call(script, *args, cwd=tmp_path, env=env)
+        assert (status, out) == (1, '') and err.startswith(f'error: {message}') and err.count('\n') == 1, err
+    assert call(script, cwd=tmp_path, env=env) == (130, '', 'stopped\n')
+    read, write = os.pipe()
+    os.close(read)                                    # as `--help | head` does when it has its lines
+    done = subprocess.run([sys.executable, ROOT / script, '-h'], stdout=write, stderr=subprocess.PIPE, env=env)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b'')
+
+
 @pytest.mark.parametrize('args, message', [
     (['--max_step=3'], '--max_step: unknown key; did you mean max_steps?'),
     (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
