@@ -27,7 +27,9 @@ from data.metrics import ABOUT, LONGEST, check_script, report, score
 from data.tokenizer import Tokenizer
 from data.tokens import corpus_module, digest
 from model import SWCM
-from train import cannot_go_on, fit, loss_of, main_process_first, read_state, say, with_processes
+from train import (
+    cannot_go_on, fit, loss_of, main_process_first, read_state, say, start_folder, with_processes,
+)
 
 # The scores of each task that are shown; by the first the best checkpoint is chosen
 WRONG = ('wrong_script', 'wrong_language', 'empty', 'repeats')
@@ -163,8 +165,8 @@ def build(cfg, directions, state):
         c = model.config
         say(f'{cfg.checkpoint}: share={c.share}, insert_every={c.insert_every}, inserted={c.inserted}, head={c.head}')
     else:
-        model = SWCM.from_encoder(cfg.encoder, languages=languages, dropout=cfg.dropout, share=cfg.share,
-                                  insert_every=cfg.insert_every, inserted=cfg.inserted, head=cfg.head)
+        model = SWCM.from_encoder(start_folder(cfg), languages=languages, dropout=cfg.dropout,
+                                  share=cfg.share, insert_every=cfg.insert_every, inserted=cfg.inserted, head=cfg.head)
     for language in languages:
         model.config.language_id(language)                                # raises for one that it does not know
     if max(cfg.max_source_len, cfg.max_target_len) > model.config.max_length:

@@ -99,7 +99,7 @@ def build(cfg, state):
         if cfg.objective == 'swcm':
             options.update(languages=cfg.languages, share=cfg.share, insert_every=cfg.insert_every,
                            inserted=cfg.inserted, head=cfg.head)
-        model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(cfg.encoder, **options)
+        model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(start_folder(cfg), **options)
     elif cfg.objective == 'mlm':
         path = Path(cfg.out_dir, SENTENCEPIECE)
         with main_process_first() as is_main:
@@ -376,7 +376,7 @@ def start_of(cfg):
 
 def start_folder(cfg):
     """The folder whose weights cfg's run begins from; '' for none."""
-    return getattr(cfg, 'checkpoint', '') or cfg.encoder
+    return getattr(cfg, 'checkpoint', '') or config.find(cfg.encoder)
 
 
 # What read_state asks for, and fit puts in

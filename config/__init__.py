@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
+
 
 @dataclass
 class Run:
@@ -135,10 +137,16 @@ def parse(cls, argv):
     return values
 
 
+def find(path):
+    """The path or, where nothing is there, the same one in the repository: data/nano and config/ from any folder."""
+    return path if Path(path).exists() or not (ROOT / path).exists() else str(ROOT / path)
+
+
 def read_config(cls, path):
     """The assignments of a config file, checked against the fields of cls."""
+    path = find(path)
     if not Path(path).is_file():
-        known = sorted(f'config/{p.name}' for p in Path(__file__).parent.glob('*.py') if p.stem != '__init__')
+        known = sorted(f'config/{p.name}' for p in (ROOT / 'config').glob('*.py') if p.stem != '__init__')
         raise FileNotFoundError(f'config file {path} does not exist; there are {", ".join(known)}')
     values = {}
     try:

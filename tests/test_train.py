@@ -18,9 +18,10 @@ from conftest import LANGUAGES, ROOT
 from safetensors.torch import load_file
 
 import config
+import finetune
 import sample
 import train
-from data import PAD, tokens
+from data import PAD, tokens, vocab
 from data.batches import Batches, collate, shares, tasks, val_batches
 from data.tokenizer import Tokenizer
 from model import SWCM, XLMR
@@ -341,7 +342,7 @@ def test_help_lists_every_key(tmp_path):
         for name in cls.__dataclass_fields__:
             assert re.search(rf'--{name}=\S+ .*\w', out), name
     assert time.perf_counter() - started < 5
-    status, out, _ = call('train.py', 'config/tibetan_base.py', '-h', cwd=ROOT)
+    status, out, _ = call('train.py', 'config/tibetan_base.py', '-h', cwd=tmp_path)
     assert status == 0 and '--insert_every=3 ' in out and '--warmup=0.1 ' in out     # the file's, and a default
 
 
@@ -363,6 +364,21 @@ def test_answers_before_torch_is_imported(script, tmp_path):
     done = subprocess.run([sys.executable, ROOT / script, '-h'], stdout=write, stderr=subprocess.PIPE, env=env)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b'')
+
+
+def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'stdin', open(os.devnull))
+    cfg = config.load(config.Train, ['config/ablation/tie.py'])
+    assert train.start_of(cfg) and train.build(cfg, None) and finetune.build(config.FineTune(), ['zh-bo'], None)
+    (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
+    for main, args in ((vocab.main, ['report', '--text', 'zh.txt', '--before=data/nano']),
+                       (lambda args: tokens.main('text'), ['--from=zh.txt'])):
+        monkeypatch.setattr(sys, 'argv', ['', *args, '--encoder=data/nano'])
+        main(sys.argv[1:])
+    (tmp_path / 'data/nano').mkdir(parents=True)      # a folder of one's own comes first
+    with pytest.raises(FileNotFoundError, match='data/nano/config.json does not exist'):
+        train.build(cfg, None)
 
 
 @pytest.mark.parametrize('args, message', [
