@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data import PAD
 from data.batches import Batches, shares, tasks, val_batches
-from data.files import SENTENCEPIECE, filling, naming, parse_object, replacing
+from data.files import SENTENCEPIECE, filling, naming, parse_object, replacing, sync
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import identity, open_streams, prepare, vocabulary_text
@@ -200,7 +200,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         nonlocal saved
         saved = step
         if rank == 0:
-            log.sync()
+            sync(log.path)
             with filling(out / 'last') as new:
                 model.save(new)
                 write_state(new / STATE, cfg, parameters, optimizer, step=step, tokens=tokens, best=best,
@@ -480,17 +480,11 @@ class Log:
                 kept.append(line + b'\n')
         with replacing(self.path) as path:
             path.write_bytes(b''.join(kept))
-        self.file = open(self.path, 'a', encoding='utf-8')
 
     def write(self, **figures):
         figures = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-        with naming(self.path):                                           # JSON has no nan
-            self.file.write(json.dumps(figures) + '\n')
-            self.file.flush()
-
-    def sync(self):
-        """Waits until all lines are on the disk."""
-        os.fsync(self.file.fileno())
+        with naming(self.path), open(self.path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(figures) + '\n')                        # JSON has no nan
 
 
 class StopSignals:

@@ -436,11 +436,13 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 130 and 'stopped and saved at step' in out and 'the same command goes on' in out
     step = int(re.search(r'saved at step (\d+) of 3000', out)[1])
-    status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}', f'--max_steps={step + 2}', cwd=tmp_path)
-    assert status == 0, err
+    strict = {**os.environ, 'PYTHONWARNINGS': 'error'}
+    status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}', f'--max_steps={step + 2}',
+                           cwd=tmp_path, env=strict)
+    assert status == 0 and 'Warning' not in err, err
     assert f'step {step + 2}: held-out loss' in out
-    status, out, err = call('sample.py', '--examples=1', cwd=tmp_path)
-    assert status == 0, err
+    status, out, err = call('sample.py', '--examples=1', cwd=tmp_path, env=strict)
+    assert status == 0 and 'Warning' not in err, err
     assert out.count('source  ') == out.count('output  ') == out.count('reference  ') >= 5
     (tmp_path / 'zh.txt').write_text('我有两本书。\n\n' + '他看见了三只羊。' * 30 + '\n', encoding='utf-8')
     status, out, err = call('sample.py', '--to=bo', '--file=zh.txt', '--beams=2', '--max_new_tokens=9', cwd=tmp_path)
