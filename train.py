@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -213,6 +213,10 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         check(save=False)
     else:
         say(f'going on from step {step} of {cfg.max_steps}')
+        before = replace(cfg, max_steps=state['config']['max_steps'])
+        if before.max_steps != cfg.max_steps:
+            old, new = cfg.lr * schedule(step - 1, before), cfg.lr * schedule(step, cfg)
+            say(f'  max_steps was {before.max_steps}: the learning rate goes from {old:.2g} to {new:.2g} now')
     while step < cfg.max_steps:
         started, lr = time.perf_counter(), cfg.lr * schedule(step, cfg)
         total, source_tokens = torch.zeros(3, dtype=torch.float64), 0     # loss, targets, signal

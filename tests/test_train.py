@@ -65,6 +65,7 @@ def test_resume_changes_no_bit(cfg, tmp_path, options, capsys):
         again = weights(interrupted)
         assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
         assert log(interrupted) == log(cfg)
+    assert 'max_steps was' not in capsys.readouterr().out
     assert len({tuple(line['val'].values()) for line in log(cfg) if 'val' in line}) == 3
 
 
@@ -293,11 +294,13 @@ def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
             assert any(side in targets for side in sides) and len(sides) == 1 + (kind == 'mt')
 
 
-def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path):
+def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(replace(cfg, max_steps=2))
     with pytest.raises(ValueError, match="holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"):
         train.train(replace(cfg, share='none'))
     train.train(replace(cfg, max_steps=3))                                        # may be longer
+    assert [line['lr'] for line in log(cfg) if 'lr' in line][1:] == [0.001, 0.0005]
+    assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in capsys.readouterr().out
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
     with pytest.raises(ValueError, match='the text of text has changed since this run began'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
