@@ -12,9 +12,8 @@ from pathlib import Path
 
 import config
 
-if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
-    print(__doc__)
-    config.load(config.FineTune, sys.argv[1:])
+if __name__ == '__main__':
+    config.start(config.FineTune)                     # before torch, so that it answers at once
 
 import numpy as np
 import torch
@@ -30,14 +29,7 @@ from data.tokens import SPECIALS, corpus_module
 from model import SWCM
 from sample import run_of, write
 from train import (
-    cannot_go_on,
-    fit,
-    loss_of,
-    main_process_first,
-    read_state,
-    say,
-    start_folder,
-    with_processes,
+    cannot_go_on, fit, loss_of, main_process_first, read_state, say, start_folder, with_processes,
 )
 
 # The scores of each task that are shown; by the first the best checkpoint is chosen
@@ -205,8 +197,8 @@ def build(cfg, directions, state):
         c = model.config
         say(f'{cfg.checkpoint}: share={c.share}, insert_every={c.insert_every}, inserted={c.inserted}, head={c.head}')
     else:
-        model = SWCM.from_encoder(cfg.encoder, languages=languages, dropout=cfg.dropout, share=cfg.share,
-                                  insert_every=cfg.insert_every, inserted=cfg.inserted, head=cfg.head)
+        model = SWCM.from_encoder(start_folder(cfg), languages=languages, dropout=cfg.dropout,
+                                  share=cfg.share, insert_every=cfg.insert_every, inserted=cfg.inserted, head=cfg.head)
     for language in languages:
         model.config.language_id(language)                                # raises for one that it does not know
     if max(cfg.max_source_len, cfg.max_target_len) > model.config.max_length:

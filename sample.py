@@ -43,8 +43,8 @@ class Sample:
     dtype: str = 'auto'              # auto (bfloat16 on CUDA that has it, 16-bit weights on a CPU) | float32 | bfloat16
 
 
-if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
-    config.load(Sample, sys.argv[1:])
+if __name__ == '__main__':
+    config.start(Sample)                              # before torch, so that it answers at once
 
 import numpy as np
 import torch

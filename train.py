@@ -13,15 +13,14 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
 import config
 
-if __name__ == '__main__' and {'-h', '--help'} & set(sys.argv):    # before torch, so that it answers at once
-    print(__doc__)
-    config.load(config.Train, sys.argv[1:])
+if __name__ == '__main__':
+    config.start(config.Train)                        # before torch, so that it answers at once
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from data import PAD
 from data.batches import Batches, shares, tasks, val_batches
-from data.files import SENTENCEPIECE, filling, naming, parse_object, replacing
+from data.files import SENTENCEPIECE, filling, naming, parse_object, replacing, sync
 from data.metrics import chrf
 from data.tokenizer import Tokenizer, train_sentencepiece
 from data.tokens import identity, open_streams, prepare, vocabulary_text
@@ -101,7 +100,7 @@ def build(cfg, state):
         if cfg.objective == 'swcm':
             options.update(languages=cfg.languages, share=cfg.share, insert_every=cfg.insert_every,
                            inserted=cfg.inserted, head=cfg.head)
-        model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(cfg.encoder, **options)
+        model = (SWCM if cfg.objective == 'swcm' else XLMR).from_encoder(start_folder(cfg), **options)
     elif cfg.objective == 'mlm':
         path = Path(cfg.out_dir, SENTENCEPIECE)
         with main_process_first() as is_main:
@@ -202,7 +201,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         nonlocal saved
         saved = step
         if rank == 0:
-            log.sync()
+            sync(log.path)
             with filling(out / 'last') as new:
                 model.save(new)
                 write_state(new / STATE, cfg, parameters, optimizer, step=step, tokens=tokens, best=best,
@@ -215,6 +214,10 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         check(save=False)
     else:
         say(f'going on from step {step} of {cfg.max_steps}')
+        before = replace(cfg, max_steps=state['config']['max_steps'])
+        if before.max_steps != cfg.max_steps:
+            old, new = cfg.lr * schedule(step - 1, before), cfg.lr * schedule(step, cfg)
+            say(f'  max_steps was {before.max_steps}: the learning rate goes from {old:.2g} to {new:.2g} now')
     while step < cfg.max_steps:
         started, lr = time.perf_counter(), cfg.lr * schedule(step, cfg)
         total, source_tokens = torch.zeros(3, dtype=torch.float64), 0     # loss, targets, signal
@@ -369,7 +372,7 @@ def start_of(cfg):
 
 def start_folder(cfg):
     """The folder whose weights cfg's run begins from; '' for none."""
-    return getattr(cfg, 'checkpoint', '') or cfg.encoder
+    return getattr(cfg, 'checkpoint', '') or config.find(cfg.encoder)
 
 
 # What read_state asks for, and fit puts in
@@ -473,17 +476,11 @@ class Log:
                 kept.append(line + b'\n')
         with replacing(self.path) as path:
             path.write_bytes(b''.join(kept))
-        self.file = open(self.path, 'a', encoding='utf-8')
 
     def write(self, **figures):
         figures = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-        with naming(self.path):                                           # JSON has no nan
-            self.file.write(json.dumps(figures) + '\n')
-            self.file.flush()
-
-    def sync(self):
-        """Waits until all lines are on the disk."""
-        os.fsync(self.file.fileno())
+        with naming(self.path), open(self.path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(figures) + '\n')                        # JSON has no nan
 
 
 class StopSignals:

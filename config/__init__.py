@@ -8,9 +8,12 @@ import difflib
 import inspect
 import os
 import platform
+import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass
@@ -134,10 +137,16 @@ def parse(cls, argv):
     return values
 
 
+def find(path):
+    """The path or, where nothing is there, the same one in the repository: data/nano and config/ from any folder."""
+    return path if Path(path).exists() or not (ROOT / path).exists() else str(ROOT / path)
+
+
 def read_config(cls, path):
     """The assignments of a config file, checked against the fields of cls."""
+    path = find(path)
     if not Path(path).is_file():
-        known = sorted(f'config/{p.name}' for p in Path(__file__).parent.glob('*.py') if p.stem != '__init__')
+        known = sorted(f'config/{p.name}' for p in (ROOT / 'config').glob('*.py') if p.stem != '__init__')
         raise FileNotFoundError(f'config file {path} does not exist; there are {", ".join(known)}')
     values = {}
     try:
@@ -245,8 +254,8 @@ def find_device(device, dtype):
 
 def help_text(cls, values):
     """Every key with its value, if there is one, or else its default, and the comment behind it in the class."""
-    lines = [inspect.getdoc(sys.modules[cls.__module__]) or '', '',
-             f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
+    about = dict.fromkeys(inspect.getdoc(sys.modules[name]) or '' for name in ('__main__', cls.__module__))
+    lines = ['\n\n'.join(about), '', f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
     shown, own = set(), [c for c in cls.__mro__ if '__dataclass_fields__' in vars(c)]
     for line in '\n'.join(map(inspect.getsource, own)).splitlines():
         code, _, comment = line.strip().partition('#')
@@ -276,6 +285,21 @@ def keep_memory():
         libc.mallopt(-1, -1)                          # M_TRIM_THRESHOLD: none
 
 
+def start(cls):
+    """Checks a script's command line before it imports torch, which takes seconds; Ctrl-C meanwhile ends it.
+
+    An exception would not do: numpy's import loses it, or turns it into an ImportError.
+    """
+    run(lambda argv: parse(cls, argv))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:     # else `command &` ignores it
+        signal.signal(signal.SIGINT, stop_at_once)
+
+
+def stop_at_once(number, frame):
+    os.write(2, b'stopped\n')
+    os._exit(130)
+
+
 def run(main):
     """Calls main(argv); a user's mistake or a failing disk becomes one line and exit 1."""
     for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):                 # None: closed
@@ -283,7 +307,12 @@ def run(main):
         stream.reconfigure(encoding='utf-8', errors='strict' if stream is sys.stdin else 'backslashreplace')
     keep_memory()
     try:
-        main(sys.argv[1:])
+        if signal.getsignal(signal.SIGINT) is stop_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            main(sys.argv[1:])
+        finally:
+            print(end='', flush=True)                 # what is buffered, so that an error is met here
     except BrokenPipeError:                           # as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -343,7 +343,8 @@ def main(dataset):
     parser = argparse.ArgumentParser(f'python -m data.{dataset}.prepare', description=corpus_module(dataset).__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--from', dest='source', help='where the corpus lies')
-    parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file, or the file')
+    parser.add_argument('--encoder', required=True, type=config.find,
+                        help='a folder with a SentencePiece file, or the file')
     parser.add_argument('--block_size', type=int, default=256, help='longest sequence in tokens (256)')
     parser.add_argument('--val_fraction', type=float, default=0.1, help='documents held out (0.1)')
 

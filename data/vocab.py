@@ -268,10 +268,11 @@ def main(argv):
     for name, about in (('report', 'how a vocabulary fits texts'), ('trim', 'keep the pieces that texts use'),
                         ('extend', 'add pieces that are trained on texts')):
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.add_argument('--encoder', required=True, help='folder of an encoder')
+        command.add_argument('--encoder', required=True, type=config.find, help='folder of an encoder')
         command.add_argument('--text', required=True, nargs='+', help='files of plain text, UTF-8')
         if name == 'report':
-            command.add_argument('--before', help='another encoder: show the share of its tokens that change')
+            command.add_argument('--before', type=config.find,
+                                 help='another encoder: show the share of its tokens that change')
             continue
         command.add_argument('--out', required=True, help='folder for the new encoder')
         if name == 'trim':

@@ -18,9 +18,10 @@ from conftest import LANGUAGES, ROOT, sentences
 from safetensors.torch import load_file
 
 import config
+import finetune
 import sample
 import train
-from data import PAD, tokens
+from data import PAD, tokens, vocab
 from data.batches import Batches, collate, shares, tasks, val_batches
 from data.tokenizer import Tokenizer
 from model import SWCM, XLMR
@@ -64,6 +65,7 @@ def test_resume_changes_no_bit(cfg, tmp_path, options, capsys):
         again = weights(interrupted)
         assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
         assert log(interrupted) == log(cfg)
+    assert 'max_steps was' not in capsys.readouterr().out
     assert len({tuple(line['val'].values()) for line in log(cfg) if 'val' in line}) == 3
 
 
@@ -296,11 +298,13 @@ def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
             assert any(side in targets for side in sides) and len(sides) == 1 + (kind == 'mt')
 
 
-def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path):
+def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(replace(cfg, max_steps=2))
     with pytest.raises(ValueError, match="holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"):
         train.train(replace(cfg, share='none'))
     train.train(replace(cfg, max_steps=3))                                        # may be longer
+    assert [line['lr'] for line in log(cfg) if 'lr' in line][1:] == [0.001, 0.0005]
+    assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in capsys.readouterr().out
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
     with pytest.raises(ValueError, match='the text of text has changed since this run began'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
@@ -345,8 +349,43 @@ def test_help_lists_every_key(tmp_path):
         for name in cls.__dataclass_fields__:
             assert re.search(rf'--{name}=\S+ .*\w', out), name
     assert time.perf_counter() - started < 5
-    status, out, _ = call('train.py', 'config/tibetan_base.py', '-h', cwd=ROOT)
+    status, out, _ = call('train.py', 'config/tibetan_base.py', '-h', cwd=tmp_path)
     assert status == 0 and '--insert_every=3 ' in out and '--warmup=0.1 ' in out     # the file's, and a default
+
+
+@pytest.mark.parametrize('script', ['train.py', 'finetune.py', 'sample.py'])
+def test_answers_before_torch_is_imported(script, tmp_path):
+    """In place of torch is a file that presses Ctrl-C, and swallows the exception as numpy does."""
+    (tmp_path / 'torch.py').write_text('import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n'
+                                       'except BaseException:\n    pass\nraise SystemExit("torch is imported")\n')
+    (tmp_path / 'broken.py').write_text('seed = (\n')
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONUNBUFFERED': ''}
+    for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
+                          (['nope.py', '--help'], 'config file nope.py does not exist; there are config/'),
+                          (['broken.py', '--help'], "broken.py: SyntaxError: '(' was never closed")):
+        status, out, err = call(script, *args, cwd=tmp_path, env=env)
+        assert (status, out) == (1, '') and err.startswith(f'error: {message}') and err.count('\n') == 1, err
+    assert call(script, cwd=tmp_path, env=env) == (130, '', 'stopped\n')
+    read, write = os.pipe()
+    os.close(read)                                    # as `--help | head` does when it has its lines
+    done = subprocess.run([sys.executable, ROOT / script, '-h'], stdout=write, stderr=subprocess.PIPE, env=env)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b'')
+
+
+def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'stdin', open(os.devnull))
+    cfg = config.load(config.Train, ['config/ablation/tie.py'])
+    assert train.start_of(cfg) and train.build(cfg, None) and finetune.build(config.FineTune(), ['zh-bo'], None)
+    (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
+    for main, args in ((vocab.main, ['report', '--text', 'zh.txt', '--before=data/nano']),
+                       (lambda args: tokens.main('text'), ['--from=zh.txt'])):
+        monkeypatch.setattr(sys, 'argv', ['', *args, '--encoder=data/nano'])
+        main(sys.argv[1:])
+    (tmp_path / 'data/nano').mkdir(parents=True)      # a folder of one's own comes first
+    with pytest.raises(FileNotFoundError, match='data/nano/config.json does not exist'):
+        train.build(cfg, None)
 
 
 @pytest.mark.parametrize('args, message', [
@@ -404,11 +443,13 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 130 and 'stopped and saved at step' in out and 'the same command goes on' in out
     step = int(re.search(r'saved at step (\d+) of 3000', out)[1])
-    status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}', f'--max_steps={step + 2}', cwd=tmp_path)
-    assert status == 0, err
+    strict = {**os.environ, 'PYTHONWARNINGS': 'error'}
+    status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}', f'--max_steps={step + 2}',
+                           cwd=tmp_path, env=strict)
+    assert status == 0 and 'Warning' not in err, err
     assert f'step {step + 2}: held-out loss' in out
-    status, out, err = call('sample.py', '--examples=1', cwd=tmp_path)
-    assert status == 0, err
+    status, out, err = call('sample.py', '--examples=1', cwd=tmp_path, env=strict)
+    assert status == 0 and 'Warning' not in err, err
     assert out.count('source  ') == out.count('output  ') == out.count('reference  ') >= 5
     (tmp_path / 'zh.txt').write_text('我有两本书。\n\n' + '他看见了三只羊。' * 30 + '\n', encoding='utf-8')
     status, out, err = call('sample.py', '--to=bo', '--file=zh.txt', '--beams=2', '--max_new_tokens=9', cwd=tmp_path)
