@@ -163,8 +163,8 @@ def texts_learned(folder):
 def check_task(task, examples):
     """Raises ValueError for an example that is not of the task."""
     for e in examples:
-        if len(e.target) > LONGEST:
-            raise ValueError(f'{e.target[:40]!r} ...: {len(e.target):,} characters; targets have at most {LONGEST:,}')
+        if len(longest := max((e.target, *e.others), key=len)) > LONGEST:
+            raise ValueError(f'{longest[:40]!r} ...: {len(longest):,} characters; targets have at most {LONGEST:,}')
         if (len(e.source) == 2) != (task == 'answer') or task == 'translate' and '-' not in e.direction:
             kind = ('a question with its context' if len(e.source) == 2 else
                     'a translation' if '-' in e.direction else 'a text with another, in one language')

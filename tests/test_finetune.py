@@ -243,7 +243,7 @@ def test_learns_by_heart(tmp_path, task, scores):
                 '--accumulate=1', '--eval_interval=80', '--lr=5e-4')
     done = run(*settings)
     assert done.returncode == 0, done.stderr
-    assert f'warning: 24 of the 24 examples of {data} are learned' in done.stdout
+    assert 'warning: 24 of the 24 examples for test files are learned' in done.stdout
     metrics = json.loads((out / 'best' / 'metrics.json').read_text(encoding='utf-8'))['scores']['test files']['bo']
     assert {name: metrics[name]['value'] for name in scores} == dict.fromkeys(scores, 100)
     lines = [json.loads(x) for x in (out / 'best' / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()]
