@@ -123,8 +123,8 @@ class PackedLinear(nn.Module):
     """A Linear to write with on a CPU, several times as fast for the few rows of a decoding step.
 
     bits, of a weight: 32, in oneDNN's layout; 16, which are widened as they are read, so that all arithmetic is in
-    float32; or 8, where each row of weights has a scale of its own, and the input one for all, found as it comes, of
-    which 7 bits are used, as some CPUs need it.
+    float32; or 8, where each row of weights has a scale of its own, and each row of the input, found as it comes, a
+    scale and a least value, so that it owes nothing to its neighbours. Of its 8 bits 7 are used, as some CPUs need it.
     """
 
     def __init__(self, weight, bias, bits):
@@ -138,7 +138,7 @@ class PackedLinear(nn.Module):
                 warnings.simplefilter('ignore')                                   # torch 2.13: will go some day
                 weight = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale, dtype=torch.int), 0,
                                                     torch.qint8)
-            self.weight = torch.ops.quantized.linear_prepack(weight, bias)
+            self.weight, self.row_sums = torch.ops.quantized.linear_prepack(weight, None), weight.dequantize().sum(1)
         else:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -146,7 +146,11 @@ class PackedLinear(nn.Module):
         if self.bits == 16:
             return torch.ops.quantized.linear_dynamic_fp16(x, self.weight)
         if self.bits == 8:
-            return torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
+            least = x.amin(-1, keepdim=True)                                      # x = least + width * (0 to 1)
+            width = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-9)
+            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+                (x - least).div_(width), 1 / 127, 0, self.weight)
+            return y.mul_(width).addcmul_(least, self.row_sums).add_(self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 
@@ -554,10 +558,18 @@ class SWCM(XLMR):
             score = sum of log p(token | before, source) over ids and </s>, divided by (len(ids) + 1) ** length_penalty
         with p the model's own probability. Only a </s> among a source's best `beams` candidates ends a hypothesis, and
         the best `beams` that ended are kept. The source is done when there are so many and its best beam, at the length
-        of what ends now, has no better score (transformers' rule). Raises ValueError for an unknown language and for
-        lengths beyond the model's positions.
+        of what ends now, has no better score (transformers' rule). Where bans leave no token, </s> ends the hypothesis.
+        Raises ValueError for an unknown language and for lengths beyond the model's positions.
         """
+        if src.dim() != 2:
+            raise ValueError(f'src has the shape {tuple(src.shape)}; give sources of ids, (B,S)')
         c, device, (B, K) = self.config, src.device, (len(src), beams)
+        langs = [lang] * B if isinstance(lang, str) else list(lang)
+        if len(langs) != B or K < 1:
+            raise ValueError(f'{len(langs)} languages for {B} sources, beams={K}: give one language, or one a source, and '
+                             '1 beam (greedy) or more')
+        if not B:
+            return []
         limits = [max_new_tokens] * B if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if max(limits) + 2 > c.max_length:
             raise ValueError(f'max_new_tokens={max_new_tokens}: this model writes at most {c.max_length - 2} tokens')
@@ -565,7 +577,6 @@ class SWCM(XLMR):
             raise ValueError(f'min_new_tokens={min_new_tokens} is above max_new_tokens={max_new_tokens}')
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
-        langs = [lang] * B if isinstance(lang, str) else lang
         new = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (B,2), later (B,K)
         memory = self.encode(src)
         caches = [Cache(layer, memory, 2 + K * max(limits)) for layer in self.decoder]
@@ -576,6 +587,7 @@ class SWCM(XLMR):
         for step in range(max(limits) + 1):
             x = self.decode_hidden(new, None, src, past, caches)[:, -ids.shape[1]:]  # (B,rows,C)
             logp = self.head.log_p(x.flatten(0, 1))                               # (R,V)
+            to_end = logp[:, EOS].clone()
             logp[:, never] = -torch.inf
             if step < min_new_tokens:
                 logp[:, EOS] = -torch.inf
@@ -588,6 +600,8 @@ class SWCM(XLMR):
                 logp = draw(logp, temperature, top_k, top_p)
             best, token = (t.view(*total.shape, -1) for t in top(logp, 2 * K))    # (B,rows,n)
             n, rows = best.shape[2], best.shape[1]
+            stuck = best[:, :, 0].isinf()                                         # nothing may follow: so it ends
+            best[:, :, 0][stuck], token[:, :, 0][stuck] = to_end.view_as(stuck)[stuck], EOS
             score, i = (total[:, :, None] + best).flatten(1).topk(min(2 * K, rows * n))  # 2K: K of them are not </s>
             row, token = i // n, token.flatten(1).gather(1, i)                    # (B,2K)
             ends = (token == EOS) & score.isfinite()
@@ -746,12 +760,12 @@ def top(x, n):
 
 def draw(logp, temperature, top_k, top_p):
     """Samples a token a row of logp (R,V); returns logp with all others at -inf."""
-    p = (logp / temperature).softmax(-1)
-    ranked, order = p.sort(-1, descending=True)
-    drop = ranked.cumsum(-1) - ranked > top_p                                     # keeps the one that crosses top_p
+    ranked, order = (logp / temperature).softmax(-1).sort(-1, descending=True)
     if top_k:
-        drop[:, top_k:] = True
-    choice = order.gather(1, ranked.masked_fill(drop, 0).multinomial(1))          # (R,1)
+        ranked = ranked[:, :top_k] / ranked[:, :top_k].sum(-1, keepdim=True)
+    if top_p < 1:                                                                 # keeps the one that crosses top_p
+        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked > top_p, 0)
+    choice = order.gather(1, ranked.multinomial(1))                               # (R,1)
     return torch.full_like(logp, -torch.inf).scatter(1, choice, logp.gather(1, choice))
 
 

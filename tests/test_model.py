@@ -472,6 +472,67 @@ def test_limits_of_generation(encoder_folder):
         model.encode(torch.full((1, 70), 5))
 
 
+@pytest.mark.parametrize('top_k, top_p', [(0, 0.7), (20, 1.0), (20, 0.7), (3, 0.99), (0, 1.0)])
+def test_sampling_keeps_what_transformers_keeps(top_k, top_p, monkeypatch):
+    """top_p is of what top_k has left."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logp, kept = (3 * torch.randn(8, 50, generator=torch.Generator().manual_seed(0))).log_softmax(-1), []
+    monkeypatch.setattr(torch.Tensor, 'multinomial', lambda p, n: kept.append((p > 0).sum(1)) or p.argmax(1, True))
+    module.draw(logp, 1.5, top_k, top_p)
+    scores = TemperatureLogitsWarper(1.5)(None, logp)
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    assert kept[0].tolist() == scores.isfinite().sum(1).tolist()
+
+
+def test_sampling_from_all_of_a_large_vocabulary(monkeypatch):
+    """The sum of 250,000 float32 probabilities may pass 1 before the last: top_p=1 filters nothing all the same."""
+    kept = []
+    monkeypatch.setattr(torch.Tensor, 'multinomial', lambda p, n: kept.append((p > 0).sum()) or p.argmax(1, True))
+    module.draw(torch.randn(1, 250_000, generator=torch.Generator().manual_seed(0)).log_softmax(-1), 1.0, 0, 1.0)
+    assert kept == [250_000]
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_dead_ends_end(encoder_folder, beams):
+    """Where bans leave no token, the output ends, in spite of a minimum; its score is the model's own."""
+    model = SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'))
+    src = torch.tensor([[0, 161, 5, 6, 7, 2], [0, 161, 8, 2, 1, 1]])
+    allowed = 7, 8, 9, 30
+    found = model.generate(src, 'bo', beams, 30, min_new_tokens=20, no_repeat_ngram=1,
+                           banned=sorted({*range(4, 160)} - {*allowed}))
+    for i, hypotheses in enumerate(found):
+        assert len(hypotheses) == beams
+        for ids, score in hypotheses:
+            assert sorted(ids) == sorted(allowed)
+            tgt = torch.tensor([[0, model.config.language_id('bo'), *ids, 2]])
+            logp = model.decode(tgt[:, :-1], model.encode(src[i:i + 1]), src[i:i + 1]).log_softmax(-1)[0, 1:]
+            assert abs(logp.gather(1, tgt[0, 2:, None]).sum().item() / 5 - score) < 1e-4
+
+
+def test_calls_that_cannot_be_answered(encoder_folder):
+    model = SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'))
+    src = torch.tensor([[0, 161, 5, 2]] * 2)
+    assert model.generate(src[:0], 'bo') == []
+    for args, message in (((src, 'bo', 0), 'beams=0: give'), ((src, ['bo']), '1 languages for 2 sources'),
+                          ((src[0], 'bo'), r'src has the shape \(4,\); give sources of ids')):
+        with pytest.raises(ValueError, match=message):
+            model.generate(*args)
+
+
+def test_8_bits_of_a_row_owe_nothing_to_others():
+    """The product of each row is the same to the bit, alone and beside rows a hundred times as large."""
+    torch.manual_seed(0)
+    linear = module.PackedLinear(torch.randn(48, 64), torch.randn(48), 8)
+    x = torch.randn(4, 3, 64) * torch.tensor([1, 100, 0.01, 0]).view(4, 1, 1)
+    together = linear(x)
+    assert all(torch.equal(linear(x[i:i + 1, j:j + 1]), together[i:i + 1, j:j + 1]) for i in range(4) for j in range(3))
+    assert torch.equal(together[3], linear.bias.expand(3, -1))
+
+
 @torch.no_grad()
 def test_sampling_follows_the_model(tiny):
     src = torch.tensor([[BOS, 9, 4, 5, EOS]])
