@@ -198,7 +198,8 @@ def build(cfg, directions, state):
         say(f'{cfg.checkpoint}: share={c.share}, insert_every={c.insert_every}, inserted={c.inserted}, head={c.head}')
     else:
         model = SWCM.from_encoder(start_folder(cfg), languages=languages, dropout=cfg.dropout,
-                                  share=cfg.share, insert_every=cfg.insert_every, inserted=cfg.inserted, head=cfg.head)
+                                  share=cfg.share, insert_every=cfg.insert_every, inserted=cfg.inserted,
+                                  head=cfg.head)
     for language in languages:
         model.config.language_id(language)                                # raises for one that it does not know
     if max(cfg.max_source_len, cfg.max_target_len) > model.config.max_length:

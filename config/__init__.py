@@ -138,7 +138,7 @@ def parse(cls, argv):
 
 
 def find(path):
-    """The path or, where nothing is there, the same one in the repository: data/nano and config/ from any folder."""
+    """The path or, where nothing is there, the same one in the repository, as for data/nano and config/."""
     return path if Path(path).exists() or not (ROOT / path).exists() else str(ROOT / path)
 
 
