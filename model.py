@@ -150,7 +150,7 @@ class PackedLinear(nn.Module):
             width = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-9)
             y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
                 (x - least).div_(width), 1 / 127, 0, self.weight)
-            return y.mul_(width).addcmul_(least, self.row_sums).add_(self.bias)
+            return torch.addcmul(self.bias, least, self.row_sums).addcmul_(y, width)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 
