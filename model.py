@@ -578,6 +578,9 @@ class SWCM(XLMR):
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
         new = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (B,2), later (B,K)
+        if getattr(self.head.packed, 'bits', 32) == 8:                            # 8 bits make a step of attention's last
+            S = src.shape[1]                                                      # bit, which is the same if S fits vectors
+            src = F.pad(src, (0, min(-S % 16, max(0, c.max_length - S))), value=PAD)
         memory = self.encode(src)
         caches = [Cache(layer, memory, 2 + K * max(limits)) for layer in self.decoder]
         past = torch.ones(B, 1, 2, 2, dtype=torch.bool, device=device).tril()     # (B,1,new tokens,slots)
