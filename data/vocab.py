@@ -153,12 +153,15 @@ def new_rows(pieces, tokenizer, word, init, seed=1):
 def proto(tokenizer):
     """The tokenizer's SentencePiece file as an object that can be changed.
 
-    Raises ValueError where protobuf is missing, and for a model that is not a unigram one, as XLM-R's is.
+    Raises ValueError where protobuf is missing or does not fit sentencepiece, and for a model that is not a
+    unigram one, as XLM-R's is.
     """
     try:
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
-    except ImportError as e:
-        raise ValueError(f'data.vocab needs protobuf to write SentencePiece files: pip install protobuf ({e})') from e
+    except Exception as e:                            # TypeError or protobuf's own, where the two do not fit
+        why = config.shorten(' '.join(str(e).split()), 150)
+        raise ValueError('data.vocab needs protobuf to write SentencePiece files: pip install -U sentencepiece '
+                         f'protobuf ({why})') from e
     found = ModelProto()
     found.ParseFromString(tokenizer.model)
     if found.trainer_spec.model_type != found.trainer_spec.UNIGRAM:

@@ -445,7 +445,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 130 and 'stopped and saved at step' in out and 'the same command goes on' in out
     step = int(re.search(r'saved at step (\d+) of 3000', out)[1])
-    strict = {**os.environ, 'PYTHONWARNINGS': 'error'}
+    strict = {**os.environ, 'PYTHONWARNINGS': 'error::ResourceWarning'}
     status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}', f'--max_steps={step + 2}',
                            cwd=tmp_path, env=strict)
     assert status == 0 and 'Warning' not in err, err

@@ -281,6 +281,16 @@ def test_without_protobuf(texts, encoder_folder, tmp_path):
         done.stderr.count('\n') == 1
 
 
+def test_protobuf_that_does_not_fit_sentencepiece(tokenizer, monkeypatch):
+    def refuse(*version):
+        raise TypeError('Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, ...')
+
+    monkeypatch.delitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', raising=False)
+    monkeypatch.setattr('google.protobuf.descriptor_pool.Default', refuse)
+    with pytest.raises(ValueError, match=r'pip install -U sentencepiece protobuf \(Descriptors .* directly. If this'):
+        proto(tokenizer)
+
+
 def test_new_pieces(encoder_folder, tmp_path, monkeypatch):
     """Rare characters too are covered, scores give way to the old pieces, and a long line is drawn in part."""
     tokenizer, path = Tokenizer(encoder_folder), tmp_path / 'ka.txt'
