@@ -148,7 +148,8 @@ def texts_learned(folder):
     if not run:
         return
     if isinstance(run, config.FineTune):
-        yield from (text for e in read_parts(run, [*run.learn, *run.transfer])[0]['train'] for text in e.texts)
+        parts, *_ = read_parts(replace(run, test='', test_dataset=''), [*run.learn, *run.transfer])
+        yield from (text for e in parts['train'] for text in e.texts)
     else:
         corpus, mlm = corpus_module(run.dataset), run.objective == 'mlm'
         files = corpus.fetch(run.data_from or None)
