@@ -523,6 +523,18 @@ def test_calls_that_cannot_be_answered(encoder_folder):
             model.generate(*args)
 
 
+@pytest.mark.parametrize('beams', [1, 4])
+def test_8_bits_write_the_same_in_any_batch(encoder_folder, beams):
+    model = SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'))
+    model.pack(8)
+    generator, sources = torch.Generator().manual_seed(0), []
+    for n in (3, 30, 12, 21, 8, 17):
+        sources.append([0, model.config.vocab_size, *torch.randint(4, 150, (n,), generator=generator).tolist(), 2])
+    together = model.generate(torch.from_numpy(collate([(s, s) for s in sources])[0]), 'zh', beams, 25)
+    alone = [model.generate(torch.tensor([s]), 'zh', beams, 25)[0] for s in sources]
+    assert together == alone                          # scores, too
+
+
 def test_8_bits_of_a_row_owe_nothing_to_others():
     """The product of each row is the same to the bit, alone and beside rows a hundred times as large."""
     torch.manual_seed(0)
