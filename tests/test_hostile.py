@@ -676,8 +676,8 @@ def test_a_corpus_that_changes_while_it_is_read(trained, tokenizer, tmp_path, mo
     (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')), encoding='utf-8')
     original = tokens.splits
 
-    def grow(documents, fraction):
-        found = original(documents, fraction)
+    def grow(documents, *args):
+        found = original(documents, *args)
         with open(tmp_path / 'bo.txt', 'a', encoding='utf-8') as file:
             file.write('\nབོད།')
         return found
