@@ -2,64 +2,82 @@
 import hashlib
 import re
 import unicodedata
+from itertools import count
 
 import sentencepiece
 
-from data.tokenizer import SPACE, STOPS
+from data.tokenizer import ASCII_STOPS, SPACE, STOPS
 
 FOLD = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc_cf')     # as XLM-R's vocabulary, in lower case
 
 
 class Bare(dict):
-    """For str.translate: sentence ends become line feeds; spaces, other punctuation and unseen characters go."""
+    """For str.translate: drops white space, punctuation and characters that do not show."""
 
     def __missing__(self, code):
         char = chr(code)
         drop = char.isspace() or char == SPACE or unicodedata.category(char)[0] in 'PZC'
-        self[code] = '\n' if char in STOPS else None if drop else code
+        self[code] = None if drop else code
         return self[code]
 
 
 BARE = Bare()
-SENTENCES = re.compile(f'(?<=[{STOPS}])')
+# behind a stop, ASCII ones only before a space, as in data.tokenizer
+SENTENCE_ENDS = re.compile(f'(?<=[{STOPS.strip(ASCII_STOPS)}])|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s])')
+
+
+def bare(text):
+    return FOLD.Normalize(text).translate(BARE)
 
 
 def forms(text):
-    """The form of a text, and the set of those of it, its lines and its sentences; as hashes, of this process only.
+    """The form of a text and of its sentences, a tuple; as hashes, of this process only.
 
     Texts that differ in case, spaces, punctuation or in what SentencePiece writes as one have one form.
     """
-    marked = [FOLD.Normalize(line).translate(BARE) for line in text.splitlines()]
-    lines = [line.replace('\n', '') for line in marked]
-    parts = {sentence for line in marked for sentence in line.split('\n')}.union(lines) - {''}
-    whole = ''.join(lines) or text.strip()
-    return hash(whole), {hash(whole), *map(hash, parts)}
+    parts = [part.translate(BARE) for line in text.splitlines() for part in SENTENCE_ENDS.split(FOLD.Normalize(line))]
+    return hash(''.join(parts) or text.strip()), tuple(map(hash, filter(None, parts))) or (hash(text.strip()),)
 
 
 class Texts:
-    """A set of texts. `text in texts`: it is one of them, or a line or sentence of one, or one is a line or sentence
-    of it."""
+    """A set of texts. `text in texts`: it is one of them, or successive sentences of one, or one is such of it."""
 
     def __init__(self, texts=()):
-        self.wholes, self.parts = set(), set()
+        self.wholes, self.starts, self.places = set(), {}, {}
         self.update(texts)
 
     def update(self, texts):
-        for whole, parts in map(forms, texts):
-            self.wholes.add(whole)
-            self.parts |= parts
+        for whole, sentences in map(forms, texts):
+            if whole not in self.wholes:
+                self.wholes.add(whole)
+                self.starts.setdefault(sentences[0], {}).setdefault(len(sentences), set()).add(sentences)
+                for i, sentence in enumerate(sentences):
+                    self.places.setdefault(sentence, []).append((sentences, i))
 
     def __contains__(self, text):
-        whole, parts = forms(text)
-        return whole in self.parts or not self.wholes.isdisjoint(parts)
+        whole, sentences = forms(text)
+        if whole in self.wholes or next(self.inside(sentences), None):
+            return True
+        rarest = min(range(len(sentences)), key=lambda i: len(self.places.get(sentences[i], ())))
+        return any(i >= rarest and found[i - rarest:i - rarest + len(sentences)] == sentences
+                   for found, i in self.places.get(sentences[rarest], ()))
+
+    def inside(self, sentences):
+        """(start, end) of each text of the set in a tuple of sentences."""
+        for i, sentence in enumerate(sentences):
+            for n, found in self.starts.get(sentence, {}).items():
+                if sentences[i:i + n] in found:
+                    yield i, i + n
 
     def without(self, text):
-        """The text less its lines and sentences that are one of the set; '' where it is itself in one."""
+        """The text less the sentences that are one of the set together; '' where it is itself in one."""
         if text not in self:
             return text
-        lines = (SENTENCES.split(line) for line in text.splitlines() if forms(line)[0] not in self.wholes)
-        kept = (''.join(s for s in line if forms(s)[0] not in self.wholes).strip() for line in lines)
-        left = '\n'.join(filter(None, kept))
+        lines = [[(part, bare(part)) for part in SENTENCE_ENDS.split(line)] for line in text.splitlines()]
+        sentences = tuple(hash(form) for line in lines for _, form in line if form)
+        drop, number = {i for run in self.inside(sentences) for i in range(*run)}, count()
+        kept = (''.join(part for part, form in line if not form or next(number) not in drop) for line in lines)
+        left = '\n'.join(line.strip() for line in kept if bare(line))
         return '' if left in self else left
 
 

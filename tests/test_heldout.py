@@ -7,7 +7,7 @@ from conftest import sentences
 
 from data import tokens
 from data.examples import Example, read_examples, split_examples
-from data.heldout import splits
+from data.heldout import Texts, splits
 from data.languages import language_code, wrong_script
 from data.tokenizer import normalize
 from data.tokens import prepare
@@ -60,6 +60,14 @@ def test_lines_and_sentences_that_are_held_out_are_not_learned():
     assert whole <= {*zh, *bo} and not {text for text in learned if text in lines}
     shortened = [text for text in learned if '\n' in text and text not in {d[1].get('zh') for d in long}]
     assert shortened and all(text.split('\n') == [x for x in zh if x in text.split('\n')] for text in shortened)
+
+
+def test_runs_of_sentences_are_found_anywhere():
+    held_out = Texts(['他来了。我走了。', 'Ол келді.\nМен кеттім. Ит бар.', '5'])
+    assert all(text in held_out for text in ('天晴。他来了。我走了！好。', 'мен кеттім', 'Мен кеттім! ит бар', '他来了\n我走了'))
+    assert not any(text in held_out for text in ('天晴。我走了。', 'Ит бар. Ол келді.', 'Version 1.5', '我走了。好。'))
+    assert held_out.without('天晴。“他来了。我走了。”好。\n他来了。') == '天晴。“”好。\n他来了。'
+    assert held_out.without('他来了。我走了。\n') == held_out.without('мен кеттім.') == '' and held_out.without('x 5') == 'x 5'
 
 
 def test_a_correction_in_the_middle_of_a_long_file_is_noticed(tmp_path, tokenizer, tokens_root):
