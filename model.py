@@ -558,8 +558,9 @@ class SWCM(XLMR):
             score = sum of log p(token | before, source) over ids and </s>, divided by (len(ids) + 1) ** length_penalty
         with p the model's own probability. Only a </s> among a source's best `beams` candidates ends a hypothesis, and
         the best `beams` that ended are kept. The source is done when there are so many and its best beam, at the length
-        of what ends now, has no better score (transformers' rule). Where bans leave no token, </s> ends the hypothesis.
-        Raises ValueError for an unknown language and for lengths beyond the model's positions.
+        of what ends now, has no better score (transformers' rule). Where bans leave a source
+        nothing to write, </s> comes before min_new_tokens. Raises ValueError for an unknown language, for lengths
+        beyond the model's positions and for options out of range.
         """
         if src.dim() != 2:
             raise ValueError(f'src has the shape {tuple(src.shape)}; give sources of ids, (B,S)')
@@ -575,6 +576,8 @@ class SWCM(XLMR):
             raise ValueError(f'max_new_tokens={max_new_tokens}: this model writes at most {c.max_length - 2} tokens')
         if min_new_tokens > min(limits):
             raise ValueError(f'min_new_tokens={min_new_tokens} is above max_new_tokens={max_new_tokens}')
+        if EOS in banned:
+            raise ValueError(f'banned has {EOS}, </s>, without which nothing ends; use min_new_tokens')
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
         new = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (B,2), later (B,K)
@@ -590,12 +593,12 @@ class SWCM(XLMR):
         for step in range(max(limits) + 1):
             x = self.decode_hidden(new, None, src, past, caches)[:, -ids.shape[1]:]  # (B,rows,C)
             logp = self.head.log_p(x.flatten(0, 1))                               # (R,V)
-            to_end = logp[:, EOS].clone()
             logp[:, never] = -torch.inf
-            if step < min_new_tokens:
-                logp[:, EOS] = -torch.inf
             if no_repeat_ngram:
                 ban_repeats(logp, ids.flatten(0, 1)[:, 2:], no_repeat_ngram)
+            if step < min_new_tokens:                                             # unless no other is left
+                others = logp[:, EOS + 1:].amax(1).view_as(total) + total         # (B,rows)
+                logp.view(*total.shape, -1)[others.amax(1).isfinite(), :, EOS] = -torch.inf
             if step in limits:
                 full = torch.tensor([limits[s] == step for s in sources]).repeat_interleave(total.shape[1])   # (R,)
                 logp[full, :EOS] = logp[full, EOS + 1:] = -torch.inf
@@ -603,8 +606,6 @@ class SWCM(XLMR):
                 logp = draw(logp, temperature, top_k, top_p)
             best, token = (t.view(*total.shape, -1) for t in top(logp, 2 * K))    # (B,rows,n)
             n, rows = best.shape[2], best.shape[1]
-            stuck = best[:, :, 0].isinf()                                         # nothing may follow: so it ends
-            best[:, :, 0][stuck], token[:, :, 0][stuck] = to_end.view_as(stuck)[stuck], EOS
             score, i = (total[:, :, None] + best).flatten(1).topk(min(2 * K, rows * n))  # 2K: K of them are not </s>
             row, token = i // n, token.flatten(1).gather(1, i)                    # (B,2K)
             ends = (token == EOS) & score.isfinite()

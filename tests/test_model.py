@@ -513,12 +513,24 @@ def test_dead_ends_end(encoder_folder, beams):
             assert abs(logp.gather(1, tgt[0, 2:, None]).sum().item() / 5 - score) < 1e-4
 
 
+@torch.no_grad()
+def test_dead_ends_of_beams_and_samples(tiny):
+    """3 tokens have 9 pairs, so 10 can be written with none twice. A beam that cannot yields to others."""
+    src = torch.tensor([[BOS, 9, 4, 5, 6, EOS], [BOS, 9, 7, EOS, PAD, PAD]])
+    for wanted, n in ((8, 8), (12, 10)):
+        found = tiny.generate(src, 'bo', 3, wanted, wanted, no_repeat_ngram=2, banned=[7])
+        assert [{len(ids) for ids, _ in hypotheses} for hypotheses in found] == [{n}, {n}]
+    for [(ids, _)] in tiny.generate(src, 'bo', 1, 8, 6, no_repeat_ngram=1, temperature=1.0):
+        assert sorted(ids) == [4, 5, 6, 7]
+
+
 def test_calls_that_cannot_be_answered(encoder_folder):
     model = SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'))
     src = torch.tensor([[0, 161, 5, 2]] * 2)
     assert model.generate(src[:0], 'bo') == []
     for args, message in (((src, 'bo', 0), 'beams=0: give'), ((src, ['bo']), '1 languages for 2 sources'),
-                          ((src[0], 'bo'), r'src has the shape \(4,\); give sources of ids')):
+                          ((src[0], 'bo'), r'src has the shape \(4,\); give sources of ids'),
+                          ((src, 'bo', 1, 9, 0, 1.0, 0, 0.0, 0, 1.0, [EOS]), 'banned has 2, </s>, without')):
         with pytest.raises(ValueError, match=message):
             model.generate(*args)
 
