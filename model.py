@@ -566,12 +566,19 @@ class SWCM(XLMR):
             raise ValueError(f'src has the shape {tuple(src.shape)}; give sources of ids, (B,S)')
         c, device, (B, K) = self.config, src.device, (len(src), beams)
         langs = [lang] * B if isinstance(lang, str) else list(lang)
-        if len(langs) != B or K < 1:
-            raise ValueError(f'{len(langs)} languages for {B} sources, beams={K}: give one language, or one a source, and '
-                             '1 beam (greedy) or more')
+        if len(langs) != B:
+            raise ValueError(f'{len(langs)} languages for {B} sources: give one language, or one a source')
         if not B:
             return []
         limits = [max_new_tokens] * B if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if len(limits) != B:
+            raise ValueError(f'{len(limits)} max_new_tokens for {B} sources: give one, or one a source')
+        for name, value, least in (
+                ('beams', beams, 1), ('max_new_tokens', min(limits), 0),
+                ('min_new_tokens', min_new_tokens, 0), ('no_repeat_ngram', no_repeat_ngram, 0),
+                ('temperature', temperature, 0), ('top_k', top_k, 0), ('top_p', top_p, 1e-6)):
+            if not value >= least:                                                # true of nan
+                raise ValueError(f'{name}={value}: give {least} or more')
         if max(limits) + 2 > c.max_length:
             raise ValueError(f'max_new_tokens={max_new_tokens}: this model writes at most {c.max_length - 2} tokens')
         if min_new_tokens > min(limits):

@@ -533,6 +533,12 @@ def test_calls_that_cannot_be_answered(encoder_folder):
                           ((src, 'bo', 1, 9, 0, 1.0, 0, 0.0, 0, 1.0, [EOS]), 'banned has 2, </s>, without')):
         with pytest.raises(ValueError, match=message):
             model.generate(*args)
+    for name, value in (('max_new_tokens', -1), ('min_new_tokens', -1), ('no_repeat_ngram', -1),
+                        ('top_k', -1), ('temperature', -1.0), ('temperature', float('nan')), ('top_p', 0.0)):
+        with pytest.raises(ValueError, match=f'^{name}={value}: give .* or more$'):
+            model.generate(src, 'bo', **{name: value})
+    with pytest.raises(ValueError, match='3 max_new_tokens for 2 sources'):
+        model.generate(src, 'bo', max_new_tokens=[5, 6, 7])
 
 
 @pytest.mark.parametrize('beams', [1, 4])
