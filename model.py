@@ -186,9 +186,13 @@ class Attention(nn.Module):
 
     def forward(self, x, q, k, v, mask=None, causal=False):
         """x (B,T,C) with queries q (B,H,T,D) attends to k, v (B,H,S,D); mask is broadcast to (B,H,T,S) -> (B,T,C)."""
+        n = q.shape[2]
+        if n % 4 and getattr(self.out, 'bits', 32) == 8:                          # aligned, see `generate`
+            rows = 0, 0, 0, -n % 4
+            q, mask = F.pad(q, rows), F.pad(mask, rows) if mask is not None and mask.shape[2] > 1 else mask
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
                                            dropout_p=self.dropout.p if self.training else 0.0)
-        y = y.transpose(1, 2).flatten(2)                                          # (B,T,C)
+        y = y[:, :, :n].transpose(1, 2).flatten(2)                                # (B,T,C)
         return self.norm(x + self.dropout(self.out(y)))
 
 
@@ -588,8 +592,10 @@ class SWCM(XLMR):
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
         new = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (B,2), later (B,K)
-        if getattr(self.head.packed, 'bits', 32) == 8:                            # 8 bits make a step of attention's last
-            S = src.shape[1]                                                      # bit, which is the same if S fits vectors
+        if getattr(self.head.packed, 'bits', 32) == 8:
+            # Quantizing can turn a float's last bit into a step of 1/127. Attention gives the same bits in
+            # any batch if keys are a multiple of 16, a CPU's vector, and queries of 4, to align its buffers.
+            S = src.shape[1]
             src = F.pad(src, (0, min(-S % 16, max(0, c.max_length - S))), value=PAD)
         memory = self.encode(src)
         caches = [Cache(layer, memory, 2 + K * max(limits)) for layer in self.decoder]

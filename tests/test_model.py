@@ -553,6 +553,28 @@ def test_8_bits_write_the_same_in_any_batch(encoder_folder, beams):
     assert together == alone                          # scores, too
 
 
+@torch.no_grad()
+def test_8_bit_attention_is_the_same_on_each_thread():
+    """To the bit, alone and in a batch, where another thread may compute a source's heads."""
+    torch.manual_seed(1)
+    attn, n_threads = module.Attention(SWCMConfig(n_embd=64, n_head=4)).eval(), torch.get_num_threads()
+    attn.out = torch.nn.Identity()
+    attn.out.bits = 8                                                             # quantizing would hide much
+    try:
+        torch.set_num_threads(2)
+        for n, S in ((1, 16), (2, 35), (3, 48)):
+            x, q, k, v = torch.randn(3, n, 64), *(torch.randn(3, 4, t, 16) for t in (n, S, S))
+            for mask in (torch.rand(3, 1, 1, S) < 0.9, torch.rand(3, 1, n, S) < 0.9):
+                y = attn(x, q, k, v, mask)
+                for i in range(3):
+                    one = slice(i, i + 1)
+                    assert torch.equal(attn(x[one], q[one], k[one], v[one], mask[one]), y[one])
+                plain = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+                torch.testing.assert_close(y, attn.norm(x + plain))
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def test_8_bits_of_a_row_owe_nothing_to_others():
     """The product of each row is the same to the bit, alone and beside rows a hundred times as large."""
     torch.manual_seed(0)
