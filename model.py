@@ -138,7 +138,8 @@ class PackedLinear(nn.Module):
                 warnings.simplefilter('ignore')                                   # torch 2.13: will go some day
                 weight = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale, dtype=torch.int), 0,
                                                     torch.qint8)
-            self.weight, self.row_sums = torch.ops.quantized.linear_prepack(weight, None), weight.dequantize().sum(1)
+            self.weight = torch.ops.quantized.linear_prepack(weight)
+            self.row_sums = weight.int_repr().sum(1) * scale
         else:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -146,10 +147,10 @@ class PackedLinear(nn.Module):
         if self.bits == 16:
             return torch.ops.quantized.linear_dynamic_fp16(x, self.weight)
         if self.bits == 8:
-            least = x.amin(-1, keepdim=True)                                      # x = least + width * (0 to 1)
-            width = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-9)
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                (x - least).div_(width), 1 / 127, 0, self.weight)
+            least = x.amin(-1, keepdim=True)
+            width = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-30)          # not 0 for a constant row
+            x = (x - least).div_(width)                                           # 0 to 1: one scale fits all
+            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
             return torch.addcmul(self.bias, least, self.row_sums).addcmul_(y, width)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
@@ -563,8 +564,8 @@ class SWCM(XLMR):
         with p the model's own probability. Only a </s> among a source's best `beams` candidates ends a hypothesis, and
         the best `beams` that ended are kept. The source is done when there are so many and its best beam, at the length
         of what ends now, has no better score (transformers' rule). Where bans leave a source
-        nothing to write, </s> comes before min_new_tokens. Raises ValueError for an unknown language, for lengths
-        beyond the model's positions and for options out of range.
+        nothing to write, </s> comes before min_new_tokens. Raises ValueError for an unknown language, lengths
+        beyond the model's positions, and options out of range.
         """
         if src.dim() != 2:
             raise ValueError(f'src has the shape {tuple(src.shape)}; give sources of ids, (B,S)')
