@@ -151,7 +151,7 @@ class PackedLinear(nn.Module):
             width = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-30)          # not 0 for a constant row
             x = (x - least).div_(width)                                           # 0 to 1: one scale fits all
             y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
-            return torch.addcmul(self.bias, least, self.row_sums).addcmul_(y, width)
+            return y.mul_(width).addcmul_(least, self.row_sums).add_(self.bias)  # in place: the head is large
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 
