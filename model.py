@@ -138,7 +138,8 @@ class PackedLinear(nn.Module):
                 warnings.simplefilter('ignore')                                   # torch 2.13: will go some day
                 weight = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale, dtype=torch.int), 0,
                                                     torch.qint8)
-            self.weight, self.row_sums = torch.ops.quantized.linear_prepack(weight, None), weight.dequantize().sum(1)
+            self.weight = torch.ops.quantized.linear_prepack(weight)
+            self.row_sums = weight.int_repr().sum(1) * scale
         else:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -146,11 +147,11 @@ class PackedLinear(nn.Module):
         if self.bits == 16:
             return torch.ops.quantized.linear_dynamic_fp16(x, self.weight)
         if self.bits == 8:
-            least = x.amin(-1, keepdim=True)                                      # x = least + width * (0 to 1)
-            width = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-9)
-            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                (x - least).div_(width), 1 / 127, 0, self.weight)
-            return torch.addcmul(self.bias, least, self.row_sums).addcmul_(y, width)
+            least = x.amin(-1, keepdim=True)
+            width = (x.amax(-1, keepdim=True) - least).clamp_min_(1e-30)          # not 0 for a constant row
+            x = (x - least).div_(width)                                           # 0 to 1: one scale fits all
+            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
+            return y.mul_(width).addcmul_(least, self.row_sums).add_(self.bias)  # in place: the head is large
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 
@@ -186,9 +187,13 @@ class Attention(nn.Module):
 
     def forward(self, x, q, k, v, mask=None, causal=False):
         """x (B,T,C) with queries q (B,H,T,D) attends to k, v (B,H,S,D); mask is broadcast to (B,H,T,S) -> (B,T,C)."""
+        n = q.shape[2]
+        if n % 4 and getattr(self.out, 'bits', 32) == 8:                          # aligned, see `generate`
+            rows = 0, 0, 0, -n % 4
+            q, mask = F.pad(q, rows), F.pad(mask, rows) if mask is not None and mask.shape[2] > 1 else mask
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
                                            dropout_p=self.dropout.p if self.training else 0.0)
-        y = y.transpose(1, 2).flatten(2)                                          # (B,T,C)
+        y = y[:, :, :n].transpose(1, 2).flatten(2)                                # (B,T,C)
         return self.norm(x + self.dropout(self.out(y)))
 
 
@@ -558,28 +563,40 @@ class SWCM(XLMR):
             score = sum of log p(token | before, source) over ids and </s>, divided by (len(ids) + 1) ** length_penalty
         with p the model's own probability. Only a </s> among a source's best `beams` candidates ends a hypothesis, and
         the best `beams` that ended are kept. The source is done when there are so many and its best beam, at the length
-        of what ends now, has no better score (transformers' rule). Where bans leave no token, </s> ends the hypothesis.
-        Raises ValueError for an unknown language and for lengths beyond the model's positions.
+        of what ends now, has no better score (transformers' rule). Where bans leave a source
+        nothing to write, </s> comes before min_new_tokens. Raises ValueError for an unknown language, lengths
+        beyond the model's positions, and options out of range.
         """
         if src.dim() != 2:
             raise ValueError(f'src has the shape {tuple(src.shape)}; give sources of ids, (B,S)')
         c, device, (B, K) = self.config, src.device, (len(src), beams)
         langs = [lang] * B if isinstance(lang, str) else list(lang)
-        if len(langs) != B or K < 1:
-            raise ValueError(f'{len(langs)} languages for {B} sources, beams={K}: give one language, or one a source, and '
-                             '1 beam (greedy) or more')
+        if len(langs) != B:
+            raise ValueError(f'{len(langs)} languages for {B} sources: give one language, or one a source')
         if not B:
             return []
         limits = [max_new_tokens] * B if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if len(limits) != B:
+            raise ValueError(f'{len(limits)} max_new_tokens for {B} sources: give one, or one a source')
+        for name, value, least in (
+                ('beams', beams, 1), ('max_new_tokens', min(limits), 0),
+                ('min_new_tokens', min_new_tokens, 0), ('no_repeat_ngram', no_repeat_ngram, 0),
+                ('temperature', temperature, 0), ('top_k', top_k, 0), ('top_p', top_p, 1e-6)):
+            if not value >= least:                                                # true of nan
+                raise ValueError(f'{name}={value}: give {least} or more')
         if max(limits) + 2 > c.max_length:
             raise ValueError(f'max_new_tokens={max_new_tokens}: this model writes at most {c.max_length - 2} tokens')
         if min_new_tokens > min(limits):
             raise ValueError(f'min_new_tokens={min_new_tokens} is above max_new_tokens={max_new_tokens}')
+        if EOS in banned:
+            raise ValueError(f'banned has {EOS}, </s>, without which nothing ends; use min_new_tokens')
         if temperature and beams > 1:
             raise ValueError(f'temperature={temperature} samples, which needs beams=1, not {beams}')
         new = torch.tensor([[BOS, c.language_id(x)] for x in langs], device=device)  # (B,2), later (B,K)
-        if getattr(self.head.packed, 'bits', 32) == 8:                            # 8 bits make a step of attention's last
-            S = src.shape[1]                                                      # bit, which is the same if S fits vectors
+        if getattr(self.head.packed, 'bits', 32) == 8:
+            # Quantizing can turn a float's last bit into a step of 1/127. Attention gives the same bits in
+            # any batch if keys are a multiple of 16, a CPU's vector, and queries of 4, to align its buffers.
+            S = src.shape[1]
             src = F.pad(src, (0, min(-S % 16, max(0, c.max_length - S))), value=PAD)
         memory = self.encode(src)
         caches = [Cache(layer, memory, 2 + K * max(limits)) for layer in self.decoder]
@@ -590,12 +607,12 @@ class SWCM(XLMR):
         for step in range(max(limits) + 1):
             x = self.decode_hidden(new, None, src, past, caches)[:, -ids.shape[1]:]  # (B,rows,C)
             logp = self.head.log_p(x.flatten(0, 1))                               # (R,V)
-            to_end = logp[:, EOS].clone()
             logp[:, never] = -torch.inf
-            if step < min_new_tokens:
-                logp[:, EOS] = -torch.inf
             if no_repeat_ngram:
                 ban_repeats(logp, ids.flatten(0, 1)[:, 2:], no_repeat_ngram)
+            if step < min_new_tokens:                                             # unless no other is left
+                others = logp[:, EOS + 1:].amax(1).view_as(total) + total         # (B,rows)
+                logp.view(*total.shape, -1)[others.amax(1).isfinite(), :, EOS] = -torch.inf
             if step in limits:
                 full = torch.tensor([limits[s] == step for s in sources]).repeat_interleave(total.shape[1])   # (R,)
                 logp[full, :EOS] = logp[full, EOS + 1:] = -torch.inf
@@ -603,8 +620,6 @@ class SWCM(XLMR):
                 logp = draw(logp, temperature, top_k, top_p)
             best, token = (t.view(*total.shape, -1) for t in top(logp, 2 * K))    # (B,rows,n)
             n, rows = best.shape[2], best.shape[1]
-            stuck = best[:, :, 0].isinf()                                         # nothing may follow: so it ends
-            best[:, :, 0][stuck], token[:, :, 0][stuck] = to_end.view_as(stuck)[stuck], EOS
             score, i = (total[:, :, None] + best).flatten(1).topk(min(2 * K, rows * n))  # 2K: K of them are not </s>
             row, token = i // n, token.flatten(1).gather(1, i)                    # (B,2K)
             ends = (token == EOS) & score.isfinite()

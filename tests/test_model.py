@@ -513,14 +513,32 @@ def test_dead_ends_end(encoder_folder, beams):
             assert abs(logp.gather(1, tgt[0, 2:, None]).sum().item() / 5 - score) < 1e-4
 
 
+@torch.no_grad()
+def test_dead_ends_of_beams_and_samples(tiny):
+    """3 tokens have 9 pairs, so 10 can be written with none twice. A beam that cannot yields to others."""
+    src = torch.tensor([[BOS, 9, 4, 5, 6, EOS], [BOS, 9, 7, EOS, PAD, PAD]])
+    for wanted, n in ((8, 8), (12, 10)):
+        found = tiny.generate(src, 'bo', 3, wanted, wanted, no_repeat_ngram=2, banned=[7])
+        assert [{len(ids) for ids, _ in hypotheses} for hypotheses in found] == [{n}, {n}]
+    for [(ids, _)] in tiny.generate(src, 'bo', 1, 8, 6, no_repeat_ngram=1, temperature=1.0):
+        assert sorted(ids) == [4, 5, 6, 7]
+
+
 def test_calls_that_cannot_be_answered(encoder_folder):
     model = SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'))
     src = torch.tensor([[0, 161, 5, 2]] * 2)
     assert model.generate(src[:0], 'bo') == []
     for args, message in (((src, 'bo', 0), 'beams=0: give'), ((src, ['bo']), '1 languages for 2 sources'),
-                          ((src[0], 'bo'), r'src has the shape \(4,\); give sources of ids')):
+                          ((src[0], 'bo'), r'src has the shape \(4,\); give sources of ids'),
+                          ((src, 'bo', 1, 9, 0, 1.0, 0, 0.0, 0, 1.0, [EOS]), 'banned has 2, </s>, without')):
         with pytest.raises(ValueError, match=message):
             model.generate(*args)
+    for name, value in (('max_new_tokens', -1), ('min_new_tokens', -1), ('no_repeat_ngram', -1),
+                        ('top_k', -1), ('temperature', -1.0), ('temperature', float('nan')), ('top_p', 0.0)):
+        with pytest.raises(ValueError, match=f'^{name}={value}: give .* or more$'):
+            model.generate(src, 'bo', **{name: value})
+    with pytest.raises(ValueError, match='3 max_new_tokens for 2 sources'):
+        model.generate(src, 'bo', max_new_tokens=[5, 6, 7])
 
 
 @pytest.mark.parametrize('beams', [1, 4])
@@ -533,6 +551,28 @@ def test_8_bits_write_the_same_in_any_batch(encoder_folder, beams):
     together = model.generate(torch.from_numpy(collate([(s, s) for s in sources])[0]), 'zh', beams, 25)
     alone = [model.generate(torch.tensor([s]), 'zh', beams, 25)[0] for s in sources]
     assert together == alone                          # scores, too
+
+
+@torch.no_grad()
+def test_8_bit_attention_is_the_same_on_each_thread():
+    """To the bit, alone and in a batch, where another thread may compute a source's heads."""
+    torch.manual_seed(1)
+    attn, n_threads = module.Attention(SWCMConfig(n_embd=64, n_head=4)).eval(), torch.get_num_threads()
+    attn.out = torch.nn.Identity()
+    attn.out.bits = 8                                                             # quantizing would hide much
+    try:
+        torch.set_num_threads(2)
+        for n, S in ((1, 16), (2, 35), (3, 48)):
+            x, q, k, v = torch.randn(3, n, 64), *(torch.randn(3, 4, t, 16) for t in (n, S, S))
+            for mask in (torch.rand(3, 1, 1, S) < 0.9, torch.rand(3, 1, n, S) < 0.9):
+                y = attn(x, q, k, v, mask)
+                for i in range(3):
+                    one = slice(i, i + 1)
+                    assert torch.equal(attn(x[one], q[one], k[one], v[one], mask[one]), y[one])
+                plain = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+                torch.testing.assert_close(y, attn.norm(x + plain))
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def test_8_bits_of_a_row_owe_nothing_to_others():
