@@ -22,8 +22,8 @@ class Bare(dict):
 
 
 BARE = Bare()
-# behind a stop, ASCII ones only before a space, as in data.tokenizer
-SENTENCE_ENDS = re.compile(f'(?<=[{STOPS.strip(ASCII_STOPS)}])|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s])')
+# behind a stop, ASCII ones only before a space or Chinese, as in data.tokenizer
+SENTENCE_ENDS = re.compile(f'(?<=[{STOPS.strip(ASCII_STOPS)}])|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
 
 
 def bare(text):

@@ -19,7 +19,7 @@ SPACE = '\u2581'                                      # SentencePiece's mark of 
 UNKNOWN = '\u2585'                                    # with NUL, what SentencePiece cannot have in a vocabulary
 RESERVED = '\0' + UNKNOWN
 STOPS = '།༎༏༐༑༔。！？｡…؟۔!?.'                         # ends of sentences: Tibetan shads, CJK, Arabic, Latin
-ASCII_STOPS = '!?.'                                   # end a sentence only before a space: not in 3.5 or a.m.
+ASCII_STOPS = '!?.'                                   # end one only before a space, or Chinese (！ becomes !): not in 3.5
 
 
 class Tokenizer:
@@ -57,7 +57,7 @@ class Tokenizer:
         self.pieces = pieces + [''] * (self.vocab_size + len(self.languages) - len(pieces))
         self.to_id = np.arange(len(self.sp)) + 1      # SentencePiece's ids to XLM-R's
         self.to_id[:3] = UNK, BOS, EOS
-        self.space = np.array([p.startswith(SPACE) for p in self.pieces])
+        self.opens = np.array([p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
         self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
         self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces]) & ~self.ascii_stop
 
@@ -112,7 +112,7 @@ class Tokenizer:
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""
         before, after = ids[:-1], ids[1:]
-        starts = self.stop[before] & ~self.stop[after] | self.ascii_stop[before] & self.space[after]
+        starts = self.stop[before] & ~self.stop[after] | self.ascii_stop[before] & self.opens[after]
         return np.concatenate([[0], np.flatnonzero(starts) + 1])
 
     def coverage(self, text):

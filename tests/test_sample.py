@@ -49,6 +49,9 @@ def test_translation_is_by_sentence(folder, asked):
     text = '我有两本书。他看见了三只羊。' * 30
     assert writer(folder).answer([text, '', '我有两本书'], 'zh', 'bo') == [' '.join(map(str, range(60))), '', '60']
     assert asked[0] == ['我有两本书。', '他看见了三只羊。'] * 30 + ['我有两本书']
+    nano = Tokenizer('data/nano')
+    starts = nano.sentence_starts(nano.encode('你好！我有3.5两本书？他看见了。'))         # ！？ are !? for the vocabulary
+    assert len(starts) == 3
     asked.clear()
     together = writer(folder, gather=40).answer([text], 'zh', 'bo')[0]
     assert ''.join(asked[0]) == text and 1 < len(asked[0]) < 30 and together.count(' ') == len(asked[0]) - 1
