@@ -27,7 +27,7 @@ from data.metrics import ABOUT, LONGEST, report, score, signature
 from data.tokenizer import Tokenizer, normalize
 from data.tokens import SPECIALS, corpus_module
 from model import SWCM
-from sample import run_of, write
+from sample import read_settings, run_of, write
 from train import (
     cannot_go_on, fit, loss_of, main_process_first, read_state, say, start_folder, with_processes,
 )
@@ -72,7 +72,9 @@ def finetune(cfg):
     trained = (best / 'config.json').exists()
     if done and not trained and not cfg.eval_only:
         raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
-    warn_of_learned(parts, best if done and trained else start_folder(cfg))
+    with main_process_first() as is_main:
+        if is_main:
+            warn_of_learned(parts, best if done and trained else start_folder(cfg))
     model, tokenizer = build(replace(cfg, checkpoint=str(best)) if done and trained else cfg, directions,
                              None if done else state)
     if done:
@@ -135,17 +137,19 @@ def warn_of_learned(parts, folder):
     for part, found in parts.items():
         n = sum(any(text in learned for text in e.texts) for e in found if part != 'train')
         if n:
-            say(f'warning: {n} of the {len(found)} examples for {part} are learned, here or before by {folder}; hold as '
-                'much out there (--val_fraction) as here with --val_fraction and --test_fraction, or test on other text')
+            say(f'warning: {n} of the {len(found)} examples for {part} are learned, here or before by {folder}; hold '
+                'out there (--val_fraction) what --val_fraction and --test_fraction do here, or test on other text')
 
 
 def texts_learned(folder):
     """The texts that the model of `folder` was trained on, and those it began from, as the settings beside it say.
 
-    Raises FileNotFoundError or ValueError where these texts are not there, or not as they were read.
+    Raises FileNotFoundError or ValueError where settings or texts are not there. Of an encoder nothing need be known.
     """
     run = run_of(folder) if folder else None
     if not run:
+        if folder and read_settings(Path(folder, 'config.json')).get('model_type') == 'swcm':
+            raise ValueError('the settings of its run are not beside it')
         return
     if isinstance(run, config.FineTune):
         parts, *_ = read_parts(replace(run, test='', test_dataset=''), [*run.learn, *run.transfer])

@@ -575,7 +575,7 @@ class SWCM(XLMR):
             raise ValueError(f'{len(langs)} languages for {B} sources: give one language, or one a source')
         if not B:
             return []
-        limits = [max_new_tokens] * B if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        limits = list(max_new_tokens) if isinstance(max_new_tokens, (list, tuple)) else [max_new_tokens] * B
         if len(limits) != B:
             raise ValueError(f'{len(limits)} max_new_tokens for {B} sources: give one, or one a source')
         for name, value, least in (

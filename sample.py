@@ -30,7 +30,7 @@ class Sample:
     length_penalty: float = 1.0      # a score is divided by length ** this
     no_repeat_ngram: int = 4         # no sequence of so many tokens twice; 0: may
     force_script: str = ''           # scripts that outputs may have letters of, as TIBETAN+LATIN; '': any
-    max_new_tokens: int = 0          # longest output; 0: as fine-tuned, or three times the source's tokens and 20
+    max_new_tokens: int = 0          # of a sentence or text; 0: as fine-tuned, or three times the source's and 20
     temperature: float = 0.0         # above 0: sample, with beams=1
     top_k: int = 0                   # sample from so many likeliest tokens; 0: all
     top_p: float = 1.0               # sample from the likeliest tokens that have this probability together
@@ -54,14 +54,14 @@ from data.batches import collate, tasks
 from data.examples import cut as cut_source
 from data.examples import languages_of
 from data.files import parse_object
-from data.languages import full_width, scripts_of, wrong_script
+from data.languages import BY_CHARACTER, full_width, scripts_of, wrong_script
 from data.tokenizer import Tokenizer
 from data.tokens import SPECIALS, cut, prepare, read_lines
 from model import SWCM
 
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
 WHOLE = 'summarise', 'answer'                         # these read a text at once, as far as they can
-MOSTLY_UNKNOWN = 0.25                                 # share of a text's tokens that are <unk>: a warning
+LARGELY_UNKNOWN = 0.25                                # share of a text's tokens that are <unk>: a warning
 
 
 def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, banned=(), **options):
@@ -125,7 +125,7 @@ class Writer:
         unknown = [(ids == UNK).sum() for ids in encoded]
         self.counts.update({
             'texts': len(texts), 'tokens': sum(map(len, encoded)), '<unk>': sum(unknown),
-            'unknown': sum(n > MOSTLY_UNKNOWN * len(ids) for n, ids in zip(unknown, encoded)),
+            'unknown': sum(n > LARGELY_UNKNOWN * len(ids) for n, ids in zip(unknown, encoded)),
             'script': sum(wrong_script(text.replace('<mask>', ''), source) is not None for text in texts)})
         if cfg.task in WHOLE:
             question = [tok.encode(cfg.question)] if cfg.question else []
@@ -139,7 +139,7 @@ class Writer:
             sources = [[tok.dress(source, part) for part in cut([ids], tok, limit, gather)] for ids in encoded]
         flat = [ids for parts in sources for ids in parts]
         written = iter(self.write(flat, [language] * len(flat)))
-        answers = [('' if language == 'zh' else ' ').join(islice(written, len(parts))) for parts in sources]
+        answers = [('' if language in BY_CHARACTER else ' ').join(islice(written, len(parts))) for parts in sources]
         return list(map(full_width, answers)) if language == 'zh' and cfg.full_width else answers
 
     def warn(self, source):
@@ -149,7 +149,7 @@ class Writer:
         for key, what in (
                 ('cut off', 'outputs came to the limit of their length and may lack their end; see --max_new_tokens'),
                 ('cut', f'{cut} longer than the {self.longest} tokens that this model learned to read'),
-                ('unknown', f'of {n["texts"]} texts are mostly <unk>, not in the vocabulary: {n["<unk>"]} of all '
+                ('unknown', f'of {n["texts"]} texts are largely <unk>, not in the vocabulary: {n["<unk>"]} of all '
                             f'{n["tokens"]} tokens'),
                 ('script', f'of {n["texts"]} texts are not in the script of {source}, {scripts_of(source)}; see '
                            '--source')):
@@ -227,21 +227,22 @@ def main(argv):
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     if cfg.file == '-' and sys.stdin is None:
         raise ValueError('file=-: standard input is closed; name a file')
-    if cfg.text and cfg.file:
+    if 'text' in given and cfg.file:
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     folder = cfg.checkpoint or newest()
     run = run_of(folder)
     tuned = run if isinstance(run, config.FineTune) and cfg.task in ('', run.task) else None
     task = tuned.task if tuned else cfg.task or 'translate'
-    if tuned:                                         # so that it writes what predictions.jsonl has
+    if tuned:                                         # so that it writes as for predictions.jsonl
         usual, to = languages_of(tuned.learn[0])
         scripts = dict(entry.split(':') for entry in tuned.force_script)
-        given = {'beams': tuned.beams, 'length_penalty': tuned.length_penalty, 'no_repeat_ngram': tuned.no_repeat_ngram,
-                 'max_new_tokens': tuned.max_target_len - SPECIALS, 'force_script': scripts.get(cfg.to or to, ''), **given}
+        given = {**{key: getattr(tuned, key) for key in ('beams', 'length_penalty', 'no_repeat_ngram')},
+                 'max_new_tokens': tuned.max_target_len - SPECIALS, 'force_script': scripts.get(cfg.to or to, ''),
+                 **given}
     cfg = Sample(**{**given, 'task': task})
     torch.manual_seed(cfg.seed)
     writer = Writer(folder, cfg, tuned.max_source_len if tuned else getattr(run, 'block_size', 0))
-    print(f'model: {folder}', file=sys.stderr)
+    print(f'model: {folder}{"" if run else ", without the settings of its run beside it"}', file=sys.stderr)
     lines = [cfg.text] if 'text' in given else read_lines(cfg.file) if cfg.file else piped_lines()
     if lines is None:
         return show_examples(writer, folder, run)
@@ -284,6 +285,7 @@ def piped_lines():
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if not stat.S_ISFIFO(mode) and not stat.S_ISREG(mode):
         return None
+    print('reading standard input', file=sys.stderr)
     lines = read_lines('-')
     first = next(lines, None)
     return None if first is None else chain([first], lines)

@@ -62,7 +62,7 @@ def train(cfg):
         return
     model, tokenizer = build(cfg, state)
     with main_process_first():
-        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None, True)
+        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from or None, needed=True)
     if state and state['data'] != folder.name:
         raise ValueError(f'{cfg.out_dir}: the text of {cfg.dataset} has changed since this run began. '
                          '--resume=False starts over, --out_dir=NAME starts another beside it')
@@ -325,7 +325,8 @@ def evaluate(model, val, tests, tokenizer, cfg):
         i = np.argsort(task.lengths[1])[len(task) // 2]                   # one of middling length
         src, tgt = task.val_example(i)
         if task.kind == 'mlm':
-            output = tokenizer.decode(guess(model, *(torch.from_numpy(x)[None].to(device) for x in (src, tgt))).tolist())
+            pair = (torch.from_numpy(x)[None].to(device) for x in (src, tgt))
+            output = tokenizer.decode(guess(model, *pair).tolist())
         else:
             [(output, _)] = write(model, tokenizer, [src], [task.target])
         lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}', f'    output     {output}',

@@ -168,8 +168,8 @@ def check_key(cls, key, where):
 
 # Numbers have to be positive, but for these
 MAY_BE_ZERO = {'insert_every', 'eval_translations', 'test_examples', 'shots', 'workers', 'seed', 'no_repeat_ngram',
-               'top_k', 'temperature', 'gather', 'max_new_tokens', 'length_penalty', 'dropout', 'mt_share', 'alpha', 'val_fraction',
-               'test_fraction', 'mask_ratio', 'warmup', 'weight_decay', 'beta1', 'beta2'}
+               'top_k', 'temperature', 'gather', 'max_new_tokens', 'length_penalty', 'dropout', 'mt_share', 'alpha',
+               'val_fraction', 'test_fraction', 'mask_ratio', 'warmup', 'weight_decay', 'beta1', 'beta2'}
 # ... and these at most 1
 SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'test_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1',
           'beta2', 'top_p', 'character_coverage'}

@@ -86,8 +86,8 @@ def tasks(folder, split, tokenizer, cfg):
         elif len(languages) == 1 and (cfg.objective == 'mlm' or cfg.mt_share < 1):
             found.append(Task('mlm' if cfg.objective == 'mlm' else 'dae', stream, name, name, tokenizer, cfg))
     if not found:
-        raise ValueError(f'languages={",".join(cfg.languages)}, objective={cfg.objective}, mt_share={cfg.mt_share}: the '
-                         f'corpus has no {split} text for these; it has {" ".join(streams) or "none"}. A larger '
+        raise ValueError(f'languages={",".join(cfg.languages)}, objective={cfg.objective}, mt_share={cfg.mt_share}: '
+                         f'the corpus has no {split} text for these; it has {" ".join(streams) or "none"}. A larger '
                          '--val_fraction holds more out')
     return found
 

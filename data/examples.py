@@ -250,8 +250,7 @@ def split_examples(examples, val_fraction, test_fraction):
 
     By the hash of each example's key, so that the parts are stable when the data grows, and the same for all
     directions of one text. Examples that share a text with one for the test or, when they are for training, for
-    validation (data.heldout.Texts) are left out. With fractions
-    whose sum is that of a data/text corpus' val_fraction, its translations held out are held out here too.
+    validation (data.heldout.Texts) are left out. With fractions whose sum is that of a data/text corpus' val_fraction, its translations held out are held out here too.
     """
     parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
     for example in examples:

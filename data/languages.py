@@ -9,7 +9,7 @@ SCRIPTS = {
     'bo': {'TIBETAN'}, 'dz': {'TIBETAN'}, 'en': {'LATIN'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'},
     'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'}, 'ko': {'HANGUL', 'CJK'}, 'ky': {'CYRILLIC', 'ARABIC'},
     'lo': {'LAO'}, 'mn': {'CYRILLIC', 'MONGOLIAN'}, 'my': {'MYANMAR'}, 'ru': {'CYRILLIC'}, 'th': {'THAI'},
-    'ug': {'ARABIC', 'CYRILLIC'}, 'zh': {'CJK'}}
+    'ug': {'ARABIC', 'CYRILLIC'}, 'yue': {'CJK'}, 'lzh': {'CJK'}, 'zh': {'CJK'}}
 BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'     # written without spaces, and without marks between syllables
 # ISO 639-2 and -3, as FLORES-200 (zho_Hans), OPUS and others have it
 CODES = {'bod': 'bo', 'tib': 'bo', 'uig': 'ug', 'kaz': 'kk', 'mon': 'mn', 'khk': 'mn', 'mvf': 'mn', 'zho': 'zh',
@@ -21,13 +21,16 @@ ENOUGH = 0.1                                          # share of letters in a la
 
 def language_code(name):
     """Our code of a language that others call by `name`: zh of zh-CN, zh_CN, zho_Hans; other names in lower case."""
-    code = re.split('[-_]', name)[0].lower()
+    match = re.fullmatch('([A-Za-z]{2,3})([-_]([A-Z]{2}|[A-Z][a-z]{3}))*', name)
+    code = (match[1] if match else name).lower()
     return CODES.get(code, code)
 
 
 def full_width(text):
     """Chinese as it is printed: ，！？：；（） with Chinese characters, where nmt_nfkc has left ,!?:;()."""
-    text = re.sub(fr'(?<=[{CHINESE}])\(([^()]*)\)|\(([^()]*[{CHINESE}][^()]*)\)', r'（\1\2）', text)
+    inner = fr'(?<=[{CHINESE}])\(([^()]*)\)|\(([^()]*[{CHINESE}][^()]*)\)'
+    while (wide := re.sub(inner, r'（\1\2）', text)) != text:                # from the innermost
+        text = wide
     return re.sub(f'(?<=[{CHINESE}])[,!?:;]+', lambda marks: marks[0].translate(FULL_WIDTH), text)
 
 

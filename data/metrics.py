@@ -124,6 +124,7 @@ def prepare(hypotheses, references, raw):
         raise ValueError(f'{len(hypotheses)} hypotheses for {len(references)} references')
     change = str if raw else normalize
     references = [[change(r) for r in ([found] if isinstance(found, str) else found)] for found in references]
+    references = [list(filter(str.strip, found)) or found[:1] for found in references]       # an empty answer is none
     if not any(map(str.strip, chain(*references))):
         raise ValueError('the references have no text to score against')
     return [change(h) for h in hypotheses], references

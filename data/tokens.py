@@ -28,7 +28,7 @@ import config
 from data import UNK
 from data.files import filling, read_json
 from data.heldout import digest, splits
-from data.languages import language_code
+from data.languages import SCRIPTS, language_code
 from data.tokenizer import Tokenizer, normalize
 
 ROOT = Path(__file__).parent
@@ -308,7 +308,7 @@ def read_lines(path):
 
 
 def read_pairs(path, names):
-    """(line number, its two texts) of a .tsv of two columns in the languages `names`; lines of white space do not count.
+    """(line number, its two texts) of a .tsv of two columns in the languages `names`; lines without text do not count.
 
     Raises ValueError with the line that has not two columns or names them, and where each text stands in quotes.
     """
@@ -317,7 +317,7 @@ def read_pairs(path, names):
             columns = line.split('\t')
             if line and len(columns) != 2:
                 raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, separated by a tab')
-            if n == 1 and {language_code(text.strip()) for text in columns} <= {*names, *HEADERS}:
+            if n == 1 and {language_code(text.strip()) for text in columns} <= {*names, *HEADERS, *SCRIPTS}:
                 raise ValueError(f'{path}: line 1 is a header, {line!r}; remove it')
             if line.strip():
                 yield n, columns

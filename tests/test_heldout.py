@@ -111,8 +111,8 @@ def test_nothing_is_held_out(tmp_path, tokenizer, tokens_root, fraction, monkeyp
 
 
 def test_languages_by_other_names():
-    names = ('zh-CN', 'zh_CN', 'zho_Hans', 'bod_Tibt', 'bo', 'uig_Arab', 'kaz_Cyrl', 'khk_Cyrl', 'eng', 'fr')
-    assert [language_code(name) for name in names] == ['zh', 'zh', 'zh', 'bo', 'bo', 'ug', 'kk', 'mn', 'en', 'fr']
+    names = ('zh-CN', 'zh_CN', 'zho_Hans', 'bod_Tibt', 'bo', 'uig_Arab', 'kaz_Cyrl', 'khk_Cyrl', 'eng', 'fr', 'zh_title', 'id')
+    assert [language_code(name) for name in names] == ['zh', 'zh', 'zh', 'bo', 'bo', 'ug', 'kk', 'mn', 'en', 'fr', 'zh_title', 'id']
 
 
 def test_scripts():

@@ -127,7 +127,7 @@ def test_masks_are_encoded_as_in_training(tokenizer):
 def test_masks_in_a_translation_are_text(folder, asked):
     writer(folder, 'denoise').answer(['ང་<mask>ལ'], 'bo', 'bo')
     writer(folder).answer(['我<mask>有'], 'zh', 'bo')
-    assert '<mask>' in asked[0][0] and asked[1][0].count('mask') < 2 and '<mask>' not in asked[1][0].replace('\u2047', '')
+    assert '<mask>' in asked[0][0] and '我' in asked[1][0] and '<mask>' not in asked[1][0]
 
 
 def test_no_row_behind_the_pieces_is_written(pieces):
@@ -162,14 +162,14 @@ def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
     unread.answer(['我有两本书。', '\u0b05\u0b06 \u0b15', 'ང་ལ་དེབ་ཡོད།'], 'zh', 'bo')
     unread.warn('zh')
     err = capsys.readouterr().err
-    assert re.search(r'warning: 1 of 3 texts are mostly <unk>.*: [2-9] of all [0-9]+ tokens', err)
+    assert re.search(r'warning: 1 of 3 texts are largely <unk>.*: [2-9] of all [0-9]+ tokens', err)
     assert 'warning: 2 of 3 texts are not in the script of zh, CJK; see --source' in err
 
 
 def test_full_width_punctuation():
     for text, expected in (('我有书,他也有。', '我有书，他也有。'), ('你好!!(注:3.5)', '你好！！（注：3.5）'), ('3,000 a, b', '3,000 a, b'),
                            ('打开(Ctrl+O)?', '打开（Ctrl+O）？'), ('Ctrl+O(打开):', 'Ctrl+O（打开）：'), ('f(x)', 'f(x)'),
-                           ('10:30 开始;', '10:30 开始；')):
+                           ('10:30 开始;', '10:30 开始；'), ('我(他(你))', '我（他（你））')):
         assert full_width(text) == expected
 
 
