@@ -556,8 +556,8 @@ class SWCM(XLMR):
 
         Greedy with beams=1; beam search with more; sampling with temperature > 0, from the top_k likeliest tokens
         or the likeliest that together have probability top_p. A hypothesis has at most max_new_tokens tokens (one
-        number, or one per source) and then </s>, which is forced at the limit; no n-gram of no_repeat_ngram tokens comes twice (0: may), and no id
-        of `banned` at all.
+        number, or one per source) and then </s>, which is forced at the limit; no n-gram of no_repeat_ngram tokens
+        comes twice (0: may), and no id of `banned` at all.
 
         Returns for each source a list of (ids, score), best first: ids without <s> <lang> and </s>, and
             score = sum of log p(token | before, source) over ids and </s>, divided by (len(ids) + 1) ** length_penalty
