@@ -335,8 +335,9 @@ def test_finished_run_is_left_alone(cfg, capsys):
 
 def call(*command, cwd, **kwargs):
     """Runs a script as a user does; returns exit status, output and error output."""
+    stdin = {} if 'input' in kwargs else {'stdin': subprocess.DEVNULL}    # else sample.py reads the tests' own pipe
     done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=cwd, capture_output=True,
-                          text=True, encoding='utf-8', **kwargs)
+                          text=True, encoding='utf-8', **stdin, **kwargs)
     return done.returncode, done.stdout, done.stderr
 
 
