@@ -82,6 +82,8 @@ class Embeddings(nn.Module):
 
 class Attention(nn.Module):
     """Multi-head attention, its residual, and LayerNorm after it (post-LN, as XLM-R)."""
+    sdpa = staticmethod(F.scaled_dot_product_attention)                     # sample.pack has another
+
     def __init__(self, c):
         super().__init__()
         self.query = nn.Linear(c.n_embd, c.n_embd)
@@ -107,7 +109,7 @@ class Attention(nn.Module):
         else:
             q, k, v, mask, causal = cache.qkv(self, x, kv, mask)
         p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, p, causal)        # (B,H,T,D)
+        y = self.sdpa(q, k, v, mask, p, causal)                             # (B,H,T,D)
         return self.norm(x + self.dropout(self.out(y.transpose(1, 2).flatten(2))))
 
 

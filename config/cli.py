@@ -1,0 +1,116 @@
+"""The command line: [CONFIG.py] [--key=value ...] into the settings of config/__init__.py.
+
+A config file is Python with one assignment a line. It is executed: run only files that you trust.
+"""
+import ast
+import difflib
+import inspect
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a string',
+         tuple: 'a list like bo,zh'}
+
+
+def load(cls, argv):
+    return cls(**parse(cls, argv))
+
+
+def parse(cls, argv):
+    """{key: value} of argv. --help prints every key with its value, and exits.
+
+    Raises ValueError for a wrong key or value, and FileNotFoundError for a missing file.
+    """
+    values, rest = {}, list(argv)
+    if rest and not rest[0].startswith('-'):
+        values.update(read_config(cls, rest.pop(0)))
+    if '--help' in rest or '-h' in rest:
+        print(help_text(cls, values))
+        sys.exit()
+    while rest:
+        arg = rest.pop(0)
+        if not arg.startswith('--'):
+            raise ValueError(f'{arg!r}: one config file comes first, then --key=value')
+        name, equals, text = arg[2:].partition('=')
+        field = find_field(cls, name, f'--{name}')
+        is_flag = field.type is bool and (not rest or rest[0] not in ('True', 'False'))
+        if not equals and not rest and not is_flag:
+            raise ValueError(f'--{name}: write --{name}=VALUE')
+        text = text if equals else 'True' if is_flag else rest.pop(0)
+        values[name] = convert(field, text, f'--{name}')
+    return values
+
+
+def read_config(cls, path):
+    """The assignments of a config file, as {key: value}."""
+    path = find(path)
+    if not Path(path).is_file():
+        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'config').rglob('*.py')
+                       if p.parent.name != 'config' or p.stem not in ('__init__', 'cli', 'runtime'))
+        raise FileNotFoundError(f'config file {path} does not exist; there are {", ".join(known)}')
+    values = {}
+    try:
+        exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), {}, values)
+    except Exception as e:
+        raise ValueError(f'{path}: {type(e).__name__}: {e}') from e
+    return from_dict(cls, values, path)
+
+
+def from_dict(cls, values, where):
+    """{key: value}, each checked and of its key's type. Raises ValueError that names `where`."""
+    return {name: convert(find_field(cls, name, f'{where}: {name}'), value, f'{where}: {name}')
+            for name, value in values.items()}
+
+
+def find(path):
+    """The path or, where nothing is there, the same one in the repository, as for data/nano."""
+    return path if Path(path).exists() or not (ROOT / path).exists() else str(ROOT / path)
+
+
+def find_field(cls, name, where):
+    known = {f.name: f for f in fields(cls)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f'did you mean {near[0]}?' if near else '--help lists them all'
+        raise ValueError(f'{where}: unknown key; {hint}')
+    return known[name]
+
+
+def convert(field, value, where):
+    """A value, or its text on the command line, as the type of its field and within its range."""
+    kind, wanted = field.type, value
+    if isinstance(value, str) and kind is not str:
+        if kind is tuple:
+            value = tuple(value.replace(',', ' ').split())
+        else:
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pass                                          # the next check says what is wrong
+    if kind is float and type(value) is int or kind is tuple and type(value) is list:
+        value = kind(value)
+    if type(value) is not kind or kind is tuple and not all(type(x) is str for x in value):
+        raise ValueError(f'{where}={wanted!r}: expected {KINDS[kind]}')
+    if kind is tuple and field.default and not value:
+        raise ValueError(f'{where} is empty')
+    low, above, high = (field.metadata[name] for name in ('low', 'above', 'high'))
+    if kind in (int, float) and not (
+            (low is None or value >= low) and (above is None or value > above)
+            and value <= (10**15 if high is None else high)):          # also false of nan
+        least = f'above {above}' if low is None else f'of at least {low}'
+        raise ValueError(f'{where}={wanted}: expected a number {least}'
+                         + (f' and at most {high}' if high is not None else ''))
+    return value
+
+
+def help_text(cls, values):
+    """Every key with its meaning and its value: the config file's, or else the default."""
+    lines = [inspect.getdoc(sys.modules['__main__']) or '', '',
+             f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
+    for f in fields(cls):
+        value = values.get(f.name, f.default)
+        value = ','.join(value) if f.type is tuple else value
+        lines.append(f'  --{f"{f.name}={value}":32} {f.metadata["help"]}')
+    return '\n'.join(lines)
