@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data.batches import Batches, shares, val_batches
+from data.batches import Batches, task_probabilities, val_batches
 from data.examples import Example, Examples, direction, languages_of, read_examples, split_examples
-from data.files import replacing
 from data.heldout import Texts, digest, splits
 from data.metrics import ABOUT, LONGEST, report, score, signature
 from data.tokenizer import Tokenizer, normalize
-from data.tokens import SPECIALS, corpus_module
+from data.dataset import SPECIALS, corpus_module
+from data.text import atomic_write
 from model import SWCM
 from sample import read_settings, run_of, write
 from train import (
@@ -96,7 +96,7 @@ def finetune(cfg):
         say(f'  best checkpoint: by {SCORES[cfg.task][0]} of greedy outputs, at most {cfg.eval_examples} examples of '
             f'each of {" ".join(task.direction for task in chosen)}; of equal ones by loss')
         say(model.weight_report())
-        fit(cfg, model, Batches(list(train.values()), shares(list(train.values()), 0, cfg.alpha), cfg),
+        fit(cfg, model, Batches(list(train.values()), task_probabilities(list(train.values()), 0, cfg.alpha), cfg),
             lambda model, last: evaluate(model, chosen, banned, tokenizer, cfg), state, text,
             badness=lambda losses, scores: -sum(scores.values()) / len(scores))
     if dist.is_initialized() and dist.get_rank():
@@ -159,7 +159,7 @@ def texts_learned(folder):
         files = corpus.fetch(run.data_from or None)
         split_of = splits(corpus.documents(files), run.val_fraction)
         for split, texts in (split_of(*document) for document in corpus.documents(files)):
-            used = run.mt_share > 0 and not mlm if len(texts) > 1 else run.mt_share < 1 or mlm
+            used = run.mt_fraction > 0 and not mlm if len(texts) > 1 else run.mt_fraction < 1 or mlm
             if split == 'train' and used and set(texts) <= set(run.languages):
                 yield from texts.values()
     yield from texts_learned(start_folder(run))
@@ -280,7 +280,7 @@ def force_scripts(entries, directions, tokenizer):
             raise ValueError(f'force_script={entry}: name each language once of those that are written, '
                              f'{" ".join(sorted(written))}')
         try:
-            banned[language] = tokenizer.foreign(names.upper().split('+'))
+            banned[language] = tokenizer.ids_outside_scripts(names.upper().split('+'))
         except ValueError as e:
             raise ValueError(f'force_script={entry}: {e}') from e
     return banned
@@ -317,9 +317,9 @@ def write_scores(model, tests, banned, samples, tokenizer, cfg, folder):
     folder.mkdir(parents=True, exist_ok=True)
     about = {'unit': 'percent, with the bounds of a 95 % interval', **{key: what for key, (_, what) in ABOUT.items()}}
     text = json.dumps({'scores': metrics, 'about': about, 'settings': asdict(cfg)}, indent=1, ensure_ascii=False)
-    with replacing(folder / 'metrics.json') as path:
+    with atomic_write(folder / 'metrics.json') as path:
         path.write_text(text, encoding='utf-8')
-    with replacing(folder / 'predictions.jsonl') as path:
+    with atomic_write(folder / 'predictions.jsonl') as path:
         path.write_text(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines), encoding='utf-8')
     say(f'wrote {folder}/metrics.json and predictions.jsonl')
 

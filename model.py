@@ -16,8 +16,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from data import BOS, EOS, PAD, UNK
-from data.files import SENTENCEPIECE, read_file, read_json
+from data.text import SENTENCEPIECE
+from data.tokenizer import BOS, EOS, PAD, UNK
 from data.weights import (
     SIZES,
     check_finite,
@@ -25,6 +25,8 @@ from data.weights import (
     check_sizes,
     few,
     read_encoder,
+    read_file,
+    read_json,
     read_model,
     write_encoder,
     write_model,

@@ -49,14 +49,14 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 
-from data import UNK
-from data.batches import collate, tasks
+from data.batches import collate
 from data.examples import cut as cut_source
 from data.examples import languages_of
-from data.files import parse_object
 from data.languages import BY_CHARACTER, full_width, scripts_of, wrong_script
-from data.tokenizer import Tokenizer
-from data.tokens import SPECIALS, cut, prepare, read_lines
+from data.tasks import tasks
+from data.text import read_json_object, read_lines
+from data.tokenizer import UNK, Tokenizer
+from data.dataset import SPECIALS, prepare, split_segments
 from model import SWCM
 
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
@@ -102,7 +102,7 @@ class Writer:
         self.longest = min(longest or c.max_length, c.max_length)
         self.tokenizer = Tokenizer(self.model.sentencepiece, c.languages, c.vocab_size)
         scripts = cfg.force_script.upper().split('+') if cfg.force_script else None
-        self.banned = self.tokenizer.foreign(scripts) if scripts else ()
+        self.banned = self.tokenizer.ids_outside_scripts(scripts) if scripts else ()
 
     def write(self, sources, languages):
         """The best text for each source, ids with <s> <lang> </s>; languages: one to write for each."""
@@ -129,14 +129,14 @@ class Writer:
             'script': sum(wrong_script(text.replace('<mask>', ''), source) is not None for text in texts)})
         if cfg.task in WHOLE:
             question = [tok.encode(cfg.question)] if cfg.question else []
-            sources = [[tok.dress(source, *question, ids)] for ids in encoded]
+            sources = [[tok.add_special_tokens(source, *question, ids)] for ids in encoded]
             self.counts['cut'] += sum(len(ids) > self.longest for [ids] in sources)
             sources = [[cut_source(ids, self.longest)] for [ids] in sources]
         else:
             limit = self.longest - SPECIALS
             gather = cfg.gather if cfg.task == 'translate' else limit
             self.counts['cut'] += sum((np.diff([*tok.sentence_starts(ids), len(ids)]) > limit).sum() for ids in encoded)
-            sources = [[tok.dress(source, part) for part in cut([ids], tok, limit, gather)] for ids in encoded]
+            sources = [[tok.add_special_tokens(source, part) for part in split_segments([ids], tok, limit, gather)] for ids in encoded]
         flat = [ids for parts in sources for ids in parts]
         written = iter(self.write(flat, [language] * len(flat)))
         answers = [('' if language in BY_CHARACTER else ' ').join(islice(written, len(parts))) for parts in sources]
@@ -171,7 +171,7 @@ def newest():
 def read_settings(path):
     """What a config.json says; {} where it is missing or damaged, as a model that is named can do without."""
     try:
-        return parse_object(path.read_bytes(), path)
+        return read_json_object(path.read_bytes(), path)
     except (OSError, ValueError):
         return {}
 
@@ -210,7 +210,7 @@ def show_predictions(path, n):
                                 'goes on; or give --text')
     kinds = {}
     for number, line in enumerate(read_lines(path), 1):
-        prediction = parse_object(line, f'{path}: line {number}')
+        prediction = read_json_object(line, f'{path}: line {number}')
         if not {'test', 'direction', 'source', 'prediction', 'reference'} <= set(prediction):
             raise ValueError(f'{path}: line {number} is no prediction; finetune.py --eval_only writes the file anew')
         kinds.setdefault(f'{prediction["test"]}, {prediction["direction"]}', []).append(prediction)

@@ -28,12 +28,13 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import PAD
-from data.batches import Batches, shares, tasks, val_batches
-from data.files import SENTENCEPIECE, filling, naming, parse_object, replacing, sync
+from data.batches import Batches, task_probabilities, val_batches
+from data.dataset import identity, open_streams, prepare
 from data.metrics import chrf
-from data.tokenizer import Tokenizer, train_sentencepiece
-from data.tokens import identity, open_streams, prepare, vocabulary_text
+from data.tasks import tasks
+from data.text import SENTENCEPIECE, atomic_dir, atomic_write, path_in_errors, read_json_object, sync
+from data.tokenizer import PAD, Tokenizer
+from data.vocabulary import train_sentencepiece, vocabulary_text
 from data.weights import read_metadata, read_safetensors, write_tensors
 from model import SWCM, XLMR, SWCMConfig
 from sample import write
@@ -69,7 +70,7 @@ def train(cfg):
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     tests = to_translate(val, tokenizer, cfg, model.config.max_length)
     say(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{model.weight_report()}')
-    fit(cfg, model, Batches(found, shares(found, cfg.mt_share, cfg.alpha), cfg),
+    fit(cfg, model, Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg),
         lambda model, last: evaluate(model, val, tests if last else {}, tokenizer, cfg), state, folder.name)
 
 
@@ -107,7 +108,7 @@ def build(cfg, state):
             if is_main:
                 lines, counts = vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from or None)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     temporary.write_bytes(train_sentencepiece(lines, counts, cfg.vocab_size, cfg.character_coverage,
                                                               cfg.seed))
             pieces = path.read_bytes()
@@ -202,7 +203,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', badness=mean_loss):
         saved = step
         if rank == 0:
             sync(log.path)
-            with filling(out / 'last') as new:
+            with atomic_dir(out / 'last') as new:
                 model.save(new)
                 write_state(new / STATE, cfg, parameters, optimizer, step=step, tokens=tokens, best=best,
                             skipped=skipped, data=data, start=start)
@@ -286,8 +287,7 @@ def diverged(cfg, batches, step, saved):
         sys.exit(1)                                                       # one says it for all
     for at in range(step - MOST_SKIPPED, step):
         for k in range(at * cfg.accumulate, (at + 1) * cfg.accumulate):
-            for line in batches.describe(k):
-                say(f'step {at + 1}, batch {k}: {line}')
+            say(f'step {at + 1}, batch {k}')
     good = f'{cfg.out_dir}/last, of step {saved}' if saved else 'none yet'
     raise ValueError(f'step {step}: {MOST_SKIPPED} steps in a row without a finite loss and gradient; their batches '
                      f'are listed above. The last good checkpoint: {good}. Try a lower --lr (with --out_dir=NAME, as '
@@ -401,7 +401,7 @@ def read_state(cfg):
     if not path.is_file():
         raise cannot_go_on(cfg, f'{path} is missing')
     try:
-        state = parse_object(read_metadata(path).get('json', ''), f'the metadata of {path}')
+        state = read_json_object(read_metadata(path).get('json', ''), f'the metadata of {path}')
     except ValueError as e:
         raise cannot_go_on(cfg, e) from e
     wrong = [key for key, kind in STATE_KINDS.items() if not isinstance(state.get(key), kind)]
@@ -461,26 +461,26 @@ class Log:
 
     def __init__(self, out, cfg, step):
         out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / 'config.json') as path:
+        with atomic_write(out / 'config.json') as path:
             path.write_text(json.dumps(asdict(cfg), indent=1, ensure_ascii=False), encoding='utf-8')
         self.path = out / 'log.jsonl'
         old = self.path.read_bytes().split(b'\n')[:-1] if step and self.path.exists() else []  # whole lines
         kept = []
         for n, line in enumerate(old, 1):
             try:
-                at = parse_object(line, f'{self.path}: line {n}').get('step')
+                at = read_json_object(line, f'{self.path}: line {n}').get('step')
             except ValueError as e:
                 if kept and json.loads(kept[-1])['step'] == step:         # written after the checkpoint: not needed
                     break
                 raise ValueError(f'{e}; remove the line, or the file') from e
             if isinstance(at, int) and at <= step:
                 kept.append(line + b'\n')
-        with replacing(self.path) as path:
+        with atomic_write(self.path) as path:
             path.write_bytes(b''.join(kept))
 
     def write(self, **figures):
         figures = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-        with naming(self.path), open(self.path, 'a', encoding='utf-8') as file:
+        with path_in_errors(self.path), open(self.path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(figures) + '\n')                        # JSON has no nan
 
 

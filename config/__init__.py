@@ -69,7 +69,7 @@ class Train(Run):
     n_ffn: int = 512                 # channels inside the FFN
     # examples
     block_size: int = 256            # longest sequence in tokens, with <s> <lang> </s>
-    mt_share: float = 0.5            # share of examples that are translation; the rest is denoising
+    mt_fraction: float = 0.5            # share of examples that are translation; the rest is denoising
     val_fraction: float = 0.1        # documents held out
     mask_ratio: float = 0.35         # denoising: share of tokens that go
     span_length: float = 3.5         # denoising: mean of the Poisson length of spans
@@ -168,10 +168,10 @@ def check_key(cls, key, where):
 
 # Numbers have to be positive, but for these
 MAY_BE_ZERO = {'insert_every', 'eval_translations', 'test_examples', 'shots', 'workers', 'seed', 'no_repeat_ngram',
-               'top_k', 'temperature', 'gather', 'max_new_tokens', 'length_penalty', 'dropout', 'mt_share', 'alpha',
+               'top_k', 'temperature', 'gather', 'max_new_tokens', 'length_penalty', 'dropout', 'mt_fraction', 'alpha',
                'val_fraction', 'test_fraction', 'mask_ratio', 'warmup', 'weight_decay', 'beta1', 'beta2'}
 # ... and these at most 1
-SHARES = {'dropout', 'mt_share', 'alpha', 'val_fraction', 'test_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1',
+SHARES = {'dropout', 'mt_fraction', 'alpha', 'val_fraction', 'test_fraction', 'mask_ratio', 'mlm_ratio', 'warmup', 'beta1',
           'beta2', 'top_p', 'character_coverage'}
 
 

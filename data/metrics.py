@@ -16,8 +16,8 @@ import numpy as np
 
 import config
 from data.languages import BY_CHARACTER, check_script, language_code, main_script
+from data.text import read_lines
 from data.tokenizer import normalize
-from data.tokens import read_lines
 
 ASCII_PUNCTUATION = set(string.punctuation)
 TSHEG = '\u0f0b\u0f0c'                                # stands between the syllables of Tibetan and Dzongkha

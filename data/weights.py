@@ -1,5 +1,7 @@
 """Weights in files: XLM-R's names for tensors, reading without running code, checksums."""
 import json
+import zlib
+from functools import reduce
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
@@ -8,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from config import shorten
-from data import BOS, EOS, PAD
-from data.files import SENTENCEPIECE, crc, filling, parse_object, read_file, read_json
+from data.text import SENTENCEPIECE, atomic_dir, read_json_object
+from data.tokenizer import BOS, EOS, PAD
 
 # Our sizes and config.json's
 SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_head': 'num_attention_heads',
@@ -27,6 +29,25 @@ HEAD_NAMES = {'head.dense.weight': 'lm_head.dense.weight', 'head.dense.bias': 'l
               'head.bias': 'lm_head.bias'}
 # What a checkpoint may hold that this model does not use
 UNUSED = ('roberta.pooler.', 'roberta.embeddings.position_ids', 'lm_head.decoder.bias')
+
+
+def read_json(path):
+    return read_json_object(read_file(path), path)
+
+
+def read_file(path):
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'the folder {path.parent} does not exist')
+    if (path.parent / 'best').is_dir():
+        raise FileNotFoundError(f'{path.parent} is the folder of a run; its model is {path.parent / "best"}')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist; an encoder or checkpoint folder needs it')
+    return path.read_bytes()
+
+
+def crc(parts):
+    """CRC-32 of several bytes or arrays, as text."""
+    return f'{reduce(lambda value, part: zlib.crc32(part, value), parts, 0):08x}'
 
 
 def huggingface_names(n_layer, mlm_head):
@@ -116,7 +137,7 @@ def read_model(folder, config):
     """The tensors of a model's folder by name. Raises ValueError where config.json or the SentencePiece file, as far
     as they are on record, are not those with which they were written."""
     tensors, metadata = read_tensors(folder)
-    written = parse_object(metadata.get('config', '{}'), f'the metadata of {folder}/model.safetensors')
+    written = read_json_object(metadata.get('config', '{}'), f'the metadata of {folder}/model.safetensors')
     if changed := [key for key in written if config.get(key) != written[key] and 'dropout' not in key]:
         key = changed[0]
         raise ValueError(f'{folder}/config.json has {key}={config.get(key)!r}, and model.safetensors was written with '
@@ -196,7 +217,7 @@ def checksum(tensors, metadata):
 
 def write_model(folder, state, sentencepiece, config):
     """Writes a model's folder: all of it, or on an error, which is an OSError, nothing."""
-    with filling(Path(folder)) as new:
+    with atomic_dir(Path(folder)) as new:
         metadata = {'format': 'pt', 'config': json.dumps(config)}
         if sentencepiece is not None:
             (new / SENTENCEPIECE).write_bytes(sentencepiece)

@@ -1,0 +1,140 @@
+"""Reading text files with clear errors, and writing files that are there whole or not at all."""
+import json
+import os
+import secrets
+import shutil
+import sys
+from contextlib import contextmanager, nullcontext
+from itertools import chain, islice
+from pathlib import Path
+
+from data.languages import SCRIPTS, language_code
+
+SENTENCEPIECE = 'sentencepiece.bpe.model'         # the file's name in the XLM-R family
+HEADERS = 'source', 'target', 'src', 'tgt', 'trg'
+
+
+def read_lines(path):
+    """The lines of a UTF-8 file, or of standard input for `-`, without their ends.
+
+    Raises ValueError with the position of a byte that is not UTF-8.
+    """
+    position = 0
+    with nullcontext(sys.stdin.buffer) if path == '-' else open(path, 'rb') as file:
+        for line in file:
+            try:
+                yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')
+            except UnicodeDecodeError as e:
+                is_utf16 = position == 0 and line.startswith((b'\xff\xfe', b'\xfe\xff'))
+                raise ValueError(
+                    f'{path}: byte {position + e.start} (0x{line[e.start]:02x}) is not UTF-8; '
+                    'convert the file, for example with iconv '
+                    f'-f {"UTF-16" if is_utf16 else "GB18030"} -t UTF-8 OLD > NEW') from e
+            position += len(line)
+
+
+def read_pairs(path, languages):
+    """(line number, [string, string]) of each line with text in a .tsv of two columns.
+
+    Raises ValueError for another number of columns, a header, or columns in quotes.
+    """
+    rows = pair_rows(path, languages)
+    first = list(islice(rows, 100))
+    texts = [text for _, columns in first for text in columns]
+    if texts and all(len(text) > 1 and text[0] == text[-1] == '"' for text in texts):
+        raise ValueError(f'{path}: each text stands in quotes; remove them, or give the file a '
+                         'header and name it .csv')
+    yield from chain(first, rows)
+
+
+def pair_rows(path, languages):
+    header_names = {*languages, *HEADERS, *SCRIPTS}
+    for n, line in enumerate(read_lines(path), 1):
+        columns = line.split('\t')
+        if line and len(columns) != 2:
+            raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, '
+                             'separated by a tab')
+        if n == 1 and {language_code(text.strip()) for text in columns} <= header_names:
+            raise ValueError(f'{path}: line 1 is a header, {line!r}; remove it')
+        if line.strip():
+            yield n, columns
+
+
+def read_json_object(source, where=None):
+    """The dict in a JSON file (a Path) or string (str or bytes).
+
+    Raises ValueError, which names `where` it stands, for what is not JSON or not an object.
+    """
+    where = where or source
+    try:
+        found = json.loads(source.read_bytes() if isinstance(source, Path) else source)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{where} is not JSON: {e}') from e
+    if not isinstance(found, dict):
+        raise ValueError(f'{where} is no JSON object, {{"name": value, ...}}')
+    return found
+
+
+def is_text(string):
+    """Whether a string has no lone surrogates, which are not UTF-8 and come from JSON's \\ud800."""
+    return not any('\ud800' <= c <= '\udfff' for c in string)
+
+
+def shorten(string, length=60):
+    return string if len(string) <= length else string[:length] + ' ...'
+
+
+@contextmanager
+def atomic_dir(folder):
+    """Gives a temporary folder; its files move to `folder` when all are written, else none does.
+
+    A new folder appears at once with all its files. In an existing one each file is replaced
+    atomically, one after the other.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
+    temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
+    temporary.mkdir(parents=True)
+    try:
+        with path_in_errors(folder):
+            yield temporary
+            for path in temporary.iterdir():
+                sync(path)
+        try:
+            temporary.rename(folder)
+        except OSError:                           # it exists, perhaps only just
+            if not folder.is_dir():
+                raise
+            for path in temporary.iterdir():
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_write(path):
+    """Gives a temporary path; what is written there replaces `path` at once, or not at all."""
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        with path_in_errors(path):
+            yield temporary
+            sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def path_in_errors(path):
+    """Puts the path into the error of a full disk, which does not name a file."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno and e.filename is None:
+            e.filename = str(path)
+        raise
+
+
+def sync(path):
+    """Waits until a file is on the disk, so that no power failure leaves an empty one in place."""
+    with open(path, 'rb+') as file:
+        os.fsync(file.fileno())
