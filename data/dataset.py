@@ -190,8 +190,9 @@ def write_documents(folder, documents, vocab_size):
             if name not in files:
                 files[name] = stack.enter_context(open(folder / f'{name}.bin', 'wb'))
                 lengths[name] = array('Q')
-            files[name].write(np.concatenate(document.segments).astype(dtype).tobytes())
-            lengths[name].extend(map(len, document.segments))
+            for ids in document.segments:
+                files[name].write(ids.astype(dtype))
+                lengths[name].append(len(ids))
             if len(languages) == 2 and document.split == 'val':
                 references[name] += [normalize(document.texts[x]) for x in languages]
     if not streams:
@@ -208,11 +209,11 @@ def write_documents(folder, documents, vocab_size):
 
 def count(document, counts):
     """Adds a Document to the counts of its stream."""
-    ids = np.concatenate([NO_IDS, *chain.from_iterable(document.lines.values())])
+    lines = list(chain.from_iterable(document.lines.values()))
     counts['documents'] += 1
     counts['characters'] += sum(map(len, document.texts.values()))
-    counts['tokens'] += len(ids)
-    counts['unknown'] += int((ids == UNK).sum())
+    counts['tokens'] += sum(map(len, lines))
+    counts['unknown'] += sum(int(np.count_nonzero(ids == UNK)) for ids in lines)
     counts['notes'].update(document.notes)
 
 
