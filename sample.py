@@ -27,7 +27,7 @@ from data.dataset import SPECIALS, prepare, split_segments
 from data.examples import languages_of, truncate
 from data.languages import BY_CHARACTER, full_width, scripts_of, wrong_script
 from data.tasks import tasks
-from data.text import check_folder, read_json_object, read_lines
+from data.files import check_folder, read_json_object, read_lines
 from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from model import SWCM
 

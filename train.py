@@ -33,7 +33,7 @@ from data.batches import Batches, task_probabilities, val_batches
 from data.dataset import identity, open_streams, prepare
 from data.metrics import chrf
 from data.tasks import tasks
-from data.text import (
+from data.files import (
     SENTENCEPIECE, atomic_dir, atomic_write, check_folder, read_json_object, sync,
 )
 from data.tokenizer import PAD, Tokenizer

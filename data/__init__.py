@@ -1,2 +1,1 @@
-"""From text to batches: tokenizer, token files, noise, batches; data/NAME/prepare.py reads one corpus each."""
-BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
+"""Text files to batches. Read text/prepare, tokenizer, dataset, noise, tasks, batches, in that order."""

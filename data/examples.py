@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from config import is_text, shorten
-from data import EOS
 from data.heldout import Texts, digest
 from data.languages import check_script, language_code
-from data.tokenizer import normalize
-from data.tokens import read_lines, read_pairs
+from data.files import read_lines, read_pairs
+from data.tokenizer import EOS, normalize
 
 # Names of CMRC 2018 (github.com/ymcui/cmrc2018) among them; LCSTS is of Hu et al. 2015 (aclanthology.org/D15-1229)
 FIELDS = {'question': ('question', 'query_text', '问题'), 'context': ('context', 'context_text', 'passage', '段落'),
@@ -281,12 +280,12 @@ class Examples:
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)
-        targets = [tokenizer.dress(self.target, ids) for ids in tokenizer.encode([e.target for e in examples])]
+        targets = [tokenizer.add_special_tokens(self.target, ids) for ids in tokenizer.encode([e.target for e in examples])]
         fit = [len(ids) <= cfg.max_target_len for ids in targets]
         kept = [i for i in range(len(examples)) if fit[i] or not learn]
         self.examples, self.n_long = [examples[i] for i in kept], fit.count(False)
         parts = [tokenizer.encode(list(texts)) for texts in zip(*(e.source for e in self.examples))]
-        sources = [tokenizer.dress(self.source, *texts) for texts in zip(*parts)]
+        sources = [tokenizer.add_special_tokens(self.source, *texts) for texts in zip(*parts)]
         self.n_cut = sum(len(ids) > cfg.max_source_len for ids in sources)
         self.ids = [(cut(ids, cfg.max_source_len), targets[i]) for ids, i in zip(sources, kept)]
         self.lengths = np.array([[len(side) for side in pair] for pair in self.ids]).reshape(-1, 2).T

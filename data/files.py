@@ -1,24 +1,77 @@
-"""Files: read with clear errors, and written so that whoever reads them finds them whole, whatever happens."""
+"""Reading text files with clear errors, and writing files that are there whole or not at all."""
 import json
 import os
+import re
 import secrets
 import shutil
+import sys
 import zlib
-from contextlib import contextmanager
-from errno import EISDIR
-from functools import reduce
+from contextlib import contextmanager, nullcontext
+from itertools import chain, islice
+from pathlib import Path
 
-SENTENCEPIECE = 'sentencepiece.bpe.model'             # the name that the XLM-R family uses
+from safetensors import SafetensorError
+
+from data.languages import SCRIPTS, language_code
+
+SENTENCEPIECE = 'sentencepiece.bpe.model'         # the file's name in the XLM-R family
+HEADERS = 'source', 'target', 'src', 'tgt', 'trg'
 
 
-def read_json(path):
-    return parse_object(read_file(path), path)
+def read_lines(path):
+    """The lines of a UTF-8 file, or of standard input for `-`, without their ends.
+
+    Raises ValueError with the position of a byte that is not UTF-8.
+    """
+    position = 0
+    with nullcontext(sys.stdin.buffer) if path == '-' else open(path, 'rb') as file:
+        for line in file:
+            try:
+                yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')
+            except UnicodeDecodeError as e:
+                is_utf16 = position == 0 and line.startswith((b'\xff\xfe', b'\xfe\xff'))
+                raise ValueError(
+                    f'{path}: byte {position + e.start} (0x{line[e.start]:02x}) is not UTF-8; '
+                    'convert the file, for example with iconv '
+                    f'-f {"UTF-16" if is_utf16 else "GB18030"} -t UTF-8 OLD > NEW') from e
+            position += len(line)
 
 
-def parse_object(text, where):
-    """The dict of a JSON text; `where` it stands is named in the ValueError for what is no such thing."""
+def read_pairs(path, languages):
+    """(line number, [string, string]) of each line with text in a .tsv of two columns.
+
+    Raises ValueError for another number of columns, a header, or columns in quotes.
+    """
+    rows = pair_rows(path, languages)
+    first = list(islice(rows, 100))
+    texts = [text for _, columns in first for text in columns]
+    if texts and all(len(text) > 1 and text[0] == text[-1] == '"' for text in texts):
+        raise ValueError(f'{path}: each text stands in quotes; remove them, or give the file a '
+                         'header and name it .csv')
+    yield from chain(first, rows)
+
+
+def pair_rows(path, languages):
+    header_names = {*languages, *HEADERS, *SCRIPTS}
+    for n, line in enumerate(read_lines(path), 1):
+        columns = line.split('\t')
+        if line and len(columns) != 2:
+            raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, '
+                             'separated by a tab')
+        if n == 1 and {language_code(text.strip()) for text in columns} <= header_names:
+            raise ValueError(f'{path}: line 1 is a header, {line!r}; remove it')
+        if line.strip():
+            yield n, columns
+
+
+def read_json_object(source, where=None):
+    """The dict in a JSON file (a Path) or string (str or bytes).
+
+    Raises ValueError, which names `where` it stands, for what is not JSON or not an object.
+    """
+    where = where or source
     try:
-        found = json.loads(text)
+        found = json.loads(source.read_bytes() if isinstance(source, Path) else source)
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{where} is not JSON: {e}') from e
     if not isinstance(found, dict):
@@ -26,41 +79,36 @@ def parse_object(text, where):
     return found
 
 
-def read_file(path):
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'the folder {path.parent} does not exist')
-    if (path.parent / 'best').is_dir():
-        raise FileNotFoundError(f'{path.parent} is the folder of a run; its model is {path.parent / "best"}')
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; an encoder or checkpoint folder needs it')
-    return path.read_bytes()
+def is_text(string):
+    """Whether a string has no lone surrogates, which are not UTF-8 and come from JSON's \\ud800."""
+    return not any('\ud800' <= c <= '\udfff' for c in string)
 
 
-def crc(parts):
-    """CRC-32 of several bytes or arrays, as text."""
-    return f'{reduce(lambda value, part: zlib.crc32(part, value), parts, 0):08x}'
+def shorten(string, length=60):
+    return string if len(string) <= length else string[:length] + ' ...'
 
 
 @contextmanager
-def filling(folder):
-    """Gives a temporary folder beside `folder`, whose files take their places there when all are written, or never.
+def atomic_dir(folder):
+    """Gives a temporary folder; its files move to `folder` when all are written, else none does.
 
-    A new folder appears at once with all its files. In one that is there, each is replaced at once, one after the
-    other, so that whoever reads it then may find files of two times.
+    A new folder appears at once with all its files. In an existing one each file is replaced
+    atomically, one after the other.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
-    temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')     # others may be at the same
+    temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
     temporary.mkdir(parents=True)
     try:
-        with naming(folder):
+        with path_in_errors(folder):
             yield temporary
             for path in temporary.iterdir():
+                if path.suffix == '.safetensors':
+                    path.chmod(temporary.stat().st_mode & 0o666)      # the library's is 0o600
+                    add_checksum(path)
                 sync(path)
-                if (folder / path.name).is_dir():
-                    raise IsADirectoryError(EISDIR, 'a folder stands where a file is to be written', folder / path.name)
         try:
             temporary.rename(folder)
-        except OSError:                               # it is there, perhaps only just
+        except OSError:                           # it exists, perhaps only just
             if not folder.is_dir():
                 raise
             for path in temporary.iterdir():
@@ -70,11 +118,11 @@ def filling(folder):
 
 
 @contextmanager
-def replacing(path):
-    """Gives a temporary path beside `path`; what was written there takes its place at once, or not at all."""
+def atomic_write(path):
+    """Gives a temporary path; what is written there replaces `path` at once, or not at all."""
     temporary = path.with_name(path.name + '.tmp')
     try:
-        with naming(path):
+        with path_in_errors(path):
             yield temporary
             sync(temporary)
         os.replace(temporary, path)
@@ -83,17 +131,48 @@ def replacing(path):
 
 
 @contextmanager
-def naming(path):
-    """Puts the path into the errors of a full disk, which do not say where it was."""
+def path_in_errors(path):
+    """Puts the path into the error of a full disk, which does not name a file."""
     try:
         yield
     except OSError as e:
         if e.errno and e.filename is None:
             e.filename = str(path)
         raise
+    except SafetensorError as e:
+        raise OSError(f'{path} cannot be written: {e}') from e
+
+
+def add_checksum(path):
+    """Writes the CRC-32 of a safetensors file into its metadata `crc32`, eight zeros so far."""
+    value, position, _ = checksum(path)
+    with open(path, 'rb+') as file:
+        file.seek(position)
+        file.write(value)
+
+
+def check_folder(folder):
+    """Raises ValueError for a safetensors file of another checksum than it had when written."""
+    for path in Path(folder).glob('*.safetensors'):
+        value, _, noted = checksum(path)
+        if noted not in (value, b'00000000'):
+            raise ValueError(f'{path} is damaged: its checksum is another; take a whole copy')
+
+
+def checksum(path):
+    """(CRC-32 of a safetensors file without its metadata `crc32`, where that stands, its value)."""
+    with open(path, 'rb') as file:
+        header = file.read(int.from_bytes(file.read(8), 'little'))
+        noted = re.search(rb'"crc32":"([0-9a-f]{8})"', header)
+        if not noted:
+            return b'', 0, b'00000000'
+        value = zlib.crc32(header.replace(noted[1], b''))
+        while block := file.read(2**20):
+            value = zlib.crc32(block, value)
+    return f'{value:08x}'.encode(), 8 + noted.start(1), noted[1]
 
 
 def sync(path):
-    """Waits until a file is on the disk, so that a new one never takes its place before it, even if the power fails."""
+    """Waits until a file is on the disk, so that no power failure leaves an empty one in place."""
     with open(path, 'rb+') as file:
         os.fsync(file.fileno())

@@ -14,10 +14,10 @@ from operator import eq, or_
 
 import numpy as np
 
-import config
+from config import runtime
 from data.languages import BY_CHARACTER, check_script, language_code, main_script
+from data.files import read_lines
 from data.tokenizer import normalize
-from data.tokens import read_lines
 
 ASCII_PUNCTUATION = set(string.punctuation)
 TSHEG = '\u0f0b\u0f0c'                                # stands between the syllables of Tibetan and Dzongkha
@@ -343,4 +343,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    config.run(main)
+    runtime.run(main)

@@ -1,4 +1,4 @@
-"""What is done to a text so that a model learns to mend it: mBART's denoising, and masking for an encoder.
+"""What a model learns to repair: mBART's noise, and BERT's masking for an encoder.
 
 Pure functions of ids (n,) without special tokens and a numpy generator; they return new arrays.
 """
@@ -6,11 +6,12 @@ import numpy as np
 
 
 def infill(ids, mask, ratio, length, rng):
-    """Replaces spans of tokens by one <mask> each (text infilling; BART, arXiv 1910.13461, section 2.2).
+    """Replaces spans of tokens by one <mask> each (text infilling; BART, arXiv 1910.13461, 2.2).
 
-    round(ratio * n) tokens go, in spans of Poisson(length) tokens; a span of none inserts a <mask>. Spans do not
-    overlap, so that the rate is exact; the last span is cut to fit. mBART: ratio 0.35, length 3.5. Spans lie on the
-    text as on a ring, and one that runs over its end goes on at its start: so each token goes equally often.
+    round(ratio * n) tokens go, in spans of Poisson(length) tokens; an empty span inserts a <mask>.
+    The last span is cut to fit. mBART: ratio 0.35, length 3.5. Spans do not overlap, so the rate is
+    exact. The text is a ring on which a span may run over the end to the start, so each token goes
+    equally often.
     """
     n_gone = round(ratio * len(ids))
     spans = rng.poisson(length, size=2 * n_gone + 10)
@@ -24,15 +25,17 @@ def infill(ids, mask, ratio, length, rng):
     is_span[rng.choice(n_items, n_spans, replace=False)] = True
     covers = np.ones(n_items, int)
     covers[is_span] = spans
-    # the ring is cut before a random token: the item that covers it is the first, and again the last if it is cut
-    turned = rng.integers(max(len(ids), 1))
-    start = covers.cumsum() - covers
-    first = int(np.searchsorted(start + covers, turned, 'right'))
-    is_cut = first < n_items and start[first] < turned
-    order = np.concatenate([np.arange(first, n_items), np.arange(first + is_cut)])
+    # the ring is cut before a random token; the item that covers it comes first, and if the cut
+    # is inside it, once more at the end
+    cut = rng.integers(max(len(ids), 1))
+    end = covers.cumsum()
+    start = end - covers
+    first = int(np.searchsorted(end, cut, 'right'))
+    is_inside = first < n_items and start[first] < cut
+    order = np.concatenate([np.arange(first, n_items), np.arange(first + is_inside)])
     noisy = np.full(len(order), mask, ids.dtype)
     kept = ~is_span[order]
-    noisy[kept] = ids[start[order[kept]] - turned]    # a negative index counts from the end
+    noisy[kept] = ids[start[order[kept]] - cut]           # a negative index counts from the end
     return noisy
 
 
@@ -43,15 +46,15 @@ def permute_sentences(ids, starts, rng):
 
 
 def mask_tokens(ids, mask, ratio, first, rng):
-    """BERT's masking: of ratio * n tokens, 80 % become <mask>, 10 % a random piece from id `first`, 10 % stay.
+    """BERT's masking: of ratio * n tokens 80 % become <mask>, 10 % a random piece from id `first`.
 
-    Returns the ids and a boolean array of the tokens to predict, at least one.
+    Returns the ids and a boolean array (n,) of the tokens to predict, at least one.
     """
     chosen = np.zeros(len(ids), bool)
     chosen[rng.choice(len(ids), max(1, round(ratio * len(ids))), replace=False)] = True
     dice = rng.random(len(ids))
     noisy = ids.copy()
     noisy[chosen & (dice < 0.8)] = mask
-    swap = chosen & (dice >= 0.9)
-    noisy[swap] = rng.integers(first, mask, swap.sum())
+    swapped = chosen & (dice >= 0.9)
+    noisy[swapped] = rng.integers(first, mask, swapped.sum())
     return noisy, chosen

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 import config
-from data import UNK
-from data.files import read_json
-from data.tokenizer import SPACE, Tokenizer, script, train_sentencepiece
 from data.heldout import digest
-from data.tokens import read_lines
-from data.weights import read_encoder, write_encoder
+from data.languages import script
+from data.files import read_lines
+from data.tokenizer import SPACE, UNK, Tokenizer
+from data.vocabulary import train_sentencepiece
+from data.weights import read_encoder, read_json, write_encoder
 
 NORMAL = 1                                            # a piece's type where it is no special one
 COMMON = 0.999                                        # share of a text whose characters new pieces are made of

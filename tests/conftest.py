@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
 from data.files import SENTENCEPIECE  # noqa: E402
-from data.tokenizer import Tokenizer, train_sentencepiece  # noqa: E402
+from data.tokenizer import Tokenizer  # noqa: E402
+from data.vocabulary import train_sentencepiece  # noqa: E402
 from model import XLMR, SWCMConfig  # noqa: E402
 
 LANGUAGES = ('bo', 'kk', 'mn', 'ug', 'zh')

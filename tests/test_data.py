@@ -1,4 +1,4 @@
-"""data/: tokenizer, noise, token files, batches, corpora."""
+"""data/: tokenizer, noise, token files, tasks, batches, corpora."""
 import io
 import json
 import shutil
@@ -12,15 +12,20 @@ import torch
 from conftest import HARD, LANGUAGES, sentences
 
 import config
-from data import BOS, EOS, PAD, UNK, tokens
-from data.batches import POOL, Batches, shares, tasks, val_batches
+from data import dataset
+from data.batches import POOL, Batches, task_probabilities, val_batches
+from data.dataset import (
+    Document, Stream, cut_documents, encode_documents, open_streams, prepare, split_documents,
+    split_segments, write_documents, write_streams)
 from data.heldout import digest, splits
 from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
-from data.text import prepare as text
-from data.tokenizer import Tokenizer, train_sentencepiece
-from data.tokens import Stream, cut, open_streams, prepare, read_lines
+from data.tasks import TASKS, Task, tasks
+from data.files import prepare as text
+from data.files import read_lines
+from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from data.udhr import prepare as udhr
+from data.vocabulary import train_sentencepiece
 
 
 def rng(*seed):
@@ -28,13 +33,13 @@ def rng(*seed):
 
 
 def train_batches(tasks, cfg):
-    return Batches(tasks, shares(tasks, cfg.mt_share, cfg.alpha), cfg)
+    return Batches(tasks, task_probabilities(tasks, cfg.mt_fraction, cfg.alpha), cfg)
 
 
 @pytest.fixture
 def tokens_root(tmp_path, monkeypatch):
     """Token files go to a temporary folder instead of data/NAME/tokens."""
-    monkeypatch.setattr(tokens, 'token_folder', lambda dataset: tmp_path / dataset)
+    monkeypatch.setattr(dataset, 'token_folder', lambda dataset: tmp_path / dataset)
     return tmp_path
 
 
@@ -163,16 +168,16 @@ def test_mask_tokens():
 def test_cut_keeps_all_and_ends_at_sentences(tokenizer):
     lines = [tokenizer.encode(' '.join(sentences('bo')[i:i + 5])) for i in (0, 5)] + [np.array([], int)]
     for limit in (5, 20, 40, 1000):
-        segments = cut(lines, tokenizer, limit)
+        segments = split_segments(lines, tokenizer, limit)
         assert np.array_equal(np.concatenate(segments), np.concatenate(lines))
         assert max(map(len, segments)) <= limit
-    for segment in cut(lines, tokenizer, 40):
+    for segment in split_segments(lines, tokenizer, 40):
         assert tokenizer.decode(segment).endswith('།')
-    assert len(cut(lines, tokenizer, 1000)) == 1 and cut([], tokenizer, 10) == []
+    assert len(split_segments(lines, tokenizer, 1000)) == 1 and split_segments([], tokenizer, 10) == []
     plain = tokenizer.encode('བོད')[:1]                                           # ends no sentence: lines alone count
-    assert [len(s) for s in cut([plain.repeat(7)] * 2, tokenizer, 10)] == [7, 7]
-    assert [len(s) for s in cut([plain.repeat(3)] * 4, tokenizer, 7)] == [6, 6]
-    assert [len(s) for s in cut([plain.repeat(25), plain.repeat(3)], tokenizer, 10)] == [10, 10, 8]
+    assert [len(s) for s in split_segments([plain.repeat(7)] * 2, tokenizer, 10)] == [7, 7]
+    assert [len(s) for s in split_segments([plain.repeat(3)] * 4, tokenizer, 7)] == [6, 6]
+    assert [len(s) for s in split_segments([plain.repeat(25), plain.repeat(3)], tokenizer, 10)] == [10, 10, 8]
 
 
 def test_held_out_texts_are_nowhere_else():
@@ -190,6 +195,68 @@ def test_held_out_texts_are_nowhere_else():
     assert len({keyed('section 4', {'bo': str(i)})[0] for i in range(20)}) == 1
 
 
+def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
+    """Each stage of write_streams, with literals."""
+    def split_of(key, texts):
+        return ('val', texts) if key == 'val' else ('train', {x: texts[x][:2] for x in texts})
+
+    documents = [('val', {'zh': '一', 'bo': 'ཀ'}), ('', {'zh': '一二\n三'})]
+    found = list(split_documents(documents, split_of))
+    assert found == [Document('val', {'zh': '一', 'bo': 'ཀ'}, notes=[]),
+                     Document('train', {'zh': '一二'}, notes=[dataset.SHORTENED])]
+
+    [document] = encode_documents([Document('train', {'zh': '我有\n\n两'})], tokenizer)
+    assert [ids.tolist() for ids in document.lines['zh']] \
+        == [tokenizer.encode(line).tolist() for line in ('我有', '', '两')]
+
+    one, two, nothing = np.array([5]), np.array([6, 7]), np.array([], int)
+    found = [Document('train', {'zh': '', 'bo': ''}, {'zh': [zh], 'bo': [bo]})
+             for zh, bo in ((one, two), (one, np.arange(9)), (one, nothing))]
+    found += [Document(None, {'zh': ''}, {'zh': [one]}), Document('val', {'zh': ''}, {'zh': [one, two]})]
+    found = list(cut_documents(found, tokenizer, 3))
+    assert [[ids.tolist() for ids in d.segments] for d in found] \
+        == [[[6, 7], [5]], [], [], [], [[5, 6, 7]]]
+    assert [list(d.notes) for d in found] == [
+        [], ['pairs of over 3 tokens a side are left out'], [dataset.EMPTY], [dataset.HELD_OUT], []]
+
+    pair = Document('val', {'zh': '一', 'bo': 'ཀ'}, {'zh': [one], 'bo': [two]}, [two, one])
+    meta = write_documents(tmp_path, [pair, Document('train', {'bo': 'ཁ'}, {'bo': [one]}, [one])], 9)
+    assert meta['segments'] == {'bo-zh.val': 2, 'bo.train': 1}
+    assert (tmp_path / 'bo-zh.val.bin').read_bytes() == bytes([6, 0, 7, 0, 5, 0])
+    assert np.load(tmp_path / 'bo-zh.val.npy').tolist() == [0, 2, 3]
+    assert open_streams(tmp_path, 'val')['bo-zh'].texts == ['ཀ', '一']
+    with pytest.raises(ValueError, match='the corpus has no text'):
+        write_documents(tmp_path, [], 9)
+
+
+def test_a_new_task_is_a_class(prepared, tokenizer, cfg, monkeypatch):
+    """One of each number of languages is found its streams, and its examples come in batches."""
+    class Copy(Task):
+        kind, objective, n_languages = 'copy', 'swcm', 1
+
+        def segment_lengths(self):
+            return self.stream.lengths, self.stream.lengths
+
+        def example(self, i, rng):
+            ids = self.tokenizer.add_special_tokens(self.source, self.stream[i])
+            return ids, ids
+
+    class Both(Copy):
+        kind, n_languages = 'both', 2
+
+    monkeypatch.setitem(TASKS, 'copy', Copy)
+    monkeypatch.setitem(TASKS, 'both', Both)
+    found = tasks(prepared, 'train', tokenizer, cfg)
+    names = {task.name for task in found}
+    assert {'copy bo', 'copy zh', 'both bo-zh', 'both zh-bo', 'dae bo', 'mt zh-bo'} <= names
+    assert len(found) == 2 * (5 + 8)
+    p = task_probabilities(found, 0.2, cfg.alpha)
+    assert sum(p[[task.kind in ('mt', 'both') for task in found]]) == pytest.approx(0.2)
+    src, tgt = train_batches([task for task in found if task.kind == 'copy'], cfg)[0]
+    assert np.array_equal(src, tgt)
+    assert all(t.kind == 'mlm' for t in tasks(prepared, 'train', tokenizer, replace(cfg, objective='mlm')))
+
+
 def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
     meta = json.loads((prepared / 'meta.json').read_text(encoding='utf-8'))
     assert meta['dtype'] == 'uint16' and set(meta['streams']) == {*LANGUAGES, *(f'{x}-zh' for x in LANGUAGES[:4])}
@@ -198,7 +265,8 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
         lines = (corpus / f'{language}.txt').read_text(encoding='utf-8').splitlines()
         total = sum(s[language].lengths.sum() for s in (train, val) if language in s)
         assert total == meta['streams'][language]['tokens'] <= sum(len(ids) for ids in tokenizer.encode(lines))
-        assert meta['streams'][language]['shortened'] or language == 'zh'         # of pairs' sentences that are held out
+        notes = meta['streams'][language]['notes']        # lost pairs' sentences that are held out
+        assert notes.get(dataset.SHORTENED) or language == 'zh'
         assert max(train[language].lengths) <= cfg.block_size - 3
     stream = train['bo-zh']
     pairs = dict(zip(sentences('bo'), sentences('zh')))
@@ -217,7 +285,7 @@ def test_chunks_and_texts_without_tokens_change_nothing(tmp_path, corpus, tokeni
     files = {path.name: path.read_bytes() for path in whole.iterdir()}
     assert 'en.train.bin' not in files and 'en.val.bin' not in files and 'en' not in open_streams(whole, 'train')
     shutil.rmtree(whole)
-    monkeypatch.setattr(tokens.chunks, '__defaults__', (100,))                    # characters
+    monkeypatch.setattr(encode_documents, '__defaults__', (100,))    # characters
     parts = prepare('text', tokenizer, 32, 0.2, folder)
     assert parts == whole and {path.name: path.read_bytes() for path in parts.iterdir()} == files
 
@@ -228,7 +296,8 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
             return [ids + 200_000 for ids in super().encode(text)]
 
     wide = Wide(tokenizer.model, LANGUAGES, vocab_size=250_002)
-    tokens.write_streams(tmp_path, text.documents(text.fetch(corpus)), lambda key, texts: ('train', texts), wide, 64)
+    write_streams(tmp_path, text.documents(text.fetch(corpus)),
+                  lambda key, texts: ('train', texts), wide, 64)
     stream = open_streams(tmp_path, 'train')['zh']
     assert stream.ids.dtype == np.uint32 and stream[0].min() > 200_000
     meta = json.loads((tmp_path / 'meta.json').read_text())
@@ -268,11 +337,11 @@ def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
         assert all(np.array_equal(a, b) for a, b in zip(batches[k], pair))
 
 
-@pytest.mark.parametrize('mt_share', [0.0, 0.5, 1.0])
-def test_batches_have_the_promised_form(prepared, tokenizer, cfg, mt_share):
-    cfg = replace(cfg, mt_share=mt_share)
+@pytest.mark.parametrize('mt_fraction', [0.0, 0.5, 1.0])
+def test_batches_have_the_promised_form(prepared, tokenizer, cfg, mt_fraction):
+    cfg = replace(cfg, mt_fraction=mt_fraction)
     found = tasks(prepared, 'train', tokenizer, cfg)
-    assert len(found) == (5 if mt_share < 1 else 0) + (8 if mt_share else 0)
+    assert len(found) == (5 if mt_fraction < 1 else 0) + (8 if mt_fraction else 0)
     batches, real, padded, drawn = train_batches(found, cfg), 0, 0, np.zeros(len(found))
     for k in range(POOL):
         src, tgt = batches[k]
@@ -290,7 +359,7 @@ def test_batches_have_the_promised_form(prepared, tokenizer, cfg, mt_share):
         for batch in batches.plan(pool):
             drawn += np.bincount(batch[:, 0], minlength=len(found))
     is_mt = np.array([t.kind == 'mt' for t in found])
-    assert abs(drawn[is_mt].sum() / drawn.sum() - cfg.mt_share) < 0.01
+    assert abs(drawn[is_mt].sum() / drawn.sum() - cfg.mt_fraction) < 0.01
 
 
 def test_every_example_comes_once_an_epoch(prepared, tokenizer, cfg):
@@ -311,7 +380,7 @@ def test_denoising_keeps_language_and_ends(prepared, tokenizer, cfg):
 
 def test_translation_goes_both_ways(prepared, tokenizer, cfg):
     pairs = set(zip(sentences('bo'), sentences('zh')))
-    for task in tasks(prepared, 'train', tokenizer, replace(cfg, languages=('bo', 'zh'), mt_share=1.0)):
+    for task in tasks(prepared, 'train', tokenizer, replace(cfg, languages=('bo', 'zh'), mt_fraction=1.0)):
         for i in range(len(task)):
             src, tgt = task.example(i, rng(0))
             assert [src[1], tgt[1]] == [tokenizer.language_id(x) for x in (task.source, task.target)]
@@ -354,7 +423,7 @@ def test_text_formats(tmp_path, capsys):
 @pytest.mark.parametrize('name, content, message', [
     ('bo.txt', b'\xe0\xbd\x80\n\xff\xfe', r'bo.txt: byte 4 \(0xff\) is not UTF-8'),
     ('bo.txt', b'', 'bo.txt has no text'), ('bo.txt', b'\n \n', 'bo.txt has no text'),
-    ('bo.jsonl', b'{"text": 1}\n{"body": 2}', 'bo.jsonl: line 1 has a "title" or "text" that is no text'),
+    ('bo.jsonl', b'{"text": 1}\n{"body": 2}', 'bo.jsonl: line 1 has a "title" or "text" that is no string'),
     ('bo-zh.tsv', b'a\tb\na\n', 'bo-zh.tsv: line 2 has 1 columns'),
     ('tibetan.txt', b'x', 'has no file named like bo.txt')])
 def test_bad_text(tmp_path, tokenizer, tokens_root, name, content, message):

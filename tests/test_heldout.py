@@ -5,18 +5,18 @@ import unicodedata
 import pytest
 from conftest import sentences
 
-from data import tokens
+from data import dataset
+from data.dataset import prepare
 from data.examples import Example, read_examples, split_examples
 from data.heldout import Texts, splits
 from data.languages import language_code, wrong_script
 from data.tokenizer import normalize
-from data.tokens import prepare
 
 
 @pytest.fixture
 def tokens_root(tmp_path, monkeypatch):
     """Token files go to a temporary folder instead of data/NAME/tokens."""
-    monkeypatch.setattr(tokens, 'token_folder', lambda dataset: tmp_path / dataset)
+    monkeypatch.setattr(dataset, 'token_folder', lambda dataset: tmp_path / dataset)
     return tmp_path
 
 
@@ -85,12 +85,12 @@ SWAPPED = [
     ('x.bo-ug.tsv', [f'{u}\t{b}' for u, b in zip(sentences('ug'), sentences('bo'))], 'are in ARABIC, and bo is written in'),
     ('x.bo-zh.tsv', ['bo\tzh', 'བོད།\t西藏。'], r"line 1 is a header, 'bo\\tzh'; remove it"),
     ('x.bo-zh.tsv', ['source\ttarget', 'བོད།\t西藏。'], 'line 1 is a header'),
-    ('x.bo-zh.tsv', ['"བོད།"\t"西藏。"', '"ཡོད།"\t"有。"'], 'each text stands in quotes; write them without'),
+    ('x.bo-zh.tsv', ['"བོད།"\t"西藏。"', '"ཡོད།"\t"有。"'], 'each text stands in quotes; remove them'),
 ]
 
 
 @pytest.mark.parametrize('name, lines, message', [*SWAPPED, (
-    'bo.txt', sentences('zh'), "'我有两本书。' and others are in CJK, and bo is written in TIBETAN; mend")])
+    'bo.txt', sentences('zh'), "'我有两本书。' and others are in CJK, and bo is written in TIBETAN; correct")])
 def test_columns_and_files_of_other_languages(tmp_path, tokenizer, tokens_root, name, lines, message):
     """One check for train.py and finetune.py."""
     (tmp_path / name).write_text('\n'.join(lines), encoding='utf-8')
@@ -105,7 +105,7 @@ def test_columns_and_files_of_other_languages(tmp_path, tokenizer, tokens_root, 
 def test_nothing_is_held_out(tmp_path, tokenizer, tokens_root, fraction, monkeypatch):
     """It is said before anything is tokenised."""
     (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')[:4]), encoding='utf-8')
-    monkeypatch.setattr(tokens, 'write_streams', None)
+    monkeypatch.setattr(dataset, 'write_streams', None)
     with pytest.raises(ValueError, match=f'val_fraction={fraction} holds none of the 4 documents and pairs out'):
         prepare('text', tokenizer, 64, fraction, tmp_path, needed=True)
 

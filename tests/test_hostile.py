@@ -31,7 +31,7 @@ from data.examples import read_examples
 from data.files import filling, replacing
 from data.metrics import score
 from data.noise import infill, mask_tokens, permute_sentences
-from data.text import prepare as text
+from data.files import prepare as text
 from data.tokens import cut, open_streams, prepare, read_lines
 from data.weights import SIZES, read_safetensors, write_tensors
 from model import SWCM, XLMR
