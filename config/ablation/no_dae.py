@@ -2,4 +2,4 @@
 from config.ablation.copy import *
 
 out_dir = 'out/ablation/no_dae.1'
-mt_share = 1.0
+mt_fraction = 1.0

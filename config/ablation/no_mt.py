@@ -2,4 +2,4 @@
 from config.ablation.copy import *
 
 out_dir = 'out/ablation/no_mt.1'
-mt_share = 0.0
+mt_fraction = 0.0

@@ -1,6 +1,9 @@
-# Summarisation: a title for an article, the paper's settings (Ti-SUM, 20,000 examples; 50 epochs of batches of 200).
-#     python finetune.py config/finetune_summarise.py --data=ti-sum.jsonl --checkpoint=out/tibetan_base/best
-# Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=3000 --data=lcsts.zh.jsonl,ti-sum.bo.jsonl,...
+# Summarisation: a title for an article (Ti-SUM). The settings are the paper's: 20,000 examples,
+# 50 epochs of batches of 200.
+#     python finetune.py config/finetune/summarise.py --data=ti-sum.bo.jsonl \
+#         --checkpoint=out/tibetan_base/best
+# Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=3000 \
+#     --data=lcsts.zh.jsonl,ti-sum.bo.jsonl,...
 task = 'summarise'
 learn = ('bo',)
 out_dir = 'out/summarise'

@@ -1,7 +1,7 @@
-# Translation, here from Chinese to Tibetan, of pairs of texts (a .tsv of two columns):
-#     python finetune.py config/finetune_translate.py --data=web.bo-zh.tsv
-# For data/nano and some 20,000 pairs. The paper has 50,000, batches of 200 and 50 epochs: batch_tokens=8192,
-# accumulate=8, max_steps=12500, lr=1e-4, dropout=0.1.
+# Translation, here from Chinese to Tibetan, learned from pairs (a .tsv of two columns):
+#     python finetune.py config/finetune/translate.py --data=web.bo-zh.tsv
+# These settings are for data/nano and some 20,000 pairs. The paper has 50,000 pairs, batches of 200
+# and 50 epochs: batch_tokens=8192, accumulate=8, max_steps=12500, lr=1e-4, dropout=0.1.
 task = 'translate'
 learn = ('zh-bo',)
 out_dir = 'out/translate'
