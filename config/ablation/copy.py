@@ -1,4 +1,4 @@
-# The paper's decoder on the nano encoder, for Tibetan and Chinese: copied layers, and a random layer
+# The paper's decoder on the nano encoder, for Tibetan and Chinese: copied layers, and a random one
 # after every third. The other arms of the comparison are the files beside this one. Each changes a
 # setting or two. Run each arm with several seeds:
 #     python train.py config/ablation/copy.py --data_from=MONO,PAIRS --test_from=NTREX --seed=2 \
