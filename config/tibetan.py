@@ -1,6 +1,6 @@
-# The first run: minutes on a laptop. Bigger corpora and encoders need other values, see config/tibetan_base.py.
+# The first run: minutes on a laptop. For larger corpora and encoders see config/tibetan_base.py.
 dataset = 'udhr'
-encoder = 'data/nano'            # shipped; it has read Tibetan, Uyghur, Kazakh, Mongolian and Chinese
+encoder = 'data/nano'            # shipped; it has read these five languages
 out_dir = 'out/tibetan'
 languages = ('bo', 'ug', 'kk', 'mn', 'zh')
 batch_tokens = 1024

@@ -1,5 +1,6 @@
 # The paper's run (Su et al. 2025): CINO-base-v2, MC2 and THUCNews, 2 x A800-80GB for 92 hours.
-#     torchrun --nproc_per_node=2 train.py config/tibetan_base.py --data_from=MC2_FOLDER --encoder=CINO_FOLDER
+#     torchrun --nproc_per_node=2 train.py config/tibetan_base.py \
+#         --data_from=MC2_FOLDER --encoder=CINO_FOLDER
 dataset = 'mc2'
 encoder = 'cino-base-v2'         # the folder of huggingface.co/hfl/cino-base-v2
 out_dir = 'out/tibetan_base'
@@ -7,7 +8,7 @@ languages = ('bo', 'kk', 'mn', 'ug', 'zh')
 share = 'copy'
 insert_every = 3
 inserted = 'random'
-head = 'tied'                    # the published code has an untied one: 492M parameters instead of 389M
+head = 'tied'                    # the published code: untied, 492M parameters instead of 389M
 block_size = 256                 # the paper's length
 batch_tokens = 600 * 2 * 256 // 12  # 600 sequences a step, source and target ...
 accumulate = 12                  # ... in 12 parts
@@ -16,8 +17,8 @@ lr = 1e-4                        # peak; then linear, as the paper
 warmup = 0.1
 grad_clip = 1.0
 alpha = 0.3
-mt_fraction = 0.1                   # the paper gives no ratio; it has 2,000 pairs a language beside its documents
-mask_ratio = 0.35                # mBART's, whose denoising the paper takes over
+mt_fraction = 0.1                # not in the paper, which has 2,000 pairs a language
+mask_ratio = 0.35                # mBART's, as the paper
 span_length = 3.5
 val_fraction = 0.002
 eval_interval = 500

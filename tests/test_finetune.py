@@ -238,7 +238,7 @@ def test_learns_by_heart(tmp_path, task, scores):
     """From the shipped encoder, the small examples are learned to a score of 100; a second run goes on and is done."""
     small_examples(tmp_path)
     data, out = tmp_path / f'{task}.bo.jsonl', tmp_path / 'out'
-    settings = (f'config/finetune_{task}.py', f'--data={data}', f'--test={data}', f'--out_dir={out}', '--learn=bo',
+    settings = (f'config/finetune/{task}.py', f'--data={data}', f'--test={data}', f'--out_dir={out}', '--learn=bo',
                 '--val_fraction=0', '--test_fraction=0', '--max_steps=160', '--batch_tokens=600', '--dropout=0',
                 '--accumulate=1', '--eval_interval=80', '--lr=5e-4')
     done = run(*settings)
@@ -262,7 +262,7 @@ def test_transfer_and_force_script(tmp_path, corpus):
     """Zero and few shots, each language scored; letters of another script never come with force_script."""
     files = ','.join(str(corpus / f'some.{language}-zh.tsv') for language in ('bo', 'kk'))
     out = tmp_path / 'out'
-    settings = ('config/finetune_translate.py', f'--data={files}', '--learn=zh-bo', '--transfer=zh-kk',
+    settings = ('config/finetune/translate.py', f'--data={files}', '--learn=zh-bo', '--transfer=zh-kk',
                 f'--out_dir={out}', '--val_fraction=0.1', '--test_fraction=0.2', '--max_steps=6', '--eval_interval=3',
                 '--batch_tokens=500', '--max_target_len=24', '--test_examples=8', '--eval_examples=8')
     done = run(*settings, '--shots=0')

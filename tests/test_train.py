@@ -200,19 +200,22 @@ def test_curves(cfg, tmp_path):
     assert call('tests/curves.py', 'empty.jsonl', cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
 
 
-def test_readme_has_the_table_of_the_logs():
-    """The README's tables of runs are what its commands print from the committed logs and scores."""
+def test_readmes_have_the_tables_of_the_logs():
+    """The tables of the studies are what their commands print from the committed logs and scores."""
+    def readme(study):
+        return (ROOT / 'config' / study / 'README.md').read_text(encoding='utf-8')
+
     for pattern, arms in ('config/ablation/logs/*.jsonl', 10), ('config/ablation/logs/long/*.jsonl', 4), \
-            ('docs/scores/vocab/*.jsonl', 6):
+            ('config/vocabulary/logs/*.jsonl', 6):
         logs = sorted(str(path) for path in ROOT.glob(pattern))
         status, out, err = call('tests/curves.py', *logs, cwd=ROOT)
         assert status == 0, err
-        assert len(out.splitlines()) == 2 + arms and out in (ROOT / 'README.md').read_text(encoding='utf-8')
+        assert len(out.splitlines()) == 2 + arms and out in readme(pattern.split('/')[1])
     for folder, score, runs in ('translate', 'chrF++', 8), ('transfer', 'chrF++', 5), ('transfer', 'wrong_script', 5):
-        files = sorted(str(path) for path in (ROOT / 'docs/scores' / folder).glob('*.json'))
+        files = sorted(str(path) for path in (ROOT / 'config/finetune/scores' / folder).glob('*.json'))
         status, out, err = call('tests/curves.py', *files, f'--score={score}', cwd=ROOT)
         assert status == 0, err
-        assert len(out.splitlines()) == 2 + runs and out in (ROOT / 'README.md').read_text(encoding='utf-8')
+        assert len(out.splitlines()) == 2 + runs and out in readme('finetune')
 
 
 def spoil(monkeypatch, kinds):
@@ -396,7 +399,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
     (['--lr=True'], "--lr=True: the value must be a number"),
     (['--resume=1'], '--resume=1: the value must be True or False'),
-    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/finetune_answer.py, '),
+    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/nano_encoder.py, '),
     (['--accumulate=0'], 'accumulate=0: give a number above 0'),
     (['--lr=1e999'], 'lr=inf: give a number above 0'), (['--seed=99999999999'], 'seed=99999999999: give a number'),
     (['--out_dir='], 'out_dir is empty'), (['--languages='], 'languages is empty'),

@@ -262,7 +262,7 @@ def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
     assert XLMR.from_encoder(tmp_path / 'out').config.mlm_head is False
     XLMRobertaModel.from_pretrained(tmp_path / 'out')
     monkeypatch.setattr(tokens, 'token_folder', lambda dataset: tmp_path / 'tokens' / dataset)
-    cfg = config.load(config.Train, ['config/new_script.py', f'--data_from={texts}/ka.txt', '--batch_tokens=400',
+    cfg = config.load(config.Train, ['config/vocabulary/new_script.py', f'--data_from={texts}/ka.txt', '--batch_tokens=400',
                                      f'--encoder={tmp_path}/out', '--languages=ka', '--max_steps=1', '--accumulate=1',
                                      '--block_size=60', '--device=cpu', f'--out_dir={tmp_path}/mlm'])
     train.train(cfg)

@@ -1,4 +1,4 @@
-# DeltaLM: two encoder layers make one of the decoder
+# DeltaLM's way: each decoder layer is made from two encoder layers
 from config.ablation.copy import *
 
 out_dir = 'out/ablation/alternate.1'

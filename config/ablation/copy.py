@@ -1,5 +1,6 @@
-# The paper's decoder on the nano encoder, Tibetan and Chinese: copied layers, a random one after every third. The other
-# arms of the comparison are files beside this one that change a line of it; run each with several seeds:
+# The paper's decoder on the nano encoder, for Tibetan and Chinese: copied layers, and a random one
+# after every third. The other arms of the comparison are the files beside this one. Each changes a
+# setting or two. Run each arm with several seeds:
 #     python train.py config/ablation/copy.py --data_from=MONO,PAIRS --test_from=NTREX --seed=2 \
 #         --out_dir=out/ablation/copy.2
 dataset = 'text'
@@ -10,7 +11,7 @@ share = 'copy'
 insert_every = 3
 inserted = 'random'
 head = 'tied'
-val_fraction = 0.02              # as in config/nano_encoder.py: the encoder has not read what is held out
+val_fraction = 0.02              # as data/nano's, which so has not read the held-out text
 block_size = 128
 batch_tokens = 2048
 max_steps = 400

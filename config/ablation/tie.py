@@ -1,4 +1,4 @@
-# One set of weights for encoder and decoder
+# Encoder and decoder have one set of weights
 from config.ablation.copy import *
 
 out_dir = 'out/ablation/tie.1'

@@ -1,4 +1,4 @@
-# As copy.py, with an output matrix of its own (the published code)
+# As copy.py, with a separate output matrix, as in the published code
 from config.ablation.copy import *
 
 out_dir = 'out/ablation/untied.1'
