@@ -51,7 +51,7 @@ import torch
 
 from data import UNK
 from data.batches import collate, tasks
-from data.examples import cut as cut_source
+from data.examples import truncate as cut_source
 from data.examples import languages_of
 from data.files import parse_object
 from data.languages import BY_CHARACTER, full_width, scripts_of, wrong_script
