@@ -213,7 +213,7 @@ def convert(read, about, argv):
             for path in args.files:
                 for n, (place, record) in enumerate(read(path), n + 1):
                     texts = texts_by_field(record, f'{path}: {place}')
-                    fields = {name: found if found[1:] else found[0] for name, found in texts.items()}
+                    fields = {name: t if len(t) > 1 else t[0] for name, t in texts.items()}
                     file.write(json.dumps(fields, ensure_ascii=False) + '\n')
     print(f'{args.out}: {n:,} examples')
 
