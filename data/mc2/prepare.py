@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from data.dataset import main
-from data.files import prepare as text
 from data.files import read_lines
+from data.text import prepare as text
 
 
 def fetch(source):

@@ -1,4 +1,4 @@
-"""data/vocab.py: smaller and larger vocabularies are read by us and by transformers, and cost the rest nothing."""
+"""data/vocabulary.py: smaller and larger vocabularies are read by us and by transformers, and cost the rest nothing."""
 import io
 import math
 import re
@@ -13,12 +13,12 @@ from conftest import HARD, LANGUAGES, ROOT, sentences
 from safetensors import SafetensorError
 
 import config
-import data.vocab as module
+import data.vocabulary as module
 import train
 from data import UNK, tokens
 from data.files import read_json
 from data.tokenizer import SPACE, Tokenizer, script
-from data.vocab import INITS, Usage, main, new_pieces, new_rows, proto, used
+from data.vocabulary import kept_pieces, main, new_pieces, new_rows, proto, usage
 from data.weights import read_encoder
 from model import BY_ID, SWCM, XLMR, SWCMConfig
 
@@ -82,7 +82,7 @@ def test_trim_to_a_size(texts, encoder_folder, tmp_path):
     assert one < whole
     assert {script(c) for piece in left.pieces[4:left.mask] for c in piece} == {None, 'CYRILLIC', 'ARABIC'}
     assert often < few < whole == many < Tokenizer(encoder_folder).vocab_size
-    counts = Usage(path, Tokenizer(encoder_folder)).counts
+    _, counts = usage(path, Tokenizer(encoder_folder))
     longest = [i for i in counts.argsort()[::-1][:17] if len(Tokenizer(encoder_folder).pieces[i].strip(SPACE)) > 1]
     assert longest and {Tokenizer(encoder_folder).pieces[i] for i in longest} <= set(Tokenizer(tmp_path / 'few').pieces)
 
@@ -93,10 +93,10 @@ def test_what_stays():
         ('<unk>', 0, 2), ('<s>', 0, 3), ('ab', -1, 1), ('bc', -2, 1), ('cd', -3, 1), ('de', -9, 1), ('ef', -9, 1),
         (SPACE + 'g', -4, 1), ('གང', -5, 1))]
     counts = [99, 0, 5, 5, 5, 0, 0, 0, 1]
-    assert used(pieces, counts, size=2) == [0, 1, 2, 3, 5, 7]
-    assert used(pieces, counts, min_count=5) == [0, 1, 2, 3, 4, 5, 7]
-    assert used(pieces, counts, size=99) == [0, 1, 2, 3, 4, 5, 7, 8]
-    assert used(pieces, counts, without=['LATIN']) == [0, 1, 8]
+    assert kept_pieces(pieces, counts, size=2) == [0, 1, 2, 3, 5, 7]
+    assert kept_pieces(pieces, counts, min_count=5) == [0, 1, 2, 3, 4, 5, 7]
+    assert kept_pieces(pieces, counts, size=99) == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert kept_pieces(pieces, counts, without=['LATIN']) == [0, 1, 8]
 
 
 @torch.no_grad()
@@ -188,25 +188,19 @@ def test_report(texts, encoder_folder, tmp_path, capsys):
                             '7', f'{len(set(ids)) / tokenizer.vocab_size:.1%}', f'{lost / len(before):.2%}']
 
 
-def test_initial_rows(tokenizer):
+def test_rows_of_new_pieces(tokenizer):
+    """Each is near the mean of the pieces it was cut into; random where nothing is known; no two are equal."""
     word = torch.randn(tokenizer.vocab_size, 16)
-    old = word[UNK + 1:tokenizer.mask]
-    pieces = ['ძა', 'མཐོང་།ཁོས་', SPACE + 'екіүш', '༈']
-    found = {init: new_rows(pieces, tokenizer, word, init) for init in INITS}
-    spread = old.std(0)
-    cut = tokenizer.encode('екіүш')                                               # at the beginning of a word
-    assert ((found['subpieces'][2] - word[cut].mean(0)).abs() / spread).mean() < 0.2
-    assert not torch.equal(*(new_rows([piece], tokenizer, word, 'subpieces') for piece in (SPACE + 'екіүш', 'екіүш')))
-    equal = new_rows(['ძა' + c for c in 'ბგდ'] + ['ཁོས་ཁོས་', 'ཁོས་ཁོས་'], tokenizer, word, 'subpieces')
-    assert len(equal.unique(dim=0)) == 5
-    tibetan = [i for i, p in enumerate(tokenizer.pieces[UNK + 1:tokenizer.mask]) if any('ཀ' <= c <= 'ྼ' for c in p)]
-    near = (found['script'][1] - old[tibetan].mean(0)).abs() / spread
-    assert 0 < near.mean() < 0.2                      # a tenth of the spread
-    assert torch.equal(found['subpieces'][0], found['random'][0])                 # nothing is known of Georgian
-    for init in ('script', 'mean'):
-        assert 0 < ((found[init][0] - old.mean(0)).abs() / spread).mean() < 0.2
-        assert torch.equal(found[init], new_rows(pieces, tokenizer, word, init))
-    assert found['random'].abs().max() < 0.1 and len(found['random'].unique(dim=0)) == 4
+    spread = word[UNK + 1:tokenizer.mask].std(0)
+    georgian, start, middle, *twins = new_rows(['ძა', SPACE + 'екіүш', 'екіүш', 'ཁོས་ཁོས་', 'ཁོས་ཁོས་'],
+                                               tokenizer, word)
+    cut = tokenizer.encode('екіүш')                   # as at the beginning of a word
+    assert 0 < ((start - word[cut].mean(0)).abs() / spread).mean() < 0.2
+    assert ((middle - start).abs() / spread).mean() > 0.2 and not torch.equal(*twins)
+    many = new_rows(['ძა'] * 100, tokenizer, word)
+    assert torch.equal(georgian, many[0]) and 0.018 < many.std() < 0.022
+    assert torch.equal(many, new_rows(['ძა'] * 100, tokenizer, word, seed=1))
+    assert not torch.equal(many, new_rows(['ძა'] * 100, tokenizer, word, seed=2))
 
 
 def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
@@ -225,7 +219,7 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
             ('extend', 'ka.txt', ('--pieces', '5'), 'pieces=5: '),
             ('extend', 'ka.txt', ('--pieces', '0'), 'pieces=0: '),
             ('extend', 'latin1.txt', ('--pieces', '50'), 'byte 0 (0xe9) is not UTF-8'),
-            ('extend', 'none.txt', ('--pieces', '50'), 'none.txt does not exist; give files'),
+            ('extend', 'none.txt', ('--pieces', '50'), 'none.txt'),
             ('trim', 'empty.txt', (), 'empty.txt has no text'),
             ('trim', 'digits.txt', (), 'no letter of these texts is in the vocabulary'),
             ('trim', 'bo.txt', ('--size', '0'), 'size=0: '),
@@ -236,9 +230,6 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
             main([command, '--encoder', str(encoder_folder), '--text', str(texts / text),
                   *(() if command == 'report' else ('--out', str(out))), *options])
         assert '\n' not in str(stopped.value) and not out.exists()
-    with pytest.raises(ValueError, match='empty.txt is a file'):
-        main(['trim', '--encoder', str(encoder_folder), '--text', str(texts / 'bo.txt'), '--out',
-              str(tmp_path / 'empty.txt/out')])
     out.mkdir()
     (out / 'mine').touch()
     with pytest.raises(ValueError, match='exists; name a new folder'):
@@ -273,11 +264,11 @@ def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
 def test_without_protobuf(texts, encoder_folder, tmp_path):
     """One line says what to install."""
     code = ('import sys; sys.modules["google.protobuf"] = None; sys.argv[0] = "vocab"\n'
-            'import config; from data.vocab import main; config.run(main)')
+            'import config; from data.vocabulary import main; config.run(main)')
     done = subprocess.run([sys.executable, '-c', code, 'trim', '--encoder', str(encoder_folder), '--text',
                            str(texts / 'bo.txt'), '--out', str(tmp_path / 'out')], cwd=ROOT, capture_output=True,
                           text=True)
-    assert done.returncode == 1 and done.stderr.startswith('error: data.vocab needs protobuf') and \
+    assert done.returncode == 1 and done.stderr.startswith('error: data.vocabulary needs protobuf') and \
         done.stderr.count('\n') == 1
 
 
@@ -301,23 +292,11 @@ def test_new_pieces(encoder_folder, tmp_path, monkeypatch):
     assert ratio / 3 < sum(math.exp(score) for _, score in new) < ratio
     assert min(score for _, score in new) >= min(piece.score for piece in proto(tokenizer).pieces)
     drawn, train = [], module.train_sentencepiece
-    monkeypatch.setattr(module, 'CHARACTERS', 20_000)
+    monkeypatch.setattr(module, 'FILE_CHARACTERS', 20_000)
     monkeypatch.setattr(module, 'train_sentencepiece', lambda lines, *rest: drawn.append(lines) or train(lines, *rest))
     path.write_text(' '.join(f'{text} {i}' for i in range(20) for text in GEORGIAN), encoding='utf-8')
     new_pieces(tokenizer, [path, path], 90)
     assert 20_000 < sum(map(len, drawn[0])) < 60_000 and max(map(len, drawn[0])) == 1000
-
-
-def test_init_and_seed_reach_the_rows(texts, encoder_folder, tmp_path):
-    rows = {}
-    for name, *options in (('a', '--init=random'), ('b', '--init=random', '--seed=2'), ('c', '--init=mean')):
-        main(['extend', '--encoder', str(encoder_folder), '--text', str(texts / 'ka.txt'), '--pieces', '90', '--out',
-              str(tmp_path / name), *options])
-        sizes, state = read_encoder(tmp_path / name)
-        rows[name] = state['embeddings.word.weight'][Tokenizer(encoder_folder).mask:-1]
-    old = read_encoder(encoder_folder)[1]['embeddings.word.weight'][4:-1]
-    assert not torch.equal(rows['a'], rows['b']) and 0.015 < rows['a'].std() < 0.025
-    assert (rows['c'].mean(0) - old.mean(0)).abs().max() < 0.1 * old.std(0).max()
 
 
 def test_other_models_are_refused(tmp_path, tokenizer):
