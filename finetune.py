@@ -91,8 +91,8 @@ def check_settings(cfg):
                          'files of examples go into --test')
     both = [*cfg.learn, *cfg.transfer]
     if len(set(map(languages_of, both))) < len(both):
-        raise ValueError(f'learn={",".join(cfg.learn)}, transfer={",".join(cfg.transfer)}: name each '
-                         'direction once')
+        raise ValueError(f'learn={",".join(cfg.learn)}, transfer={",".join(cfg.transfer)}: name '
+                         'each direction once')
     return replace(cfg, learn=tuple(direction(*languages_of(d)) for d in cfg.learn),
                    transfer=tuple(direction(*languages_of(d)) for d in cfg.transfer))
 
@@ -132,7 +132,7 @@ def check_examples(task, examples):
             raise ValueError(f'task={task}: {start} has {len(e.source)} texts as its source, not '
                              f'{" and ".join(TASKS[task].source)}; see --task')
         if TASKS[task].is_translation and '-' not in e.direction:
-            raise ValueError(f'task={task}: {start} has its target in the same language; see --task')
+            raise ValueError(f'task={task}: {start} has its target in its language; see --task')
         if (longest := max(map(len, (e.target, *e.others)))) > LONGEST:
             raise ValueError(f'{start}: its target has {longest:,} characters; at most {LONGEST:,}')
 
@@ -214,14 +214,14 @@ def build(cfg, state):
     elif cfg.checkpoint:
         model = SWCM.load(cfg.checkpoint, dropout=cfg.dropout)
         c = model.config
-        print0(f'{cfg.checkpoint}: layer={c.layer}, share={c.share}, insert_every={c.insert_every}, '
-               f'inserted={c.inserted}, head={c.head}')
+        print0(f'{cfg.checkpoint}: layer={c.layer}, share={c.share}, '
+               f'insert_every={c.insert_every}, inserted={c.inserted}, head={c.head}')
     else:
         model = SWCM.from_encoder(start_folder(cfg), languages=languages, **model_options(cfg))
     c = model.config
     if max(cfg.max_source_len, cfg.max_target_len) > c.max_length:
-        raise ValueError(f'max_source_len={cfg.max_source_len}, max_target_len={cfg.max_target_len}: '
-                         f'this model reads at most {c.max_length} tokens')
+        raise ValueError(f'max_source_len={cfg.max_source_len}, max_target_len='
+                         f'{cfg.max_target_len}: this model reads at most {c.max_length} tokens')
     tokenizer = Tokenizer(model.encoder.sentencepiece, c.languages, c.vocab_size)
     for language in languages:
         tokenizer.language_id(language)                 # raises for one that it does not know
@@ -256,8 +256,8 @@ def learn(cfg, model, tokenizer, sets, state, data):
         raise ValueError(f'data={cfg.data}: too few examples to learn {",".join(cfg.learn)} and to '
                          f'hold some out with val_fraction={cfg.val_fraction}; try 0.1')
     tasks, metric = list(train.values()), TASKS[cfg.task].scores[0]
-    print0(f'  best checkpoint: by {metric} of greedy outputs, at most {cfg.eval_examples} examples '
-           f'of each of {" ".join(task.direction for task in chosen)}; of equal ones by loss')
+    print0(f'  best checkpoint: by {metric} of greedy outputs, at most {cfg.eval_examples} '
+           f'examples of each of {" ".join(task.direction for task in chosen)}; then by loss')
     print0(weight_report(model))
     fit(cfg, model, Batches(tasks, task_probabilities(tasks, 0, cfg.alpha), cfg),
         lambda model, is_last: evaluate(model, chosen, tokenizer, cfg), state, data,
@@ -265,7 +265,7 @@ def learn(cfg, model, tokenizer, sets, state, data):
 
 
 def evaluate(model, tasks, tokenizer, cfg):
-    """For `fit`: losses (nats per target token), the first score of greedy outputs, some of these."""
+    """For `fit`: losses (nats per target token), the first score of greedy outputs, samples."""
     losses, scores, lines, metric = {}, {}, [], TASKS[cfg.task].scores[0]
     for task in tasks:
         losses[task.name] = loss_of(model, val_batches(task, cfg, cfg.eval_examples))
@@ -279,7 +279,7 @@ def evaluate(model, tasks, tokenizer, cfg):
 
 
 def predict(model, task, tokenizer, cfg, n, beams):
-    """At most n of a task's examples (0: all), evenly spread, and what the model writes for them."""
+    """At most n of a task's examples (0: all), evenly spread, and the model's outputs for them."""
     n = min(n or len(task), len(task))
     chosen = np.linspace(0, len(task) - 1, n).astype(int)
     banned = banned_ids(cfg, tokenizer).get(task.target, ())

@@ -256,7 +256,7 @@ class SWCM(nn.Module):
     """The encoder, and a decoder of layers made from it, with normal layers inserted between."""
     def __init__(self, config, sentencepiece=b''):
         super().__init__()
-        self.config, self.encoder = config, XLMR(config, sentencepiece)
+        self.config, self.encoder, self.origin = config, XLMR(config, sentencepiece), 'random'
         self.decoder, self.shared = nn.ModuleList(), {}             # decoder part: its encoder part
         step = 2 if config.share == 'alternate' else 1              # DeltaLM, arXiv 2106.13736
         for i in range(0, config.n_layer, step):
@@ -341,7 +341,8 @@ class SWCM(nn.Module):
         with torch.device('meta'):                                          # draws no weights
             model = cls(config, sentencepiece)
         load_tensors(model.to_empty(device='cpu'), tensors, folder)
-        model.shared, model.encoder.origin = {}, f'read from {folder}'
+        model.shared, model.origin = {}, f'read from {folder}'
+        model.encoder.origin = model.origin
         return model.eval()
 
 

@@ -334,7 +334,7 @@ def run_of(folder):
 def show_examples(writer, folder, run):
     """Prints source, output and reference of held-out examples of a run."""
     if not run:
-        raise FileNotFoundError(f'the settings of the run of {folder} are not beside it, so that its '
+        raise FileNotFoundError(f'the settings of the run of {folder} are not beside it: its '
                                 'held-out text is not known; give --text')
     n, tok, c = writer.cfg.examples, writer.tokenizer, writer.model.config
     if isinstance(run, FineTune):                                       # its outputs are in a file

@@ -1,4 +1,4 @@
-"""Training: `fit`, the loop that every objective shares, and pretraining (DAE + MT of SWCM, or MLM).
+"""Training: pretraining (denoising and translation, or masked tokens), and `fit`, the loop.
 
     python train.py config/tibetan.py --max_steps=1000
     torchrun --nproc_per_node=8 train.py config/tibetan_base.py
@@ -49,13 +49,13 @@ PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L
 
 
 def train(cfg):
-    """Runs one config to its end: builds a model, prepares the corpus, trains, writes cfg.out_dir."""
+    """Runs one config to its end: builds a model, prepares the corpus, trains."""
     if cfg.objective not in ('swcm', 'mlm'):
         raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
     state = read_state(cfg)
     if state and state['progress']['step'] >= cfg.max_steps:
-        return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps=N '
-                      'goes on, --resume=False starts over')
+        return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps='
+                      'N goes on, --resume=False starts over')
     model, tokenizer = build(cfg, state)
     with main_process_first():
         folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from,
@@ -141,12 +141,12 @@ class Stats:
 
 
 def fit(cfg, model, batches, evaluate, state=None, data='', metric=mean_loss):
-    """Trains model from its weights, or from `state`, until cfg.max_steps; writes last/, best/, log.
+    """Trains model from its weights, or from `state`, until cfg.max_steps; writes cfg.out_dir.
 
-    `model(src, tgt)` gives the sum of the token losses and the number of target tokens; `batches[k]`
-    a pair of int64 arrays; `evaluate(model, is_last)` a dict of losses per token, one of scores, and
-    lines to show. The checkpoint of least `metric(losses, scores)` is the best. `data` names the
-    text. On a CPU the same settings give the same bits, whether the run was stopped or not.
+    `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
+    `batches[k]` a pair of int64 arrays; `evaluate(model, is_last)` a dict of losses per token, one
+    of scores, and lines to show. The checkpoint of least `metric(losses, scores)` is the best.
+    `data` names the text. On a CPU the same settings give the same bits, stopped or not.
     """
     if cfg.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -247,7 +247,7 @@ def make_loader(batches, step, cfg, device):
 
 
 def schedule(step, cfg):
-    """The learning rate as a fraction of its peak: a linear rise from 0, then a linear fall to 0."""
+    """The learning rate as a fraction of its peak: a linear rise from 0, then a fall to 0."""
     rise = max(1, round(cfg.warmup * cfg.max_steps))
     fall = max(1, cfg.max_steps - rise)
     return min((step + 1) / rise, (cfg.max_steps - step) / fall)
@@ -270,10 +270,7 @@ def flops(model, n_sources, n_targets):
 
 
 class Checkpoints:
-    """What a run keeps in out_dir: last/ (to resume), best/ (to use), log.jsonl; only rank 0 writes.
-
-    state: of the run that goes on, or None. data: names the text.
-    """
+    """What a run keeps in out_dir: last/ to resume, best/ to use, and log.jsonl."""
     def __init__(self, cfg, model, optimizer, state, data):
         self.cfg, self.model, self.optimizer, self.data = cfg, model, optimizer, data
         self.out, self.is_main = Path(cfg.out_dir), rank_and_world()[0] == 0
@@ -281,8 +278,8 @@ class Checkpoints:
         if state:
             self.restore(state)
         elif self.start and Path(start_folder(cfg)).resolve().parent == self.out.resolve():
-            raise ValueError(f'{start_folder(cfg)} lies in out_dir={self.out}, which this run would '
-                             'write over; --out_dir=NAME')
+            raise ValueError(f'{start_folder(cfg)} lies in out_dir={self.out}, which this run '
+                             'would write over; --out_dir=NAME')
         self.saved = self.progress.step                 # the step of last/
         if self.is_main:
             self.begin_log()
@@ -299,17 +296,19 @@ class Checkpoints:
         for i, p in enumerate(order):
             with torch.no_grad():
                 p.copy_(tensors[f'weight.{names[p]}'])
-            keys = [key for key in ('exp_avg', 'exp_avg_sq', 'step') if f'{key}.{names[p]}' in tensors]
-            if keys:                                    # none if all steps were skipped
-                moments[i] = {key: tensors[f'{key}.{names[p]}'].clone() for key in keys}
+            keys = 'exp_avg', 'exp_avg_sq', 'step'
+            found = {key: tensors.get(f'{key}.{names[p]}') for key in keys}
+            if found['step'] is not None:               # no step is finite so far
+                moments[i] = {key: t.clone() for key, t in found.items()}
         groups = self.optimizer.state_dict()['param_groups']
         self.optimizer.load_state_dict({'state': moments, 'param_groups': groups})
-        before = replace(self.cfg, max_steps=state['config']['max_steps'])
-        step = self.progress.step
-        print0(f'going on from step {step} of {self.cfg.max_steps}')
-        if before.max_steps != self.cfg.max_steps:
-            old, new = (c.lr * schedule(step, c) for c in (replace(before), self.cfg))
-            print0(f'  max_steps was {before.max_steps}: the learning rate is {new:.2g} now')
+        step, cfg = self.progress.step, self.cfg
+        before = replace(cfg, max_steps=state['config']['max_steps'])
+        print0(f'going on from step {step} of {cfg.max_steps}')
+        if before.max_steps != cfg.max_steps:
+            old, new = cfg.lr * schedule(step - 1, before), cfg.lr * schedule(step, cfg)
+            print0(f'  max_steps was {before.max_steps}: the learning rate goes from {old:.2g} to '
+                   f'{new:.2g} now')
 
     def begin_log(self):
         """Removes what a run before left, from the step on that this one begins with."""
@@ -337,7 +336,7 @@ class Checkpoints:
                 file.write(json.dumps(figures) + '\n')
 
     def record(self, stats, lr, seconds, bar):
-        """Counts a step, logs it, and ends the run after MOST_SKIPPED steps that were not finite."""
+        """Counts a step and logs it. Raises ValueError after MOST_SKIPPED steps not finite."""
         p = self.progress
         p.step += 1
         figures = {'loss': stats.loss, 'tokens_per_s': stats.n_targets / seconds}
@@ -346,8 +345,8 @@ class Checkpoints:
         else:
             p.skipped, p.skipped_in_a_row = p.skipped + 1, p.skipped_in_a_row + 1
             figures['skipped'] = p.skipped
-            print0(f'step {p.step} is skipped: its loss is {stats.loss:.4g}, the norm of its gradient '
-                   f'{stats.grad_norm:.4g} ({p.skipped} skipped in all, {p.skipped_in_a_row} in a row)')
+            print0(f'step {p.step} is skipped: its loss is {stats.loss:.4g}, the norm of its '
+                   f'gradient {stats.grad_norm:.4g} ({p.skipped} skipped in all)')
         if peak := peak_flops(self.cfg):
             done = flops(self.model, stats.n_sources, stats.n_targets) / seconds
             figures['mfu'] = done / peak / rank_and_world()[1]
@@ -356,9 +355,9 @@ class Checkpoints:
         self.log(step=p.step, tokens=p.tokens, lr=lr, grad_norm=stats.grad_norm, **figures)
         if p.skipped_in_a_row == MOST_SKIPPED:
             good = f'{self.out}/last, of step {self.saved}' if self.saved else 'none yet'
-            raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss and '
-                             f'gradient. The last good checkpoint: {good}. Try a lower --lr (with '
-                             '--out_dir=NAME, as it makes another run), or --dtype=float32')
+            raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
+                             f'and gradient. The last good checkpoint: {good}. Try a lower --lr '
+                             '(with another --out_dir), or --dtype=float32')
 
     def evaluate(self, evaluate, metric, mixed, save=True):
         """Evaluates, shows and logs; keeps the best. All on the main process."""
@@ -436,22 +435,23 @@ def read_state(cfg):
         with safe_open(last / STATE, 'pt') as file:
             state = json.loads(file.metadata()['json'])
     except (OSError, ValueError) as e:
-        raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; --out_dir='
-                         'NAME starts another run beside it, --resume=False replaces both') from e
+        raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; '
+                         '--out_dir=NAME starts another, --resume=False replaces both') from e
     ours = json.loads(json.dumps(asdict(cfg)))
     changed = [f.name for f in fields(cfg) if not f.metadata['changeable']
                and ours[f.name] != state['config'].get(f.name)]
     if changed:
         name = changed[0]
-        raise ValueError(f'{cfg.out_dir} holds a run with {name}={state["config"].get(name)!r}, not '
-                         f'{ours[name]!r}. --resume=False replaces it, --out_dir=NAME starts another')
+        raise ValueError(f'{cfg.out_dir} holds a run with {name}={state["config"].get(name)!r}, '
+                         f'not {ours[name]!r}. --resume=False replaces it, --out_dir=NAME starts '
+                         'another beside it')
     return state
 
 
 def check_data(cfg, state, data):
     if state and state['data'] != data:
-        raise ValueError(f'{cfg.out_dir}: the text has changed since this run began. --resume=False '
-                         'starts over, --out_dir=NAME starts another beside it')
+        raise ValueError(f'{cfg.out_dir}: the text has changed since this run began. '
+                         '--resume=False starts over, --out_dir=NAME starts another beside it')
 
 
 def evaluate(model, val, tests, tokenizer, cfg):
@@ -469,7 +469,7 @@ def evaluate(model, val, tests, tokenizer, cfg):
     for name, task in tests.items():
         scores[name] = score_translations(model, task, tokenizer, cfg)
     for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
-        src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])    # middling length
+        src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])    # of middle length
         if task.kind == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:
@@ -507,7 +507,7 @@ def masked_accuracy(model, task, batches):
 
 
 def translation_tests(val, tokenizer, cfg, max_length):
-    """{name: task}: the held-out pairs and those of the test corpus, if translations are asked for."""
+    """{name: task} to translate at the end: the held-out pairs, and those of the test corpus."""
     found = [('chrF++', task) for task in val if task.kind == 'mt' and cfg.eval_translations]
     if found and cfg.test_dataset:
         with main_process_first():

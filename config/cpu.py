@@ -113,4 +113,5 @@ def pack(model, bits=32):
 
     swap(model)
     model.encoder.head = PackedHead(model.encoder.head, bits)
-    model.source_multiple = 16 if bits == 8 else 1
+    model.source_multiple = 16 if bits == 8 else 1          # see aligned_sdpa
+    model.eval()                                            # the new modules begin as in training

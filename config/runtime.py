@@ -147,6 +147,17 @@ class StopSignals:
         signal.signal(number, signal.SIG_DFL)
         print0('stopping after this step, or evaluation')
 
+    def on_any_process(self):
+        """The signal that this or another process has got, or 0."""
+        if not PATIENT:
+            return self.signal
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(self.signal)
+        dist.all_reduce(found, dist.ReduceOp.MAX, PATIENT[0])
+        return found.item()
+
     def restore(self):
         for number, handler in self.before.items():
             signal.signal(number, handler)
