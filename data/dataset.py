@@ -10,16 +10,14 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import sys
-import time
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +30,7 @@ from data.tokenizer import UNK, Tokenizer, normalize
 ROOT = Path(__file__).parent
 SPECIALS = 3                      # <s> <lang> </s>, which stand around a segment in the model
 NO_IDS = np.array([], np.int64)
-NO_COUNTS = {'documents': 0, 'characters': 0, 'tokens': 0, 'unknown': 0}
+# Notes on documents, which `report` counts
 EMPTY = 'pairs with nothing on one side are left out'
 HELD_OUT = 'with a text that stands in the validation part are left out'
 SHORTENED = 'are shortened by lines and sentences that stand there'
@@ -53,11 +51,8 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=Fa
     if (folder / 'meta.json').exists():
         report(read_json_object(folder / 'meta.json'))
         return folder
-    names = ', '.join(file.name for file in files[:9])
-    print(f'preparing {dataset} from {names}{" ..." if len(files) > 9 else ""}')
-    for old in folder.parent.glob('*.tmp'):       # of a killed run; those still written are younger
-        if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > 3600:
-            shutil.rmtree(old, ignore_errors=True)
+    names = [file.name for file in files]
+    print(f'preparing {dataset} from {", ".join(names[:9])}{" ..." if len(names) > 9 else ""}')
     with atomic_dir(folder) as new:
         split_of = splits(corpus.documents(files), val_fraction, needed)
         write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
@@ -114,21 +109,16 @@ def split_documents(documents, split_of):
         yield Document(split, left, notes=[] if left == texts else [SHORTENED])
 
 
-def encode_documents(documents, tokenizer, n_characters=2_000_000):
-    """Adds `lines`, encoded about n_characters at a time: many, for SentencePiece's threads."""
-    batch, size = [], 0
-    for document in chain(documents, [None]):
-        if document:
-            batch.append(document)
-            size += sum(map(len, document.texts.values()))
-        if size >= n_characters or not document:
-            texts = [text.splitlines() for d in batch for text in d.texts.values()]
-            ids = iter(tokenizer.encode(list(chain.from_iterable(texts))))
-            encoded = iter([[next(ids) for _ in lines] for lines in texts])
-            for d in batch:
-                d.lines = {language: next(encoded) for language in d.texts}
-            yield from batch
-            batch, size = [], 0
+def encode_documents(documents, tokenizer, n=256):
+    """Adds `lines`, encoded n documents at a time, for SentencePiece's threads."""
+    documents = iter(documents)
+    while batch := list(islice(documents, n)):
+        texts = [text for document in batch for text in document.texts.values()]
+        ids = iter(tokenizer.encode([line for text in texts for line in text.splitlines()]))
+        for document in batch:
+            document.lines = {language: [next(ids) for _ in text.splitlines()]
+                              for language, text in document.texts.items()}
+            yield document
 
 
 def cut_documents(documents, tokenizer, limit):
@@ -178,12 +168,18 @@ def write_documents(folder, documents, vocab_size):
     Raises ValueError where there is no document.
     """
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    files, lengths, streams, references = {}, {}, {}, defaultdict(list)
+    files, lengths, references = {}, {}, defaultdict(list)
+    counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
     with ExitStack() as stack:
         for document in documents:
             languages = sorted(document.texts)
             stream = '-'.join(languages)
-            count(document, streams.setdefault(stream, {'notes': Counter(), **NO_COUNTS}))
+            lines = [ids for lines in document.lines.values() for ids in lines]
+            counts[stream].update(
+                documents=1, characters=sum(map(len, document.texts.values())),
+                tokens=sum(map(len, lines)),
+                unknown=sum(int(np.count_nonzero(ids == UNK)) for ids in lines))
+            notes[stream].update(document.notes)
             if not document.segments:             # left out, or without a token, as U+200B is
                 continue
             name = f'{stream}.{document.split}'
@@ -195,26 +191,16 @@ def write_documents(folder, documents, vocab_size):
                 lengths[name].append(len(ids))
             if len(languages) == 2 and document.split == 'val':
                 references[name] += [normalize(document.texts[x]) for x in languages]
-    if not streams:
+    if not counts:
         raise ValueError('the corpus has no text')
     for name in files:
         np.save(folder / f'{name}.npy', np.cumsum([0, *lengths[name]], dtype=np.uint64))
     for name, texts in references.items():
         (folder / f'{name}.txt').write_text('\n'.join(texts), encoding='utf-8')
-    meta = {'vocab_size': vocab_size, 'dtype': dtype.name, 'streams': streams,
+    meta = {'vocab_size': vocab_size, 'dtype': dtype.name, 'streams': counts, 'notes': notes,
             'segments': {name: len(lengths[name]) for name in files}}
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
     return meta
-
-
-def count(document, counts):
-    """Adds a Document to the counts of its stream."""
-    lines = list(chain.from_iterable(document.lines.values()))
-    counts['documents'] += 1
-    counts['characters'] += sum(map(len, document.texts.values()))
-    counts['tokens'] += sum(map(len, lines))
-    counts['unknown'] += sum(int(np.count_nonzero(ids == UNK)) for ids in lines)
-    counts['notes'].update(document.notes)
 
 
 def report(meta):
@@ -229,7 +215,7 @@ def report(meta):
         unknown = counts['unknown'] / max(counts['tokens'], 1)
         print(f'{stream:8}{counts["documents"]:10,}{counts["tokens"]:13,}{train:14,}{val:10,}'
               f'{per_character:13.2f}{unknown:9.2%}')
-        for note, n in counts.get('notes', {}).items():
+        for note, n in meta.get('notes', {}).get(stream, {}).items():
             print(f'  {n} {note}')
         if unknown > 0.01:
             print(f'warning: {unknown:.1%} of the tokens of {stream} are <unk>: the vocabulary '
