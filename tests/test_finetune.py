@@ -13,7 +13,8 @@ from conftest import LANGUAGES, SENTENCES, sentences
 import config
 import finetune
 from data.examples import Example, Examples, read_examples, split_examples
-from data.tokenizer import Tokenizer, script
+from data.languages import script
+from data.tokenizer import Tokenizer
 from data.heldout import digest, splits
 from model import SWCM
 from train import read_state
@@ -152,7 +153,7 @@ def test_held_out_as_in_pretraining(tmp_path):
 
 
 @pytest.mark.parametrize('options, n', [(dict(val_fraction=0.3), 0), (dict(val_fraction=0.05), None),
-                                        (dict(val_fraction=0.05, mt_share=0.0), 0), (dict(languages=('kk', 'zh')), 0)])
+                                        (dict(val_fraction=0.05, mt_fraction=0.0), 0), (dict(languages=('kk', 'zh')), 0)])
 def test_tests_that_were_learned_before_are_counted(tmp_path, corpus, capsys, options, n):
     """By the settings beside the checkpoint, or by those of the checkpoint that it began from."""
     data = corpus / 'some.bo-zh.tsv'

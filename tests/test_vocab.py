@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 import config
 import data.vocab as module
 import train
-from data import UNK, tokens
-from data.files import read_json
-from data.tokenizer import SPACE, Tokenizer, script
+from data import dataset
+from data.weights import read_json
+from data.languages import script
+from data.tokenizer import SPACE, UNK, Tokenizer
 from data.vocab import INITS, Usage, main, new_pieces, new_rows, proto, used
 from data.weights import read_encoder
 from model import BY_ID, SWCM, XLMR, SWCMConfig
@@ -261,7 +262,7 @@ def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
           str(tmp_path / 'out')])
     assert XLMR.from_encoder(tmp_path / 'out').config.mlm_head is False
     XLMRobertaModel.from_pretrained(tmp_path / 'out')
-    monkeypatch.setattr(tokens, 'token_folder', lambda dataset: tmp_path / 'tokens' / dataset)
+    monkeypatch.setattr(dataset, 'token_folder', lambda dataset: tmp_path / 'tokens' / dataset)
     cfg = config.load(config.Train, ['config/new_script.py', f'--data_from={texts}/ka.txt', '--batch_tokens=400',
                                      f'--encoder={tmp_path}/out', '--languages=ka', '--max_steps=1', '--accumulate=1',
                                      '--block_size=60', '--device=cpu', f'--out_dir={tmp_path}/mlm'])
