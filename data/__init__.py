@@ -1,1 +1,1 @@
-"""Text files to batches. Read text/prepare, tokenizer, dataset, noise, tasks, batches, in that order."""
+"""Text files to batches: text/prepare, tokenizer, dataset, noise, tasks, batches, in that order."""

@@ -40,11 +40,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 import config
-import data.tokens
-from data import PAD
-from data.batches import Batches, shares, tasks
+import data.dataset
+from data.tokenizer import PAD
+from data.batches import Batches, task_probabilities
+from data.tasks import tasks
 from data.tokenizer import Tokenizer
-from data.tokens import read_lines
+from data.text import read_lines
 from model import SWCM, SWCMConfig, n_weights
 
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target, works, systems
@@ -290,7 +291,7 @@ def show(row, first):
 
 
 def measure_text(path, encoder, runs):
-    """MB/s of data.tokens.prepare beside SentencePiece line by line, and tokens/s of data.batches alone.
+    """MB/s of data.dataset.prepare beside SentencePiece line by line, and tokens/s of data.batches alone.
 
     With a line a document, and with twenty, which fill the segments of 256 tokens.
     """
@@ -300,17 +301,17 @@ def measure_text(path, encoder, runs):
     for twenty in (False, True):
         with tempfile.TemporaryDirectory() as folder:
             text, times = Path(folder, 'bo.txt'), []
-            data.tokens.token_folder = lambda dataset: Path(folder, 'tokens')
+            data.dataset.token_folder = lambda dataset: Path(folder, 'tokens')
             text.write_text(''.join(line + ('\n\n' if twenty and i % 20 == 19 else '\n')
                                     for i, line in enumerate(lines)), encoding='utf-8')
             megabytes = text.stat().st_size / 1e6
             for i in range(runs):
                 started = time.perf_counter()
-                tokens = data.tokens.prepare('text', tokenizer, 256, 0.01 + i / 1e6, str(text))  # each time anew
+                tokens = data.dataset.prepare('text', tokenizer, 256, 0.01 + i / 1e6, str(text))  # each time anew
                 times.append(time.perf_counter() - started)
             cfg = config.Train(languages=('bo',), batch_tokens=16384)
             found = tasks(tokens, 'train', tokenizer, cfg)
-            batches = Batches(found, shares(found, cfg.mt_share, cfg.alpha), cfg)
+            batches = Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg)
             started = time.perf_counter()
             made = [batches[k] for k in range(256)]
             seconds, examples = time.perf_counter() - started, sum(len(src) for src, _ in made)

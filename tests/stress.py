@@ -22,7 +22,7 @@ import conftest                                       # first: it limits the thr
 import config
 import finetune
 import train
-from data import tokens
+from data import dataset
 from data.weights import read_metadata, read_safetensors
 from model import SWCM
 
@@ -213,12 +213,12 @@ def left_by(out):
 def main(names):
     parts = {f.__name__: f for f in (kills, signals, reader, disk, fuzz)}
     if names[:1] == ['--disk']:
-        tokens.token_folder = lambda dataset: Path(names[1], 'tokens', dataset)
+        dataset.token_folder = lambda dataset: Path(names[1], 'tokens', dataset)
         return on_a_small_disk(Path(names[1]))
     if unknown := set(names) - set(parts):
         sys.exit(f'error: {" ".join(unknown)}: choose from {" ".join(parts)}')
     folder, broken = Path(tempfile.mkdtemp(prefix='stress.')), False
-    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
+    dataset.token_folder = lambda dataset: folder / 'tokens' / dataset
     try:
         (folder / 'corpus').mkdir()
         conftest.write_corpus(folder / 'corpus')

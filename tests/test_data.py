@@ -265,7 +265,7 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
         lines = (corpus / f'{language}.txt').read_text(encoding='utf-8').splitlines()
         total = sum(s[language].lengths.sum() for s in (train, val) if language in s)
         assert total == meta['streams'][language]['tokens'] <= sum(len(ids) for ids in tokenizer.encode(lines))
-        notes = meta['streams'][language]['notes']        # lost pairs' sentences that are held out
+        notes = meta['notes'][language]                   # lost pairs' sentences that are held out
         assert notes.get(dataset.SHORTENED) or language == 'zh'
         assert max(train[language].lengths) <= cfg.block_size - 3
     stream = train['bo-zh']
@@ -285,7 +285,7 @@ def test_chunks_and_texts_without_tokens_change_nothing(tmp_path, corpus, tokeni
     files = {path.name: path.read_bytes() for path in whole.iterdir()}
     assert 'en.train.bin' not in files and 'en.val.bin' not in files and 'en' not in open_streams(whole, 'train')
     shutil.rmtree(whole)
-    monkeypatch.setattr(encode_documents, '__defaults__', (100,))    # characters
+    monkeypatch.setattr(encode_documents, '__defaults__', (3,))      # at a time
     parts = prepare('text', tokenizer, 32, 0.2, folder)
     assert parts == whole and {path.name: path.read_bytes() for path in parts.iterdir()} == files
 

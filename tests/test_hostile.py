@@ -25,14 +25,16 @@ import config
 import finetune
 import sample
 import train
-from data import UNK, tokens, weights
-from data.batches import Batches, Task
+from data import dataset, weights
+from data.batches import Batches
+from data.tasks import Task
 from data.examples import read_examples
-from data.files import filling, replacing
+from data.text import atomic_dir, atomic_write, read_lines
+from data.tokenizer import UNK
 from data.metrics import score
 from data.noise import infill, mask_tokens, permute_sentences
-from data.files import prepare as text
-from data.tokens import cut, open_streams, prepare, read_lines
+from data.text import prepare as text
+from data.dataset import open_streams, prepare, split_segments
 from data.weights import SIZES, read_safetensors, write_tensors
 from model import SWCM, XLMR
 from train import STATE
@@ -70,14 +72,14 @@ class Code:
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, corpus, encoder_folder):
     """The settings of a run of two steps; its out_dir has last/ and best/. Token files go to a temporary folder."""
-    folder, before = tmp_path_factory.mktemp('trained'), tokens.token_folder
-    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
+    folder, before = tmp_path_factory.mktemp('trained'), dataset.token_folder
+    dataset.token_folder = lambda dataset: folder / 'tokens' / dataset
     cfg = config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder), languages=LANGUAGES,
                        block_size=64, batch_tokens=400, val_fraction=0.2, max_steps=2, eval_interval=2, eval_segments=2,
                        device='cpu', out_dir=str(folder / 'out'))
     train.train(cfg)
     yield cfg
-    tokens.token_folder = before
+    dataset.token_folder = before
 
 
 def fresh(folder, name):
@@ -85,6 +87,10 @@ def fresh(folder, name):
     shutil.rmtree(folder / name, ignore_errors=True)
     (folder / name).mkdir()
     return folder / name
+
+
+def read_meta(folder):
+    return json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
 
 
 def one_line(error):
@@ -139,20 +145,12 @@ def test_weights_as_pickle_are_read_if_they_are_tensors(encoder_folder, tmp_path
         one_line(error.value)
 
 
-def test_names_lead_nowhere_else(trained, tmp_path):
-    """Neither a dataset nor a stream of meta.json names a place outside its folder."""
+def test_names_lead_nowhere_else():
+    """No dataset names a place outside data/."""
     for name in ('../data/text', '/tmp', 'text/', './text', 'a.b', '..', ''):
         with pytest.raises(ValueError, match='there is no data/') as error:
-            tokens.corpus_module(name)
+            dataset.corpus_module(name)
         one_line(error.value)
-    [folder] = tokens.token_folder('text').iterdir()
-    prepared = tmp_path / 'prepared'
-    shutil.copytree(folder, prepared)
-    meta = json.loads((prepared / 'meta.json').read_text())
-    for name in ('../secret.train', '/etc/passwd.train', 'bo/../../x.train', 'bo.train\n'):
-        (prepared / 'meta.json').write_text(json.dumps({**meta, 'segments': {name: 3}}))
-        with pytest.raises(ValueError, match='is damaged .meta.json has no right'):
-            open_streams(prepared, 'train')
 
 
 # Files that are damaged
@@ -352,33 +350,20 @@ def test_deterministic(trained, tmp_path):
 
 
 @given(st.data())
-def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
-    """Whatever happens to a file: ids in the vocabulary, segments in their file, or one line that says what to do."""
-    [folder] = tokens.token_folder('text').iterdir()
+def test_damaged_token_files(trained, tmp_path_factory, data):
+    """A file that was cut short, or is of something else, is one line that says what to do."""
+    [folder] = dataset.token_folder('text').iterdir()
     damaged = tmp_path_factory.getbasetemp() / 'damaged_tokens'
     shutil.rmtree(damaged, ignore_errors=True)
     shutil.copytree(folder, damaged)
-    path = data.draw(st.sampled_from(sorted(damaged.iterdir())))
-    how = data.draw(st.sampled_from(['bit', 'array', 'bytes']))
-    if how == 'bit':
-        spoil(path, data.draw(positions))
-    elif how == 'array' and path.suffix == '.npy':
-        np.save(path, data.draw(st.sampled_from([
-            np.array([0, 5, 3], np.uint64), np.array([0, 2**63, 2**64 - 1], np.uint64), np.zeros((2, 2), np.uint64),
-            np.array([], np.uint64), np.array([0.0, 3.0]), np.array([None, 'x'], object)])), allow_pickle=True)
-    elif path.suffix == '.npy' and how == 'bytes':    # a header that promises 8 TB
-        path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<u8', 'fortran_order': False, 'shape': (1000000000000,), }"
-                         .ljust(127) + b'\n')
-    else:
-        path.write_bytes(data.draw(st.binary(max_size=40)))
-    try:
-        for split in ('train', 'val'):
-            for stream in open_streams(damaged, split).values():
-                assert stream.ids.max() < tokenizer.vocab_size
-                assert sum(len(stream[i]) for i in range(len(stream))) == len(stream.ids)
-    except ValueError as error:
-        one_line(error)
-        assert 'is damaged' in str(error) and 'delete it' in str(error)
+    path = data.draw(st.sampled_from(sorted(p for p in damaged.iterdir() if p.suffix in ('.bin', '.npy'))))
+    content = path.read_bytes()
+    n = data.draw(st.integers(0, len(content) - 1))
+    path.write_bytes(content[:n] if data.draw(st.booleans()) else content + b'x' * (n + 1) if path.suffix == '.bin'
+                     else data.draw(st.binary(max_size=40)))
+    with pytest.raises(ValueError, match='is damaged.*delete it') as error:
+        open_streams(damaged, path.name.split('.')[1])
+    one_line(error.value)
 
 
 # Files that are being written
@@ -386,22 +371,22 @@ def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
 def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path, monkeypatch):
     folder = tmp_path / 'new'
     with pytest.raises(OSError, match='full'):
-        with filling(folder) as new:
+        with atomic_dir(folder) as new:
             (new / 'a').write_text('1')
             raise OSError('full')
     assert not list(tmp_path.iterdir())
-    with monkeypatch.context() as patch, filling(folder) as new:
+    with monkeypatch.context() as patch, atomic_dir(folder) as new:
         (new / 'a').write_text('1')
         assert not folder.exists()
         patch.setattr(os, 'replace', None)            # not file by file
         patch.setattr(os, 'link', None)
-    for writing, path in (filling, folder), (replacing, folder / 'a'):
+    for writing, path in (atomic_dir, folder), (atomic_write, folder / 'a'):
         with pytest.raises(OSError) as error, writing(path) as new:
-            (new / 'a' if writing is filling else new).write_text('2')
+            (new / 'a' if writing is atomic_dir else new).write_text('2')
             with open('/dev/full', 'w', encoding='utf-8') as full:
                 full.write('3' * 10**6)
         assert error.value.filename == str(path)      # which the system does not say
-    with replacing(folder / 'b') as new:
+    with atomic_write(folder / 'b') as new:
         new.write_text('4')
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'b', 'new'] and (folder / 'a').read_text() == '1'
 
@@ -462,7 +447,7 @@ def test_any_text_becomes_ids_and_back(tokenizer, line):
     ids = tokenizer.encode(line)
     [same] = tokenizer.encode([line])
     assert np.array_equal(ids, same) and all(UNK <= i < tokenizer.mask for i in ids)
-    tokenizer.decode(tokenizer.dress('bo', ids))
+    tokenizer.decode(tokenizer.add_special_tokens('bo', ids))
     share, per_character = tokenizer.coverage(line)
     assert 0 <= share <= 1 and 0 <= per_character
 
@@ -470,9 +455,9 @@ def test_any_text_becomes_ids_and_back(tokenizer, line):
 @given(st.lists(lines, max_size=6), st.integers(5, 40), st.integers(0, 2**32))
 def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
     encoded = tokenizer.encode(texts)
-    segments = cut(encoded, tokenizer, limit)
+    segments = split_segments(encoded, tokenizer, limit)
     assert all(0 < len(s) <= limit for s in segments)
-    assert np.array_equal(np.concatenate([tokens.NO_IDS, *segments]), np.concatenate([tokens.NO_IDS, *encoded]))
+    assert np.array_equal(np.concatenate([dataset.NO_IDS, *segments]), np.concatenate([dataset.NO_IDS, *encoded]))
     rng = np.random.default_rng(seed)
     for ids in segments:
         permuted = permute_sentences(ids, tokenizer.sentence_starts(ids), rng)
@@ -494,20 +479,19 @@ def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts,
         content = b'\n'.join(part.replace(b'\n', b' ').replace(b'\t', b' ') + b'\t' + part[::-1].replace(
             b'\n', b' ').replace(b'\t', b' ') for part in parts)
     (folder / name).write_bytes(content)
-    before = set(tokens.token_folder('text').iterdir())
+    before = set(dataset.token_folder('text').iterdir())
     try:
         prepared = prepare('text', tokenizer, 20, 0.3, folder)
     except ValueError as error:
         one_line(error)
-        assert set(tokens.token_folder('text').iterdir()) == before
+        assert set(dataset.token_folder('text').iterdir()) == before
         return
     found = sum(len(s.ids) for split in ('train', 'val') for s in open_streams(prepared, split).values())
-    stats, wanted = tokens.read_meta(prepared)['streams'], 0
+    meta, wanted = read_meta(prepared), 0
     for _, texts in text.documents([folder / name]):
-        sizes = [sum(map(len, tokenizer.encode(t.splitlines()))) for t in texts.values()]
-        wanted += sum(sizes)
-    assert found <= wanted == sum(s['tokens'] for s in stats.values())
-    if not any(s[key] for s in stats.values() for key in ('held_out', 'too_long', 'empty')):
+        wanted += sum(len(ids) for t in texts.values() for ids in tokenizer.encode(t.splitlines()))
+    assert found <= wanted == sum(s['tokens'] for s in meta['streams'].values())
+    if not any(meta['notes'].values()):
         assert found == wanted
     shutil.rmtree(prepared)
 
@@ -592,7 +576,7 @@ def test_training_on_any_text(trained, corpus, tmp_path_factory, parts):
         assert not list(out.iterdir())
     else:
         assert SWCM.load(out / 'last')
-    shutil.rmtree(tokens.token_folder('text'))
+    shutil.rmtree(dataset.token_folder('text'))
 
 
 @settings(max_examples=settings.default.max_examples // 5)
@@ -625,8 +609,8 @@ def call(monkeypatch, main, argv):
 
 @pytest.mark.parametrize('name, content, message', [
     ('deep.bo.jsonl', b'[' * 100_000, 'line 1 is not JSON'),
-    ('half.bo.jsonl', b'{"text": "a\\ud800b"}', 'line 1 has a "title" or "text" that is no text'),
-    ('null.bo.jsonl', b'{"text": null}', 'line 1 has a "title" or "text" that is no text'),
+    ('half.bo.jsonl', b'{"text": "a\\ud800b"}', 'line 1 has a "title" or "text" that is no string'),
+    ('null.bo.jsonl', b'{"text": null}', 'line 1 has a "title" or "text" that is no string'),
     ('x.bo-bo.tsv', b'a\tb\n', 'its name says bo twice'),
     ('million.bo.txt', b'\n' * 1_000_000, 'has no text'), ('empty.bo.txt', b'', 'has no text'),
     ('utf16.bo.txt', 'བོད'.encode('utf-16'), 'is not UTF-8')])
@@ -672,33 +656,9 @@ def test_pairs_with_nothing_on_one_side_are_counted(trained, tokenizer, tmp_path
     assert all(stream.lengths.all() for stream in open_streams(prepared, 'train').values())
 
 
-def test_a_corpus_that_changes_while_it_is_read(trained, tokenizer, tmp_path, monkeypatch):
-    (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')), encoding='utf-8')
-    original = tokens.splits
-
-    def grow(documents, *args):
-        found = original(documents, *args)
-        with open(tmp_path / 'bo.txt', 'a', encoding='utf-8') as file:
-            file.write('\nབོད།')
-        return found
-
-    monkeypatch.setattr(tokens, 'splits', grow)
-    before = set(tokens.token_folder('text').iterdir())
-    with pytest.raises(ValueError, match='bo.txt has changed while it was read; try again'):
-        prepare('text', tokenizer, 64, 0.2, tmp_path)
-    assert set(tokens.token_folder('text').iterdir()) == before
-
-
 def test_two_runs_may_prepare_one_corpus_at_once(trained, tokenizer, tmp_path, monkeypatch):
-    """... and what a killed one left there an hour ago is removed."""
     (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')), encoding='utf-8')
-    root, old, young = (tokens.token_folder('text') / name for name in ('', 'a.12.tmp', 'b.12.tmp'))
-    for folder in (old, young):
-        folder.mkdir()
-        (folder / 'bo.train.bin').write_bytes(b'half')
-    for path in (old / 'bo.train.bin', old, young):   # the young one has a file that was written just now
-        os.utime(path, (time.time() - 4000,) * 2)
-    original, other = tokens.write_streams, []
+    original, other = dataset.write_streams, []
 
     def meanwhile(folder, *args):
         original(folder, *args)
@@ -706,18 +666,17 @@ def test_two_runs_may_prepare_one_corpus_at_once(trained, tokenizer, tmp_path, m
             other.append(folder)
             other.append(prepare('text', tokenizer, 64, 0.2, tmp_path))
 
-    monkeypatch.setattr(tokens, 'write_streams', meanwhile)
+    monkeypatch.setattr(dataset, 'write_streams', meanwhile)
     prepared = prepare('text', tokenizer, 64, 0.2, tmp_path)
     assert prepared == other[1] and open_streams(prepared, 'train')
-    assert not old.exists() and young.exists() and list(root.glob('*.tmp')) == [young]
-    shutil.rmtree(young)
+    assert not list(dataset.token_folder('text').glob('*.tmp'))
 
 
 def test_equal_lines_are_all_learned_or_all_held_out(trained, tokenizer, tmp_path):
     for i, line in enumerate(sentences('bo')[:12]):
         folder = fresh(tmp_path, 'equal')
         (folder / 'bo.txt').write_text((line + '\n') * 50, encoding='utf-8')
-        segments = tokens.read_meta(prepare('text', tokenizer, 64, 0.5, folder))['segments']
+        segments = read_meta(prepare('text', tokenizer, 64, 0.5, folder))['segments']
         assert list(segments.values()) == [50]
 
 
@@ -726,7 +685,7 @@ def test_a_line_of_10_megabytes(tokenizer, tmp_path):
     path.write_text('བོད་\u0301\u200b' * 625_000, encoding='utf-8')
     assert path.stat().st_size >= 10**7
     [line] = read_lines(path)
-    segments = cut([tokenizer.encode(line)], tokenizer, 253)
+    segments = split_segments([tokenizer.encode(line)], tokenizer, 253)
     assert max(map(len, segments)) <= 253 and sum(map(len, segments)) == len(tokenizer.encode(line))
     with pytest.raises(ValueError, match=r'a text of [\d,]+ characters; scores are for texts of at most 100,000'):
         score([line], ['x'], 'bo')

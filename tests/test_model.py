@@ -10,11 +10,12 @@ from conftest import LANGUAGES, ROOT, sentences
 from safetensors.torch import load_file, save_file
 
 import model as module
-from data import BOS, EOS, PAD, UNK
+from data.tokenizer import BOS, EOS, PAD, UNK
 from data.batches import collate
-from data.files import SENTENCEPIECE
+from data.text import SENTENCEPIECE
 from data.noise import mask_tokens
-from data.tokenizer import Tokenizer, script
+from data.languages import script
+from data.tokenizer import Tokenizer
 from model import SWCM, XLMR, Cache, ChunkedCrossEntropy, CustomDecoderLayer, SWCMConfig, top
 
 CHOICES = [dict(), dict(insert_every=0), dict(insert_every=1, inserted='duplicate'), dict(inserted='quiet'),
@@ -445,7 +446,7 @@ def test_banned_scripts(encoder_folder, tokenizer):
     model = swcm(encoder_folder)
     for beams in (1, 3):
         for scripts in (['TIBETAN'], ['CJK', 'CYRILLIC']):
-            found = model.generate(sources(model), 'bo', beams, max_new_tokens=20, banned=tokenizer.foreign(scripts))
+            found = model.generate(sources(model), 'bo', beams, max_new_tokens=20, banned=tokenizer.ids_outside_scripts(scripts))
             letters = {script(c) for h in found for c in tokenizer.decode(h[0][0])}
             assert letters & set(scripts) and letters <= {None, *scripts}
 

@@ -12,7 +12,7 @@ from conftest import LANGUAGES, sentences
 import config
 import finetune
 import sample
-from data import UNK
+from data.tokenizer import UNK
 from data.languages import full_width
 from data.tokenizer import Tokenizer
 from model import SWCM, SWCMConfig
@@ -64,7 +64,7 @@ def test_room_for_output(encoder_folder, tokenizer):
     model, limits = SWCM.from_encoder(encoder_folder, languages=LANGUAGES), []
     generate, model.generate = model.generate, lambda *args, **options: (
         limits.append(options['max_new_tokens']) or generate(*args, **options))
-    sources = [tokenizer.dress('zh', tokenizer.encode(text)) for text in ('我', '我有两本书。' * 4)]
+    sources = [tokenizer.add_special_tokens('zh', tokenizer.encode(text)) for text in ('我', '我有两本书。' * 4)]
     for asked, expected in ((0, [3 * len(sources[0]) + 20, 62]), (7, [7, 7]), (99, [62, 62])):
         sample.write(model, tokenizer, sources, ['bo'] * 2, asked)
         assert limits.pop() == expected

@@ -21,8 +21,10 @@ import config
 import finetune
 import sample
 import train
-from data import PAD, tokens, vocab
-from data.batches import Batches, collate, shares, tasks, val_batches
+from data import dataset, vocab
+from data.batches import Batches, collate, task_probabilities, val_batches
+from data.tasks import tasks
+from data.tokenizer import PAD
 from data.tokenizer import Tokenizer
 from model import SWCM, XLMR
 
@@ -30,10 +32,10 @@ from model import SWCM, XLMR
 @pytest.fixture(scope='module')
 def run_root(tmp_path_factory):
     """Token files go to a temporary folder; it is kept for the module, so that they are made once."""
-    folder, before = tmp_path_factory.mktemp('runs'), tokens.token_folder
-    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
+    folder, before = tmp_path_factory.mktemp('runs'), dataset.token_folder
+    dataset.token_folder = lambda dataset: folder / 'tokens' / dataset
     yield folder
-    tokens.token_folder = before
+    dataset.token_folder = before
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_scores_of_translations(cfg, tmp_path, monkeypatch):
         scores = log(cfg)[-1]['scores']
         assert scores.keys() == {f'chrF++ {d}' for d in directions} | {'chrF++/text bo-zh', 'chrF++/text zh-bo'}
         assert all(value == pytest.approx(100) for value in scores.values()) == (shift == 0)
-    train.train(replace(cfg, mt_share=0.0, resume=False))                 # has nothing to translate
+    train.train(replace(cfg, mt_fraction=0.0, resume=False))                 # has nothing to translate
     assert log(cfg)[-1]['scores'] == {}
     with pytest.raises(ValueError, match="test_dataset='text' has no pairs of languages=kk,zh"):
         train.train(replace(cfg, languages=('kk', 'zh'), out_dir=str(tmp_path / 'kk')))
@@ -292,10 +294,10 @@ def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
         assert all(w.isfinite().all() for w in weights(cfg).values())
     tokenizer, folder = Tokenizer(cfg.encoder, LANGUAGES), next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent
     of_train = tasks(folder, 'train', tokenizer, cfg)
-    batches = Batches(of_train, shares(of_train, cfg.mt_share, cfg.alpha), cfg)
+    batches = Batches(of_train, task_probabilities(of_train, cfg.mt_fraction, cfg.alpha), cfg)
     for _, k, kind, language, segments, path in found:
         targets = [row[2:row.tolist().index(2)].tolist() for row in batches[int(k)][1]]
-        stream = tokens.open_streams(folder, 'train')[path.split('/')[-1].split('.')[0]]
+        stream = dataset.open_streams(folder, 'train')[path.split('/')[-1].split('.')[0]]
         for segment in segments.split():
             sides = [stream[int(i)].tolist() for i in segment.split('+')]
             assert any(side in targets for side in sides) and len(sides) == 1 + (kind == 'mt')
@@ -386,7 +388,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     assert finetune.build(config.FineTune(), ['zh-bo'], None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
     for main, args in ((vocab.main, ['report', '--text', 'zh.txt', '--before=data/nano']),
-                       (lambda args: tokens.main('text'), ['--from=zh.txt'])):
+                       (lambda args: dataset.main('text'), ['--from=zh.txt'])):
         monkeypatch.setattr(sys, 'argv', ['', *args, '--encoder=data/nano'])
         main(sys.argv[1:])
     (tmp_path / 'data/nano').mkdir(parents=True)      # a folder of one's own comes first
@@ -513,8 +515,8 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     before = {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()}
     code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
             'resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, 350_000));'
-            'import config, train; from data import tokens; from pathlib import Path;'
-            f'tokens.token_folder = lambda dataset: Path({str(tokens.token_folder("text").parent)!r}) / dataset;'
+            'import config, train; from data import dataset; from pathlib import Path;'
+            f'dataset.token_folder = lambda dataset: Path({str(dataset.token_folder("text").parent)!r}) / dataset;'
             'config.run(train.main)')
     settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
     done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True, text=True)

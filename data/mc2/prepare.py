@@ -18,7 +18,7 @@ def fetch(source):
     """The corpus's files below `source`."""
     paths = sorted(Path(source).expanduser().rglob('*')) if source else []
     if not any(map(crawled, paths)):
-        raise FileNotFoundError(f'{source or "dataset=mc2"} has no bo-*.jsonl, ug-*.jsonl and so on: '
+        raise FileNotFoundError(f'{source or "dataset=mc2"} has no bo-*.jsonl, ug-*.jsonl ...: '
                                 'download huggingface.co/datasets/pkupie/mc2_corpus and name its '
                                 'folder with --data_from=PATH')
     return [path for path in paths if crawled(path) or is_news(path) or text.languages(path)]
