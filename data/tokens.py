@@ -189,7 +189,7 @@ def report(meta):
             print(f'  {s["shortened"]} are shortened by lines and sentences that stand there')
         if share > 0.01:
             print(f'warning: {share:.1%} of the tokens of {stream} are <unk>: the vocabulary lacks its characters. Use '
-                  'an encoder that has them (for Tibetan: CINO), or add them with `python -m data.vocab extend`',
+                  'an encoder that has them (for Tibetan: CINO), or add them with `python -m data.vocabulary extend`',
                   file=sys.stderr)
 
 
