@@ -309,8 +309,8 @@ def bootstrap(counts):
         for name, of_texts in counts.items():
             resampled[name].append(FORMULAS[name](times @ of_texts))
     for name, of_texts in counts.items():
-        samples = np.concatenate(resampled[name])                        # (RESAMPLES,)
-        finite = samples[np.isfinite(samples)]
+        scores = np.concatenate(resampled[name])                         # (RESAMPLES,)
+        finite = scores[np.isfinite(scores)]
         bounds = np.percentile(finite, [2.5, 97.5]) if len(finite) else [np.nan] * 2
         whole[name] = tuple(float(x) for x in (FORMULAS[name](of_texts.sum(0)), *bounds))
     return whole
