@@ -174,13 +174,13 @@ def texts_by_field(record, where):
 
 def strings_of(record, name, where):
     """The different strings of a field, one or more; of several answers also in SQuAD's form."""
-    value = record[name]['text'] if isinstance(record[name], dict) else record[name]
+    value = record[name].get('text') if isinstance(record[name], dict) else record[name]
     values = value if isinstance(value, list) else [value]
-    strings = [item['text'] if isinstance(item, dict) else item for item in values]
+    strings = [item.get('text') if isinstance(item, dict) else item for item in values]
     for string in strings:
         if not isinstance(string, str) or not is_text(string):            # half an emoji is not
-            raise ValueError(f'{where}: {name} is {shorten(ascii(string))}, expected a string of '
-                             'whole characters')
+            raise ValueError(f'{where}: {name} is {shorten(ascii(record[name]))}, expected a '
+                             'string of whole characters')
     return list(dict.fromkeys(strings)) or ['']
 
 

@@ -64,7 +64,6 @@ def units(text, language):
 
 @cache
 def is_mark(character):
-    """Whether it is punctuation or a symbol."""
     return unicodedata.category(character)[0] in 'PS'
 
 
@@ -99,7 +98,7 @@ def ngrams(items, n):
 def chrf(hypotheses, references, words=2, raw=False):
     """chrF++ of a list of texts, 0 to 100 (Popović 2017, aclanthology.org/W17-4770), as sacrebleu.
 
-    words=0 gives chrF. The other arguments are as for `score`. Raises ValueError for lists of
+    words=0 gives chrF; references and raw are as for `score`. Raises ValueError for lists of
     unequal length and for references without text.
     """
     hypotheses, references = normalize_all(hypotheses, references, raw)
@@ -244,7 +243,7 @@ def likeliest_languages(texts, samples):
 
 
 def normalize_all(hypotheses, references, raw):
-    """Both as they are scored: normalised unless `raw`, with a list of references for each text."""
+    """Texts as they are scored: normalised unless `raw`, a list of references for each."""
     if len(hypotheses) != len(references):
         raise ValueError(f'{len(hypotheses)} hypotheses for {len(references)} references')
     change = str if raw else normalize
@@ -310,8 +309,8 @@ def bootstrap(counts):
         for name, of_texts in counts.items():
             resampled[name].append(FORMULAS[name](times @ of_texts))
     for name, of_texts in counts.items():
-        samples = np.concatenate(resampled[name])                        # (RESAMPLES,)
-        finite = samples[np.isfinite(samples)]
+        scores = np.concatenate(resampled[name])                         # (RESAMPLES,)
+        finite = scores[np.isfinite(scores)]
         bounds = np.percentile(finite, [2.5, 97.5]) if len(finite) else [np.nan] * 2
         whole[name] = tuple(float(x) for x in (FORMULAS[name](of_texts.sum(0)), *bounds))
     return whole
@@ -328,8 +327,8 @@ def wilson(k, n):
 
 def signature(name, language, raw=False):
     """How a score splits and normalises texts, as sacrebleu says it: tok:word|norm:none."""
-    unit = 'syllable' if language in ('bo', 'dz') else 'word'
-    unit = 'char' if language in BY_CHARACTER else unit
+    tibetan = language in ('bo', 'dz')
+    unit = 'char' if language in BY_CHARACTER else 'syllable' if tibetan else 'word'
     return f'{ABOUT[name][0].format(unit)}norm:{"none" if raw else "nmt_nfkc"}'
 
 

@@ -97,11 +97,11 @@ def trim(folder, paths, out, min_count=1, size=None, without=()):
 
     min_count, size, without: see `kept_pieces`. Raises ValueError or OSError, and leaves nothing.
     """
-    sizes, state, tokenizer = read(folder, paths, out)
+    sizes, state, tokenizer = open_encoder(folder, paths, out)
     tokenizer.check_scripts(without)
     counts = sum(usage(path, tokenizer)[1] for path in paths)[tokenizer.to_id]
     kept = kept_pieces(proto(tokenizer).pieces, counts, min_count, size, without)
-    write(folder, paths, out, sizes, state, tokenizer, kept)
+    save_encoder(folder, paths, out, sizes, state, tokenizer, kept)
 
 
 def kept_pieces(pieces, counts, min_count=1, size=None, without=()):
@@ -127,14 +127,14 @@ def kept_pieces(pieces, counts, min_count=1, size=None, without=()):
 def extend(folder, paths, out, n_pieces, seed=1):
     """Writes the encoder of `folder` with at most n_pieces new pieces, trained on the texts, to
     `out`. Raises as `trim`."""
-    sizes, state, tokenizer = read(folder, paths, out)
+    sizes, state, tokenizer = open_encoder(folder, paths, out)
     new, n_trained = new_pieces(tokenizer, paths, n_pieces, seed)
     if not new:
         raise ValueError(f'the vocabulary has all {n_trained:,} pieces that these texts yield')
     print(f'{len(new):,} new pieces; {n_trained - len(new):,} of the {n_trained:,} trained were '
           'there already' + (', and such a text yields no more' if n_trained < n_pieces else ''))
     rows = new_rows([piece for piece, _ in new], tokenizer, state['embeddings.word.weight'], seed)
-    write(folder, paths, out, sizes, state, tokenizer, range(len(tokenizer.sp)), new, rows)
+    save_encoder(folder, paths, out, sizes, state, tokenizer, range(len(tokenizer.sp)), new, rows)
 
 
 def new_pieces(tokenizer, paths, n, seed=1):
@@ -211,9 +211,9 @@ def proto(tokenizer):
     return found
 
 
-def read(folder, paths, out):
+def open_encoder(folder, paths, out):
     """Sizes, tensors and tokenizer of an encoder's folder, after a check of texts and `out`."""
-    if Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
+    if Path(out).exists():
         raise ValueError(f'{out} exists; name a new folder')
     check_texts(paths)
     sizes, state, _ = read_encoder(folder)
@@ -232,7 +232,7 @@ def check_texts(paths):
             raise ValueError(f'{path} has no text')
 
 
-def write(folder, paths, out, sizes, state, tokenizer, keep, new=(), new_embeddings=None):
+def save_encoder(folder, paths, out, sizes, state, tokenizer, keep, new=(), new_embeddings=None):
     """Writes an encoder with the old pieces of indices `keep`, then new ones [(piece, score)] with
     their embeddings (N,C). Prints its size, the old one's, and what it makes of the texts."""
     n_before, model = sum(t.numel() for t in state.values()), proto(tokenizer)

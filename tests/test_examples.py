@@ -27,33 +27,52 @@ FOUND = Example('bo', (QUESTION, ARTICLE), ANSWER, ARTICLE, (ARTICLE,))
 FOUND_Y = Example('bo', (QUESTION, ARTICLE), ANSWER, ARTICLE, (ARTICLE,), ('y',))
 
 
-@pytest.mark.parametrize('name, text, expected', [
-    ('plain.jsonl', json.dumps({'source': ARTICLE, 'target': TITLE}), SUMMARY),
-    ('ti-sum.jsonl', json.dumps({'id': 1, 'article': ARTICLE, 'title': TITLE}) + '\n\n', SUMMARY),
-    ('plain.tsv', f'\ufeff{ARTICLE}\t{TITLE}\r\n', SUMMARY),
-    ('answer.jsonl', json.dumps({'question': QUESTION, 'context': ARTICLE, 'answer': ANSWER}), FOUND),
-    ('several.jsonl', json.dumps({'question': QUESTION, 'context': ARTICLE,
-                                  'answer': [ANSWER, 'y', ANSWER]}), FOUND_Y),
-    ('hub.jsonl', json.dumps({'id': 'x', 'context': ARTICLE, 'question': QUESTION,
-                              'answers': {'text': [ANSWER], 'answer_start': [5]}}), FOUND),
-])
+@pytest.mark.parametrize(
+    'name, text, expected',
+    [('plain.jsonl', json.dumps({'source': ARTICLE, 'target': TITLE}), SUMMARY),
+     ('ti-sum.jsonl', json.dumps({'id': 1, 'article': ARTICLE, 'title': TITLE}) + '\n\n', SUMMARY),
+     ('plain.tsv', f'\ufeff{ARTICLE}\t{TITLE}\r\n', SUMMARY),
+     ('answer.jsonl', json.dumps({'question': QUESTION, 'context': ARTICLE, 'answer': ANSWER
+                                  }), FOUND),
+     ('several.jsonl',
+      json.dumps({'question': QUESTION, 'context': ARTICLE, 'answer': [ANSWER, 'y', ANSWER]
+                  }), FOUND_Y),
+     ('hub.jsonl',
+      json.dumps({
+          'id': 'x', 'context': ARTICLE, 'question': QUESTION,
+          'answers': {'text': [ANSWER], 'answer_start': [5]}
+      }), FOUND), ])
 def test_read(tmp_path, name, text, expected):
     (tmp_path / name).write_text(text, encoding='utf-8')
     assert read_examples(str(tmp_path / name), ['bo']) == ([expected], {})
 
 
-PUBLISHED = [                                         # converter, file name, its text, the example
-    (data.lcsts.prepare, 'PART_I.txt', '<doc id=0>\n    <human_label>5</human_label>\n    <summary>\n'
-     f'        {TITLE}\n    </summary>\n    <short_text>\n        {ARTICLE}\n    </short_text>\n</doc>\n',
-     SUMMARY),
-    (data.cmrc.prepare, 'squad.json', json.dumps({'version': 'v1.0', 'data': [
-        {'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [{'id': 'TRAIN_186', 'context': ARTICLE, 'qas': [
-            answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}, indent=1), FOUND_Y),
-    (data.cmrc.prepare, 'trial.json', json.dumps([
-        {'context_id': 'TRIAL_1', 'context_text': ARTICLE, 'title': 'x', 'qas': [
-            {'query_id': 'TRIAL_1_QUERY_0', 'query_text': QUESTION, 'answers': [ANSWER, 'y']}]}]), FOUND_Y),
-    (data.cmrc.prepare, 'kazqad.jsonl', json.dumps(
-        {'id': 'x', 'title': 'x', 'context': ARTICLE, **answer({'text': [ANSWER], 'answer_start': [5]})}), FOUND),
+PUBLISHED = [  # converter, file name, its text, the example
+    (data.lcsts.prepare, 'PART_I.txt',
+     '<doc id=0>\n    <human_label>5</human_label>\n    <summary>\n'
+     f'        {TITLE}\n    </summary>\n    <short_text>\n        {ARTICLE}\n'
+     '    </short_text>\n</doc>\n', SUMMARY),
+    (data.cmrc.prepare, 'squad.json',
+     json.dumps(
+         {
+             'version': 'v1.0', 'data': [{
+                 'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [{
+                     'id': 'TRAIN_186', 'context': ARTICLE,
+                     'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]
+                 }]
+             }]
+         },
+         indent=1), FOUND_Y),
+    (data.cmrc.prepare, 'trial.json',
+     json.dumps([{
+         'context_id': 'TRIAL_1', 'context_text': ARTICLE, 'title': 'x',
+         'qas': [{'query_id': 'TRIAL_1_QUERY_0', 'query_text': QUESTION, 'answers': [ANSWER, 'y']}]
+     }]), FOUND_Y),
+    (data.cmrc.prepare, 'kazqad.jsonl',
+     json.dumps({
+         'id': 'x', 'title': 'x', 'context': ARTICLE,
+         **answer({'text': [ANSWER], 'answer_start': [5]})
+     }), FOUND),
     (data.tibetanqa.prepare, 'tibetanqa.csv',
      f'\ufeffID,标题,段落,问题,答案\n1,x,{ARTICLE},{QUESTION},"{ANSWER}"\n', FOUND),
 ]
@@ -71,21 +90,27 @@ def test_convert(tmp_path, capsys, module, name, text, expected):
         {'source', 'target'}, {'question', 'context', 'answer'})
 
 
-@pytest.mark.parametrize('module, name, text, message', [
-    (data.lcsts.prepare, 'a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>',
-     'a.txt: the <doc> that ends in line 3 has not one <summary>'),
-    (data.lcsts.prepare, 'a.txt', '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n</doc>\n<doc>',
-     'a.txt: the last <doc> has no end'),
-    (data.lcsts.prepare, 'a.txt', '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n'
-     '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n</doc>\n', 'ends in line 7 has not one'),
-    (data.tibetanqa.prepare, 'a.csv', '问题,段落,答案\nx,y\n', r'a.csv: row 2 has no answer \(answer, answers, 答案\)'),
-    (data.tibetanqa.prepare, 'a.csv', '问题,段落,答案\nx, y, z, w\n', 'a.csv: row 2 has more cells than the header'),
-    (data.tibetanqa.prepare, 'a.csv', 'source,target\na,"b\nc,d\n', 'a.csv: row 2 is not .csv'),
-    (data.cmrc.prepare, 'a.json', '{"data": ', 'a.json is not JSON'),
-    (data.cmrc.prepare, 'a.json', '{"data": ["x"]}', "'x' stands where an object should"),
-    (data.cmrc.prepare, 'a.json', '[{"context": "x", "qas": [{"answers": []}]}]', 'question 1 has no source'),
-    (data.cmrc.prepare, 'a.json', '[{"qas": [{"question": "x", "answers": []}]}]', 'a.json: question 1 has no context'),
-])
+@pytest.mark.parametrize(
+    'module, name, text, message',
+    [(data.lcsts.prepare, 'a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>',
+      'a.txt: the <doc> that ends in line 3 has not one <summary>'),
+     (data.lcsts.prepare, 'a.txt',
+      '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n</doc>\n<doc>',
+      'a.txt: the last <doc> has no end'),
+     (data.lcsts.prepare, 'a.txt', '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n'
+      '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n</doc>\n',
+      'ends in line 7 has not one'),
+     (data.tibetanqa.prepare, 'a.csv', '问题,段落,答案\nx,y\n',
+      r'a.csv: row 2 has no answer \(answer, answers, 答案\)'),
+     (data.tibetanqa.prepare, 'a.csv', '问题,段落,答案\nx, y, z, w\n',
+      'a.csv: row 2 has more cells than the header'),
+     (data.tibetanqa.prepare, 'a.csv', 'source,target\na,"b\nc,d\n', 'a.csv: row 2 is not .csv'),
+     (data.cmrc.prepare, 'a.json', '{"data": ', 'a.json is not JSON'),
+     (data.cmrc.prepare, 'a.json', '{"data": ["x"]}', "'x' stands where an object should"),
+     (data.cmrc.prepare, 'a.json', '[{"context": "x", "qas": [{"answers": []}]}]',
+      'question 1 has no source'),
+     (data.cmrc.prepare, 'a.json', '[{"qas": [{"question": "x", "answers": []}]}]',
+      'a.json: question 1 has no context'), ])
 def test_convert_bad_files(tmp_path, module, name, text, message):
     (tmp_path / name).write_text(text, encoding='utf-8')
     with pytest.raises(ValueError, match=message):
@@ -98,41 +123,52 @@ def test_convert_bad_files(tmp_path, module, name, text, message):
 def test_converter_as_a_command(tmp_path):
     _, name, text, _ = PUBLISHED[0]
     (tmp_path / name).write_text(text + '<doc>', encoding='utf-8')
-    done = subprocess.run([sys.executable, '-m', 'data.lcsts.prepare', tmp_path / name, '--out',
-                           tmp_path / 'x.bo.jsonl'], capture_output=True, text=True, encoding='utf-8')
-    assert done.returncode == 1 and done.stderr == f'error: {tmp_path}/{name}: the last <doc> has no end\n'
+    command = [sys.executable, '-m', 'data.lcsts.prepare', tmp_path / name]
+    done = subprocess.run([*command, '--out', tmp_path / 'x.bo.jsonl'], capture_output=True,
+                          text=True, encoding='utf-8')
+    assert done.returncode == 1
+    assert done.stderr == f'error: {tmp_path}/{name}: the last <doc> has no end\n'
 
 
 def test_languages(tmp_path):
-    """A record's own languages come first, then those of the file's name, then the only direction that is asked for."""
+    """First a record's own languages, then those of the file's name, then the only direction."""
     (tmp_path / 'a.bo-zh.tsv').write_text('བོད\t藏\nདེབ\t\n', encoding='utf-8')
     found, left_out = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['zh-bo', 'bo-zh', 'zh-kk'])
     assert found == [Example('zh-bo', ('藏',), 'བོད', '藏', ('བོད', '藏')),
                      Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))]
     assert left_out == {'empty source': 1, 'empty target': 1}
-    (tmp_path / 'c.bo-zh.tsv').write_text('དེབ\t\u200b\n', encoding='utf-8')        # which normalises to nothing
+    text = 'དེབ\t\u200b\n'                              # whose target normalises to nothing
+    (tmp_path / 'c.bo-zh.tsv').write_text(text, encoding='utf-8')
     assert read_examples(str(tmp_path / 'c.bo-zh.tsv'), ['bo-zh']) == ([], {'empty target': 1})
     path = tmp_path / 'b.kk.jsonl'
     rows = [{'source': 'a', 'target': 'b'}, {'source': 'a', 'target': 'b', 'lang': 'mn'},
-            {'source': 'a', 'target': 'b', 'source_lang': 'zh', 'target_lang': 'mn'}, {'id': '1', 'zh': 'x', 'bo': 'y'}]
+            {'source': 'a', 'target': 'b', 'source_lang': 'zh',
+             'target_lang': 'mn'}, {'id': '1', 'zh': 'x', 'bo': 'y'}]
     path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     found, left_out = read_examples(str(path), ['kk', 'zh-mn', 'bo-zh'])
-    assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh'] and left_out == {'mn, which is not asked for': 1}
-    for name, language in (('dev.jsonl', 'bo'), ('ti-sum.jsonl', 'bo'), ('bo.jsonl', 'bo'), ('x.kk.jsonl', 'kk')):
+    assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh']
+    assert left_out == {'mn, which is not asked for': 1}
+    for name, language in (('dev.jsonl', 'bo'), ('ti-sum.jsonl', 'bo'), ('bo.jsonl', 'bo'),
+                           ('x.kk.jsonl', 'kk')):
         (tmp_path / name).write_text(json.dumps(rows[0]), encoding='utf-8')
         found, left_out = read_examples(str(tmp_path / name), [language])
         assert len(found) == 1 and not left_out
-    for name, directions, message in (('x.kk.jsonl', ['bo'], '1 examples of kk, as its name says .*, and none of bo'),
-                                      ('a.bo-zh.tsv', ['kk-zh', 'kk'], '2 examples of bo-zh, as its name says')):
+    by_name = 'as its name says'
+    for name, directions, message in (
+            ('x.kk.jsonl', ['bo'], f'1 examples of kk, {by_name} .*, and none of bo'),
+            ('a.bo-zh.tsv', ['kk-zh', 'kk'], f'2 examples of bo-zh, {by_name}')):
         with pytest.raises(ValueError, match=message):
             read_examples(str(tmp_path / name), directions)
 
 
 def test_translations_share_texts(tmp_path):
-    """Whatever the form of a file, a pair is held out by the same text, and neither side is learned elsewhere."""
+    """In every form of file the key of a pair and its texts are the same."""
     expected = Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))
-    rows = {'a.jsonl': json.dumps({'source': 'བོད', 'target': '藏', 'source_lang': 'bo', 'target_lang': 'zh'}),
-            'b.tsv': 'བོད\t藏\n\n', 'c.jsonl': json.dumps({'zh': '藏', 'bo': 'བོད', 'ug': ' '})}
+    rows = {
+        'a.jsonl': json.dumps(
+            {'source': 'བོད', 'target': '藏', 'source_lang': 'bo', 'target_lang': 'zh'}),
+        'b.tsv': 'བོད\t藏\n\n', 'c.jsonl': json.dumps({'zh': '藏', 'bo': 'བོད', 'ug': ' '})
+    }
     for name, text in rows.items():
         (tmp_path / name).write_text(text, encoding='utf-8')
         assert read_examples(str(tmp_path / name), ['bo-zh'])[0] == [expected]
@@ -141,17 +177,18 @@ def test_translations_share_texts(tmp_path):
     assert found[0].texts == ('བོད', '藏')
 
 
-@pytest.mark.parametrize('name, text, message', [
-    ('a.jsonl', '{"source": "x", "target": "y"}\n{"source": "x"}', r'a.jsonl: line 2 has no target \(target, title'),
-    ('a.jsonl', '{"question": "x", "answer": "y"}', 'line 1 has no context'),
-    ('a.jsonl', '{"source": "x", "target": 3}', 'line 1: target is 3, expected a string'),
-    ('a.jsonl', '{"source": "x"', 'line 1 is not JSON'),
-    ('a.jsonl', '"x"', 'line 1 is no JSON object'),
-    ('a.jsonl', '', 'a.jsonl has no examples'),
-    ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
-    ('a.jsonl', r'{"source": "x", "target": "\ud800"}', 'line 1: target is .* expected a string of whole characters'),
-    ('a.xml', 'x', 'examples come as .tsv or .jsonl; data/cmrc'),
-])
+@pytest.mark.parametrize(
+    'name, text, message',
+    [('a.jsonl', '{"source": "x", "target": "y"}\n{"source": "x"}',
+      r'a.jsonl: line 2 has no target \(target, title'),
+     ('a.jsonl', '{"question": "x", "answer": "y"}', 'line 1 has no context'),
+     ('a.jsonl', '{"source": "x", "target": 3}', 'line 1: target is 3, expected a string'),
+     ('a.jsonl', '{"source": "x"', 'line 1 is not JSON'),
+     ('a.jsonl', '"x"', 'line 1 is no JSON object'), ('a.jsonl', '', 'a.jsonl has no examples'),
+     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
+     ('a.jsonl', r'{"source": "x", "target": "\ud800"}',
+      'line 1: target is .* expected a string of whole characters'),
+     ('a.xml', 'x', 'examples come as .tsv or .jsonl; data/cmrc'), ])
 def test_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding='utf-8')
     with pytest.raises(ValueError, match=message):
@@ -168,8 +205,10 @@ def test_bad_languages(tmp_path):
 
 def pairs(n=3000):
     """Translations of which some share one side."""
-    return [Example(d, (f'source {i}',), f'target {j}', f'source {i}', (f'source {i}', f'target {j}'))
-            for i in range(n) for j in [i % (n - 50)] for d in ('zh-bo', 'zh-kk')]
+    return [
+        Example(d, (f'source {i}', ), f'target {j}', f'source {i}', (f'source {i}', f'target {j}'))
+        for i in range(n) for j in [i % (n - 50)] for d in ('zh-bo', 'zh-kk')
+    ]
 
 
 def test_held_out():
@@ -179,18 +218,20 @@ def test_held_out():
     assert 0.08 < len(parts['test']) / 6000 < 0.12 and 0.035 < len(parts['val']) / 6000 < 0.065
     one, other = ({e.key for e in parts['test'] if e.direction == d} for d in ('zh-bo', 'zh-kk'))
     assert one == other
-    grown, _ = split_examples(pairs() + [Example('zh-bo', ('new',), 'x', 'new', ('new', 'x'))], 0.05, 0.1)
+    grown, _ = split_examples(pairs() + [Example('zh-bo', ('new', ), 'x', 'new', ('new', 'x'))],
+                              0.05, 0.1)
     assert {e.key for e in grown['test']} - {'new'} == {e.key for e in parts['test']}
 
 
 def test_held_out_as_in_pretraining(tmp_path):
-    """What train.py holds out of a corpus of pairs, with the sum of the fractions, finetune.py does not learn."""
+    """finetune.py does not learn what train.py holds out with the sum of the fractions."""
     path = tmp_path / 'a.bo-zh.tsv'
     path.write_text(''.join(f'b{i}\tz{i}\n' for i in range(2000)), encoding='utf-8')
     documents = [(None, {'bo': f'b{i}', 'zh': f'z{i}'}) for i in range(2000)]
     split_of = splits(documents, 0.15)
     parts, _ = split_examples(read_examples(str(path), ['zh-bo'])[0], 0.05, 0.1)
-    assert {e.key for e in parts['val'] + parts['test']} == {t['zh'] for k, t in documents if split_of(k, t)[0] == 'val'}
+    held_out = {texts['zh'] for key, texts in documents if split_of(key, texts)[0] == 'val'}
+    assert {e.key for e in parts['val'] + parts['test']} == held_out
 
 
 def test_translations_of_the_hub(tmp_path):
@@ -206,8 +247,11 @@ def test_translations_of_the_hub(tmp_path):
 
 def test_examples_are_cut_and_counted(tokenizer):
     texts = sentences('bo')
-    made = [Example('bo', (texts[0], ' '.join(texts[:9])), texts[0], '', ()),
-            Example('bo', (texts[1],) * 2, texts[1], '', ()), Example('bo', (texts[2],) * 2, ' '.join(texts), '', ())]
+    made = [
+        Example('bo', (texts[0], ' '.join(texts[:9])), texts[0], '', ()),
+        Example('bo', (texts[1], ) * 2, texts[1], '', ()),
+        Example('bo', (texts[2], ) * 2, ' '.join(texts), '', ())
+    ]
     limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)
     task = Examples('bo', made, tokenizer, limits)
     assert len(task) == 2 and task.n_cut == 1 and task.n_long == 1 and task.lengths.max() == 60

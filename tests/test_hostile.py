@@ -514,7 +514,7 @@ records = st.dictionaries(st.sampled_from(['source', 'target', 'text', 'title', 
                                            'bo', 'zh', 'data', 'qas']), values, max_size=5)
 
 
-@given(st.sampled_from(['.tsv', '.jsonl', '.json', '.csv', '.txt']), contents | records.map(
+@given(st.sampled_from(['.tsv', '.jsonl']), contents | records.map(
     lambda record: json.dumps(record).encode()) | values.map(lambda value: json.dumps(value).encode()))
 def test_any_file_of_examples(tmp_path_factory, ending, content):
     path = tmp_path_factory.getbasetemp() / f'any{ending}'
@@ -622,30 +622,15 @@ def test_bad_corpora(trained, tokenizer, tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize('name, content, message', [
-    ('a.json', b'[' * 100_000, 'is no JSON|nested too deeply'),
-    ('a.jsonl', b'{"question": "q", "context": "c", "answer": ' + b'[' * 500 + b'"a"' + b']' * 500 + b'}',
-     'too deeply'),
-    ('a.jsonl', b'{"source": "a", "target": "b", "source_lang": ["zh"], "target_lang": "bo"}', "language is .'zh'."),
-    ('a.jsonl', b'{"source": "a", "target": "b", "lang": "x\\ny"}', 'two or three letters'),
-    ('a.jsonl', b'[]\n', 'line 1 has no example'), ('a.jsonl', b'{"\\ud800": "a"}', r'its fields: .\\ud800'),
-    ('a.jsonl', b'{"source": {"text": {"x": "' + b'y' * 100_000 + b'"}}, "target": "b"}', 'not a text'),
-    ('a.csv', b'source,target\na,"b\nc,d\ne,f\n', 'row 2 is not as .csv has it'),
-    ('a.csv', b'source,source,target\na,b,c\n', 'two columns have one name'),
-    ('a.txt', b'<doc id=0>\n<summary>a</summary>\n<short_text>b</short_text>\n</doc> <doc id=1>\n<summary>c</summary>\n'
-              b'<short_text>d</short_text>\n</doc>\n', 'has not one <summary>'),
-    ('a.txt', b'<doc>\n' + b'<summary></summary>' * 4000 + b'\n</doc>\n', 'has not one <summary>')])
+    ('a.jsonl', b'[' * 100_000, 'is not JSON'),
+    ('a.jsonl', b'{"source": ["a", ["b"]], "target": "b"}', 'expected a string'),
+    ('a.jsonl', b'{"\\ud800": "a"}', r'its fields: .\\ud800'),
+    ('a.jsonl', b'{"source": {"text": {"x": "' + b'y' * 100_000 + b'"}}, "target": "b"}', 'expected a string')])
 def test_bad_examples(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         read_examples(str(tmp_path / name), ('zh-bo',))
     one_line(error.value)
-
-
-def test_long_cells_and_empty_lists_are_read(tmp_path):
-    (tmp_path / 'a.csv').write_text('source,target\n' + 'x' * 200_000 + ',y\n')
-    (tmp_path / 'a.jsonl').write_text('{"source": "a", "target": "b", "data": []}\n')
-    assert len(read_examples(f'{tmp_path}/a.csv', ('zh-bo',))[0][0].source[0]) == 200_000
-    assert read_examples(f'{tmp_path}/a.jsonl', ('zh-bo',))[0][0].target == 'b'
 
 
 def test_pairs_with_nothing_on_one_side_are_counted(trained, tokenizer, tmp_path, capsys):

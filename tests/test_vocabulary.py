@@ -1,4 +1,4 @@
-"""data/vocabulary.py: smaller and larger vocabularies are read by us and by transformers, and cost the rest nothing."""
+"""data/vocabulary.py: other vocabularies are read by us and by transformers, and cost nothing."""
 import io
 import math
 import re
@@ -22,15 +22,19 @@ from data.vocabulary import kept_pieces, main, new_pieces, new_rows, proto, usag
 from data.weights import read_encoder
 from model import BY_ID, SWCM, XLMR, SWCMConfig
 
-GEORGIAN = [f'{who} {n} {what} აქვს.' for who in ('მე', 'მას', 'ჩვენ', 'დედას', 'ბავშვს')
-            for n in ('ორი', 'სამი', 'ოთხი', 'ხუთი', 'ექვსი') for what in ('წიგნი', 'ძაღლი', 'ცხენი', 'სახლი')]
+GEORGIAN = [
+    f'{who} {n} {what} აქვს.' for who in ('მე', 'მას', 'ჩვენ', 'დედას', 'ბავშვს')
+    for n in ('ორი', 'სამი', 'ოთხი', 'ხუთი', 'ექვსი')
+    for what in ('წიგნი', 'ძაღლი', 'ცხენი', 'სახლი')
+]
 
 
 @pytest.fixture
 def texts(tmp_path):
     """A file for each language, and one in a script that the encoder has never seen."""
     for language in LANGUAGES:
-        (tmp_path / f'{language}.txt').write_text('\n'.join(sentences(language)) + '\n', encoding='utf-8')
+        (tmp_path / f'{language}.txt').write_text('\n'.join(sentences(language)) + '\n',
+                                                  encoding='utf-8')
     (tmp_path / 'ka.txt').write_text('\n'.join(GEORGIAN) + '\n', encoding='utf-8')
     return tmp_path
 
@@ -43,7 +47,7 @@ def theirs(folder):
 
 @torch.no_grad()
 def test_trim(texts, encoder_folder, tmp_path, capsys):
-    """What the kept texts' tokens and hidden states are, they stay; transformers reads the folder alike."""
+    """The texts keep their tokens and hidden states; transformers reads the folder alike."""
     out = tmp_path / 'small'
     kept = ('bo', 'zh')
     main(['trim', '--encoder', str(encoder_folder), '--out', str(out), '--text',
@@ -59,13 +63,18 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
     model, tokenizer = theirs(out)
     for language in kept:
         for text in sentences(language)[::9]:
-            ids, theirs_ids = new.encode(text), tokenizer(text, add_special_tokens=False)['input_ids']
+            ids, theirs_ids = new.encode(text), tokenizer(text,
+                                                          add_special_tokens=False)['input_ids']
             assert [new.pieces[i] for i in ids] == [old.pieces[i] for i in old.encode(text)]
             assert ids.tolist() == theirs_ids
-            src, was = (torch.tensor([[0, *row, 2, m]]) for row, m in ((ids.tolist(), new.mask),
-                                                                       (old.encode(text).tolist(), old.mask)))
+            src, was = (torch.tensor([[0, *row, 2, m]])
+                        for row, m in ((ids.tolist(), new.mask), (old.encode(text).tolist(),
+                                                                  old.mask)))
             torch.testing.assert_close(after.encode(src), before.encode(was), rtol=0, atol=1e-6)
-            torch.testing.assert_close(after.head(after.encode(src)), model(src).logits, rtol=0, atol=1e-5)
+            torch.testing.assert_close(after.head(after.encode(src)),
+                                       model(src).logits,
+                                       rtol=0,
+                                       atol=1e-5)
     for text in HARD:                                 # other texts lose pieces, but no character
         assert (new.encode(text) == UNK).sum() == (old.encode(text) == UNK).sum()
 
@@ -75,23 +84,35 @@ def test_trim_to_a_size(texts, encoder_folder, tmp_path):
     sizes = []
     for name, limit in (('all', ()), ('often', ('--min_count', '1000')), ('few', ('--size', '17')),
                         ('many', ('--size', '99999')), ('one', ('--without', 'TIBETAN', 'CJK'))):
-        main(['trim', '--encoder', str(encoder_folder), '--out', str(tmp_path / name), '--text', path, *limit])
+        main([
+            'trim', '--encoder',
+            str(encoder_folder), '--out',
+            str(tmp_path / name), '--text', path, *limit
+        ])
         sizes.append(Tokenizer(tmp_path / name).vocab_size)
     whole, often, few, many, one = sizes
     left = Tokenizer(tmp_path / 'one')
     assert one < whole
-    assert {script(c) for piece in left.pieces[4:left.mask] for c in piece} == {None, 'CYRILLIC', 'ARABIC'}
+    assert {script(c)
+            for piece in left.pieces[4:left.mask]
+            for c in piece} == {None, 'CYRILLIC', 'ARABIC'}
     assert often < few < whole == many < Tokenizer(encoder_folder).vocab_size
     _, counts = usage(path, Tokenizer(encoder_folder))
-    longest = [i for i in counts.argsort()[::-1][:17] if len(Tokenizer(encoder_folder).pieces[i].strip(SPACE)) > 1]
-    assert longest and {Tokenizer(encoder_folder).pieces[i] for i in longest} <= set(Tokenizer(tmp_path / 'few').pieces)
+    longest = [
+        i for i in counts.argsort()[::-1][:17]
+        if len(Tokenizer(encoder_folder).pieces[i].strip(SPACE)) > 1
+    ]
+    assert longest and {Tokenizer(encoder_folder).pieces[i]
+                        for i in longest} <= set(Tokenizer(tmp_path / 'few').pieces)
 
 
 def test_what_stays():
-    """As many as `size` of the most frequent, besides them single characters, special pieces and one of least score."""
-    pieces = [SimpleNamespace(piece=p, score=s, type=t) for p, s, t in (
-        ('<unk>', 0, 2), ('<s>', 0, 3), ('ab', -1, 1), ('bc', -2, 1), ('cd', -3, 1), ('de', -9, 1), ('ef', -9, 1),
-        (SPACE + 'g', -4, 1), ('གང', -5, 1))]
+    """The `size` most frequent, single characters, special pieces, and one of the lowest score."""
+    pieces = [
+        SimpleNamespace(piece=p, score=s, type=t)
+        for p, s, t in (('<unk>', 0, 2), ('<s>', 0, 3), ('ab', -1, 1), ('bc', -2, 1), ('cd', -3, 1),
+                        ('de', -9, 1), ('ef', -9, 1), (SPACE + 'g', -4, 1), ('གང', -5, 1))
+    ]
     counts = [99, 0, 5, 5, 5, 0, 0, 0, 1]
     assert kept_pieces(pieces, counts, size=2) == [0, 1, 2, 3, 5, 7]
     assert kept_pieces(pieces, counts, min_count=5) == [0, 1, 2, 3, 4, 5, 7]
@@ -101,10 +122,14 @@ def test_what_stays():
 
 @torch.no_grad()
 def test_extend(texts, encoder_folder, tmp_path, capsys):
-    """A script that was <unk> is read; other languages have the tokens and the hidden states that they had."""
+    """A script that was <unk> is read; other languages keep their tokens and hidden states."""
     out = tmp_path / 'extended'
-    main(['extend', '--encoder', str(encoder_folder), '--text', str(texts / 'ka.txt'), '--pieces', '90', '--out',
-          str(out)])
+    main([
+        'extend', '--encoder',
+        str(encoder_folder), '--text',
+        str(texts / 'ka.txt'), '--pieces', '90', '--out',
+        str(out)
+    ])
     shown = capsys.readouterr().out
     assert re.search(r'ka\.txt .* 0\.00% +0 ', shown)
     old, new = Tokenizer(encoder_folder), Tokenizer(out)
@@ -114,14 +139,16 @@ def test_extend(texts, encoder_folder, tmp_path, capsys):
     for text in GEORGIAN[::20] + [text for text in HARD[2:] if 's' not in text]:
         assert new.encode(text).tolist() == tokenizer(text, add_special_tokens=False)['input_ids']
     (_, past), (_, state) = read_encoder(encoder_folder), read_encoder(out)
-    torch.testing.assert_close(state['head.bias'][old.mask:-1],
-                               past['head.bias'][4:old.mask].mean().expand(new.vocab_size - old.vocab_size))
+    torch.testing.assert_close(
+        state['head.bias'][old.mask:-1],
+        past['head.bias'][4:old.mask].mean().expand(new.vocab_size - old.vocab_size))
     before, after = XLMR.from_encoder(encoder_folder).eval(), XLMR.from_encoder(out).eval()
     for language in LANGUAGES:
         for text in sentences(language)[::30]:
             ids = new.encode(text)
             assert [new.pieces[i] for i in ids] == [old.pieces[i] for i in old.encode(text)]
-            src, was = torch.tensor([[0, *ids, new.mask, 2]]), torch.tensor([[0, *ids, old.mask, 2]])
+            src, was = torch.tensor([[0, *ids, new.mask, 2]]), torch.tensor([[0, *ids, old.mask,
+                                                                              2]])
             assert torch.equal(after.encode(src), before.encode(was))
             n = old.mask
             logits, past = after.head(after.encode(src)), before.head(before.encode(was))
@@ -132,35 +159,55 @@ def test_extend(texts, encoder_folder, tmp_path, capsys):
           *(str(texts / f'{x}.txt') for x in ('bo', 'ka'))])
     bo, ka = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
     assert bo[-1] == '0.00%' and float(ka[-1][:-1]) > 40
-    with pytest.raises(ValueError, match=r'the vocabulary has all \d+ pieces that these texts yield'):
-        main(['extend', '--encoder', str(out), '--text', str(texts / 'ka.txt'), '--pieces', '90', '--out',
-              str(tmp_path / 'again')])
+    with pytest.raises(ValueError,
+                       match=r'the vocabulary has all \d+ pieces that these texts yield'):
+        main([
+            'extend', '--encoder',
+            str(out), '--text',
+            str(texts / 'ka.txt'), '--pieces', '90', '--out',
+            str(tmp_path / 'again')
+        ])
     model = SWCM.from_encoder(out, languages=('ka', 'zh'))
     assert model.generate(src, 'ka', max_new_tokens=3)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
 def test_rows_follow_their_pieces(texts, tmp_path, dtype):
-    """In all types of numbers, beside symbols of the user's, and with rows to spare behind <mask>."""
+    """In both types of numbers, beside a user's symbols, with rows to spare behind <mask>."""
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for language in LANGUAGES for line in sentences(language)]), model_writer=model,
-        vocab_size=250, hard_vocab_limit=False, character_coverage=1.0, user_defined_symbols=['<sep>'],
-        normalization_rule_name='nmt_nfkc', minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(
+        [line for language in LANGUAGES for line in sentences(language)]),
+                                             model_writer=model,
+                                             vocab_size=250,
+                                             hard_vocab_limit=False,
+                                             character_coverage=1.0,
+                                             user_defined_symbols=['<sep>'],
+                                             normalization_rule_name='nmt_nfkc',
+                                             minloglevel=2)
     mask = Tokenizer(model.getvalue()).mask
-    encoder = XLMR(SWCMConfig(vocab_size=mask + 8, n_layer=1, n_head=2, n_embd=16, n_ffn=16, n_positions=40,
-                              dropout=0.25), model.getvalue())
+    encoder = XLMR(
+        SWCMConfig(vocab_size=mask + 8,
+                   n_layer=1,
+                   n_head=2,
+                   n_embd=16,
+                   n_ffn=16,
+                   n_positions=40,
+                   dropout=0.25), model.getvalue())
     torch.nn.init.normal_(encoder.head.bias)
     encoder.save(tmp_path / 'spare', dtype)
-    past, old = read_encoder(tmp_path / 'spare')[1], Tokenizer(tmp_path / 'spare', vocab_size=mask + 8)
+    past, old = read_encoder(tmp_path / 'spare')[1], Tokenizer(tmp_path / 'spare',
+                                                               vocab_size=mask + 8)
     at = {piece: i for i, piece in enumerate(old.pieces[:mask + 1]) if i > 2}
-    for name, *options in ('trim', '--text', f'{texts}/kk.txt'), ('extend', '--text', f'{texts}/ka.txt', '--pieces=90'):
+    for name, *options in ('trim', '--text', f'{texts}/kk.txt'), ('extend', '--text',
+                                                                  f'{texts}/ka.txt', '--pieces=90'):
         main([name, '--encoder', str(tmp_path / 'spare'), '--out', str(tmp_path / name), *options])
         (sizes, state), new = read_encoder(tmp_path / name), Tokenizer(tmp_path / name)
         kept = [i for i, piece in enumerate(new.pieces) if i < 3 or piece in at]
-        assert sizes['vocab_size'] == new.vocab_size == len(state['embeddings.word.weight']) == len(state['head.bias'])
+        assert sizes['vocab_size'] == new.vocab_size == len(state['embeddings.word.weight']) == len(
+            state['head.bias'])
         assert len(kept) == mask + 1 if name == 'extend' else 60 < len(kept) < mask
-        assert '<sep>' in new.pieces and read_json(tmp_path / name / 'config.json')['hidden_dropout_prob'] == 0.25
+        assert '<sep>' in new.pieces and read_json(
+            tmp_path / name / 'config.json')['hidden_dropout_prob'] == 0.25
         for key, rows in state.items():
             assert rows.dtype == dtype
             if key in BY_ID:
@@ -171,12 +218,21 @@ def test_rows_follow_their_pieces(texts, tmp_path, dtype):
 
 def test_report(texts, encoder_folder, tmp_path, capsys):
     """Each figure of a line, counted again."""
-    main(['trim', '--encoder', str(encoder_folder), '--out', str(tmp_path / 'kk'), '--text', str(texts / 'kk.txt'),
-          '--without', 'CJK'])
+    main([
+        'trim', '--encoder',
+        str(encoder_folder), '--out',
+        str(tmp_path / 'kk'), '--text',
+        str(texts / 'kk.txt'), '--without', 'CJK'
+    ])
     path = texts / 'mixed.txt'
     path.write_text('Менде екі ит бар.\n我有两本书。 Менде ξ ძ ξ\n', encoding='utf-8')
     capsys.readouterr()
-    main(['report', '--encoder', str(tmp_path / 'kk'), '--before', str(encoder_folder), '--text', str(path)])
+    main([
+        'report', '--encoder',
+        str(tmp_path / 'kk'), '--before',
+        str(encoder_folder), '--text',
+        str(path)
+    ])
     header, line, _ = capsys.readouterr().out.splitlines()
     tokenizer, lines = Tokenizer(tmp_path / 'kk'), path.read_text(encoding='utf-8').splitlines()
     ids = [i for text in lines for i in tokenizer.encode(text).tolist()]
@@ -184,16 +240,20 @@ def test_report(texts, encoder_folder, tmp_path, capsys):
     old = Tokenizer(encoder_folder)
     before = [old.pieces[i] for text in lines for i in old.encode(text)]
     lost = sum('CJK' in map(script, piece) for piece in before)                   # now <unk>
-    assert line.split() == [str(path), str(n), str(len(ids)), f'{len(ids) / n:.3f}', f'{ids.count(UNK) / len(ids):.2%}',
-                            '7', f'{len(set(ids)) / tokenizer.vocab_size:.1%}', f'{lost / len(before):.2%}']
+    assert line.split() == [
+        str(path),
+        str(n),
+        str(len(ids)), f'{len(ids) / n:.3f}', f'{ids.count(UNK) / len(ids):.2%}', '7',
+        f'{len(set(ids)) / tokenizer.vocab_size:.1%}', f'{lost / len(before):.2%}'
+    ]
 
 
 def test_rows_of_new_pieces(tokenizer):
-    """Each is near the mean of the pieces it was cut into; random where nothing is known; no two are equal."""
+    """Each is near the mean of the pieces it was cut into, or random; no two are equal."""
     word = torch.randn(tokenizer.vocab_size, 16)
     spread = word[UNK + 1:tokenizer.mask].std(0)
-    georgian, start, middle, *twins = new_rows(['ძა', SPACE + 'екіүш', 'екіүш', 'ཁོས་ཁོས་', 'ཁོས་ཁོས་'],
-                                               tokenizer, word)
+    georgian, start, middle, *twins = new_rows(
+        ['ძა', SPACE + 'екіүш', 'екіүш', 'ཁོས་ཁོས་', 'ཁོས་ཁོས་'], tokenizer, word)
     cut = tokenizer.encode('екіүш')                   # as at the beginning of a word
     assert 0 < ((start - word[cut].mean(0)).abs() / spread).mean() < 0.2
     assert ((middle - start).abs() / spread).mean() > 0.2 and not torch.equal(*twins)
@@ -211,21 +271,25 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
     (tmp_path / 'latin1.txt').write_bytes(b'\xe9t\xe9\n')
     out = tmp_path / 'out'
     for command, text, options, message in (
-            ('extend', 'empty.txt', ('--pieces', '50'), 'empty.txt has no text'),
-            ('extend', 'signs.txt', ('--pieces', '50'), 'signs.txt has no text'),
-            ('extend', 'ka.jsonl', ('--pieces', '50'), 'ka.jsonl is jsonl; give files of plain text'),
-            ('extend', 'ka.txt', ('--pieces', '23'), 'pieces=23: too few'),
-            ('extend', 'ka.txt', ('--pieces', '9', '--seed', '-1'), 'seed=-1: '),
-            ('extend', 'ka.txt', ('--pieces', '5'), 'pieces=5: '),
-            ('extend', 'ka.txt', ('--pieces', '0'), 'pieces=0: '),
-            ('extend', 'latin1.txt', ('--pieces', '50'), 'byte 0 (0xe9) is not UTF-8'),
-            ('extend', 'none.txt', ('--pieces', '50'), 'none.txt'),
-            ('trim', 'empty.txt', (), 'empty.txt has no text'),
-            ('trim', 'digits.txt', (), 'no letter of these texts is in the vocabulary'),
-            ('trim', 'bo.txt', ('--size', '0'), 'size=0: '),
-            ('trim', 'bo.txt', ('--without', 'HAN'), 'the vocabulary has no letters of HAN; it has CJK CYRILLIC'),
-            ('trim', 'bo.txt', ('--without', 'TIBETAN'), 'no letter of these texts is in the vocabulary, or stays'),
-            ('report', 'empty.txt', (), 'empty.txt has no text')):
+        ('extend', 'empty.txt', ('--pieces', '50'), 'empty.txt has no text'),
+        ('extend', 'signs.txt', ('--pieces', '50'), 'signs.txt has no text'),
+        ('extend', 'ka.jsonl', ('--pieces', '50'), 'ka.jsonl is jsonl; give files of plain text'),
+        ('extend', 'ka.txt', ('--pieces', '23'), 'pieces=23: too few'),
+        ('extend', 'ka.txt', ('--pieces', '9', '--seed', '-1'),
+         'seed=-1: '), ('extend', 'ka.txt', ('--pieces', '5'),
+                        'pieces=5: '), ('extend', 'ka.txt', ('--pieces', '0'),
+                                        'pieces=0: '), ('extend', 'latin1.txt', ('--pieces', '50'),
+                                                        'byte 0 (0xe9) is not UTF-8'),
+        ('extend', 'none.txt', ('--pieces', '50'),
+         'none.txt'), ('trim', 'empty.txt', (),
+                       'empty.txt has no text'), ('trim', 'digits.txt', (),
+                                                  'no letter of these texts is in the vocabulary'),
+        ('trim', 'bo.txt', ('--size', '0'),
+         'size=0: '), ('trim', 'bo.txt', ('--without', 'HAN'),
+                       'the vocabulary has no letters of HAN; it has CJK CYRILLIC'),
+        ('trim', 'bo.txt', ('--without', 'TIBETAN'),
+         'no letter of these texts is in the vocabulary, or stays'), ('report', 'empty.txt', (),
+                                                                      'empty.txt has no text')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as stopped:
             main([command, '--encoder', str(encoder_folder), '--text', str(texts / text),
                   *(() if command == 'report' else ('--out', str(out))), *options])
@@ -233,29 +297,45 @@ def test_mistakes_get_one_line(texts, encoder_folder, tmp_path):
     out.mkdir()
     (out / 'mine').touch()
     with pytest.raises(ValueError, match='exists; name a new folder'):
-        main(['trim', '--encoder', str(encoder_folder), '--text', str(texts / 'bo.txt'), '--out', str(out)])
+        main([
+            'trim', '--encoder',
+            str(encoder_folder), '--text',
+            str(texts / 'bo.txt'), '--out',
+            str(out)
+        ])
 
 
 def test_more_pieces_than_can_be_trained(texts, encoder_folder, tmp_path, capsys):
-    main(['extend', '--encoder', str(encoder_folder), '--text', str(texts / 'ka.txt'), '--pieces', '20000', '--out',
-          str(tmp_path / 'out')])
+    main([
+        'extend', '--encoder',
+        str(encoder_folder), '--text',
+        str(texts / 'ka.txt'), '--pieces', '20000', '--out',
+        str(tmp_path / 'out')
+    ])
     assert 'and such a text yields no more' in capsys.readouterr().out
 
 
 def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
-    """An encoder as XLMRobertaModel saves it, without an MLM head, stays without, and is given one to train."""
+    """An encoder without an MLM head stays without, and is given one to train."""
     from transformers import XLMRobertaForMaskedLM, XLMRobertaModel
     bare = tmp_path / 'bare'
     XLMRobertaModel.from_pretrained(encoder_folder).save_pretrained(bare)
-    (bare / 'sentencepiece.bpe.model').write_bytes((encoder_folder / 'sentencepiece.bpe.model').read_bytes())
-    main(['extend', '--encoder', str(bare), '--text', str(texts / 'ka.txt'), '--pieces', '60', '--out',
-          str(tmp_path / 'out')])
+    (bare / 'sentencepiece.bpe.model').write_bytes(
+        (encoder_folder / 'sentencepiece.bpe.model').read_bytes())
+    main([
+        'extend', '--encoder',
+        str(bare), '--text',
+        str(texts / 'ka.txt'), '--pieces', '60', '--out',
+        str(tmp_path / 'out')
+    ])
     assert XLMR.from_encoder(tmp_path / 'out').config.mlm_head is False
     XLMRobertaModel.from_pretrained(tmp_path / 'out')
     monkeypatch.setattr(tokens, 'token_folder', lambda dataset: tmp_path / 'tokens' / dataset)
-    cfg = config.load(config.Train, ['config/vocabulary/new_script.py', f'--data_from={texts}/ka.txt', '--batch_tokens=400',
-                                     f'--encoder={tmp_path}/out', '--languages=ka', '--max_steps=1', '--accumulate=1',
-                                     '--block_size=60', '--device=cpu', f'--out_dir={tmp_path}/mlm'])
+    cfg = config.load(config.Train, [
+        'config/new_script.py', f'--data_from={texts}/ka.txt', '--batch_tokens=400',
+        f'--encoder={tmp_path}/out', '--languages=ka', '--max_steps=1', '--accumulate=1',
+        '--block_size=60', '--device=cpu', f'--out_dir={tmp_path}/mlm'
+    ])
     train.train(cfg)
     assert XLMR.from_encoder(tmp_path / 'mlm/best').config.mlm_head
     XLMRobertaForMaskedLM.from_pretrained(tmp_path / 'mlm/best')
@@ -265,44 +345,54 @@ def test_without_protobuf(texts, encoder_folder, tmp_path):
     """One line says what to install."""
     code = ('import sys; sys.modules["google.protobuf"] = None; sys.argv[0] = "vocab"\n'
             'import config; from data.vocabulary import main; config.run(main)')
-    done = subprocess.run([sys.executable, '-c', code, 'trim', '--encoder', str(encoder_folder), '--text',
-                           str(texts / 'bo.txt'), '--out', str(tmp_path / 'out')], cwd=ROOT, capture_output=True,
-                          text=True)
-    assert done.returncode == 1 and done.stderr.startswith('error: data.vocabulary needs protobuf') and \
-        done.stderr.count('\n') == 1
+    command = [sys.executable, '-c', code, 'trim', '--encoder', str(encoder_folder)]
+    command += ['--text', str(texts / 'bo.txt'), '--out', str(tmp_path / 'out')]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert done.stderr.startswith('error: data.vocabulary needs protobuf')
 
 
 def test_protobuf_that_does_not_fit_sentencepiece(tokenizer, monkeypatch):
     def refuse(*version):
-        raise TypeError('Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, ...')
+        raise TypeError(
+            'Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, ...')
 
     monkeypatch.delitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', raising=False)
     monkeypatch.setattr('google.protobuf.descriptor_pool.Default', refuse)
-    with pytest.raises(ValueError, match=r'pip install -U sentencepiece protobuf \(Descriptors .* directly. If this'):
+    with pytest.raises(
+            ValueError,
+            match=r'pip install -U sentencepiece protobuf \(Descriptors .* directly. If this'):
         proto(tokenizer)
 
 
 def test_new_pieces(encoder_folder, tmp_path, monkeypatch):
-    """Rare characters too are covered, scores give way to the old pieces, and a long line is drawn in part."""
+    """Rare characters are covered, old pieces are likelier, a long line is taken in part."""
     tokenizer, path = Tokenizer(encoder_folder), tmp_path / 'ka.txt'
     path.write_text('\n'.join(['e\u0301', *GEORGIAN * 5, 'ძ\u0301ა ჰ \u2585 \0']), encoding='utf-8')
     new, n = new_pieces(tokenizer, [path], 90)
-    assert {'\u0301', 'ჰ', 'ძ'} <= {piece for piece, _ in new} and '\u2585' not in dict(new) and len(new) < n <= 90
+    assert {'\u0301', 'ჰ', 'ძ'} <= {piece
+                                    for piece, _ in new
+                                    } and '\u2585' not in dict(new) and len(new) < n <= 90
     ratio = len(new) / len(tokenizer.sp)
     assert ratio / 3 < sum(math.exp(score) for _, score in new) < ratio
     assert min(score for _, score in new) >= min(piece.score for piece in proto(tokenizer).pieces)
     drawn, train = [], module.train_sentencepiece
     monkeypatch.setattr(module, 'FILE_CHARACTERS', 20_000)
-    monkeypatch.setattr(module, 'train_sentencepiece', lambda lines, *rest: drawn.append(lines) or train(lines, *rest))
-    path.write_text(' '.join(f'{text} {i}' for i in range(20) for text in GEORGIAN), encoding='utf-8')
+    monkeypatch.setattr(module, 'train_sentencepiece',
+                        lambda lines, *rest: drawn.append(lines) or train(lines, *rest))
+    path.write_text(' '.join(f'{text} {i}' for i in range(20) for text in GEORGIAN),
+                    encoding='utf-8')
     new_pieces(tokenizer, [path, path], 90)
     assert 20_000 < sum(map(len, drawn[0])) < 60_000 and max(map(len, drawn[0])) == 1000
 
 
 def test_other_models_are_refused(tmp_path, tokenizer):
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(GEORGIAN), model_writer=model, vocab_size=40,
-                                             model_type='bpe', minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(GEORGIAN),
+                                             model_writer=model,
+                                             vocab_size=40,
+                                             model_type='bpe',
+                                             minloglevel=2)
     with pytest.raises(ValueError, match='not a unigram one'):
         proto(Tokenizer(model.getvalue()))
 
@@ -315,7 +405,12 @@ def test_nothing_is_left_of_what_cannot_be_written(texts, encoder_folder, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr('data.weights.save_file', full)
         with pytest.raises(OSError, match='no space left'):
-            main(['trim', '--encoder', str(encoder_folder), '--text', str(texts / 'bo.txt'), '--out', str(out)])
+            main([
+                'trim', '--encoder',
+                str(encoder_folder), '--text',
+                str(texts / 'bo.txt'), '--out',
+                str(out)
+            ])
     assert not out.exists()
     bad = tmp_path / 'bad'
     bad.mkdir()
@@ -323,5 +418,6 @@ def test_nothing_is_left_of_what_cannot_be_written(texts, encoder_folder, tmp_pa
         (bad / file.name).write_bytes(file.read_bytes())
     settings = (bad / 'config.json').read_text()
     (bad / 'config.json').write_text(settings.replace('"vocab_size": 161', '"vocab_size": 200'))
-    with pytest.raises(ValueError, match='has vocab_size=200, and model.safetensors was written with 161'):
+    with pytest.raises(ValueError,
+                       match='has vocab_size=200, and model.safetensors was written with 161'):
         main(['trim', '--encoder', str(bad), '--text', str(texts / 'bo.txt'), '--out', str(out)])
