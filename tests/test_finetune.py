@@ -278,14 +278,14 @@ def test_transfer_and_force_script(tmp_path, corpus):
     scores = json.loads((out / 'best' / 'metrics.json').read_text(encoding='utf-8'))['scores']['test']
     for direction, tok in ('zh-bo', 'syllable'), ('zh-kk', 'word'):
         assert scores[direction]['bleu']['signature'] == f'tok:{tok}|smooth:exp|norm:nmt_nfkc'
-    header, _, row = run(out, '--score=empty', script='tests/curves.py').stdout.splitlines()
+    header, _, row = run(out, '--score=empty', script='tests/tools/curves.py').stdout.splitlines()
     assert header == '| empty | test zh-bo | test zh-kk |'
     assert row == '| out | ' + ' | '.join(
         '{value:.1f} [{low:.1f}, {high:.1f}]'.format(**scores[x]['empty']) for x in ('zh-bo', 'zh-kk')) + ' |'
     for args, message in (((out, '--score=blue'), "has no score 'blue' but chrF++, bleu"),
                           ((out, out / 'best/metrics.json', '--score=bleu'), 'metrics.json: out is there already'),
                           ((out / 'last', '--score=bleu'), 'has no scores')):
-        wrong = run(*args, script='tests/curves.py')
+        wrong = run(*args, script='tests/tools/curves.py')
         assert wrong.returncode == 1 and wrong.stderr.count('\n') == 1 and message in wrong.stderr
 
 

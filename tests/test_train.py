@@ -184,7 +184,7 @@ def test_curves(cfg, tmp_path):
                 file.write(json.dumps(line) + '\n')
             if gain:                                  # a seed that is a step ahead, and still running
                 file.write(json.dumps({**line, 'step': 3}) + '\n{"step": 4, ')
-    status, out, err = call('tests/curves.py', 'copy.1', 'copy.2.jsonl', 'alone.jsonl', '--svg=c.svg', cwd=tmp_path)
+    status, out, err = call('tests/tools/curves.py', 'copy.1', 'copy.2.jsonl', 'alone.jsonl', '--svg=c.svg', cwd=tmp_path)
     assert status == 0, err
     header, _, copy, alone = [line[2:-2].split(' | ') for line in out.splitlines()]
     value = lines[-1]['val']['mt bo-zh']
@@ -197,7 +197,7 @@ def test_curves(cfg, tmp_path):
     figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
     assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation', 'denoising'))
     (tmp_path / 'empty.jsonl').write_text('')
-    assert call('tests/curves.py', 'empty.jsonl', cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
+    assert call('tests/tools/curves.py', 'empty.jsonl', cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
 
 
 def test_readme_has_the_table_of_the_logs():
@@ -205,12 +205,12 @@ def test_readme_has_the_table_of_the_logs():
     for pattern, arms in ('config/ablation/logs/*.jsonl', 10), ('config/ablation/logs/long/*.jsonl', 4), \
             ('docs/scores/vocab/*.jsonl', 6):
         logs = sorted(str(path) for path in ROOT.glob(pattern))
-        status, out, err = call('tests/curves.py', *logs, cwd=ROOT)
+        status, out, err = call('tests/tools/curves.py', *logs, cwd=ROOT)
         assert status == 0, err
         assert len(out.splitlines()) == 2 + arms and out in (ROOT / 'README.md').read_text(encoding='utf-8')
     for folder, score, runs in ('translate', 'chrF++', 8), ('transfer', 'chrF++', 5), ('transfer', 'wrong_script', 5):
         files = sorted(str(path) for path in (ROOT / 'docs/scores' / folder).glob('*.json'))
-        status, out, err = call('tests/curves.py', *files, f'--score={score}', cwd=ROOT)
+        status, out, err = call('tests/tools/curves.py', *files, f'--score={score}', cwd=ROOT)
         assert status == 0, err
         assert len(out.splitlines()) == 2 + runs and out in (ROOT / 'README.md').read_text(encoding='utf-8')
 

@@ -1,6 +1,6 @@
 """Hostile text and files: a right result or one clear line, and nothing is lost, run or overwritten.
 
-The properties are tried on a few cases here and on some thousands by `python tests/stress.py fuzz`.
+The properties are tried on a few cases here and on some thousands by `python tests/robustness/stress.py fuzz`.
 """
 import json
 import os

@@ -1,8 +1,8 @@
 """Compares runs by their logs: a table of their last evaluation, and learning curves; or fine-tuned ones by a score.
 
-    python tests/curves.py out/tibetan out/other --svg=curves.svg
-    python tests/curves.py config/ablation/logs/*.jsonl --svg=docs/ablation.svg
-    python tests/curves.py out/translate out/other --score=chrF++
+    python tests/tools/curves.py out/tibetan out/other --svg=curves.svg
+    python tests/tools/curves.py config/ablation/logs/*.jsonl --svg=docs/ablation.svg
+    python tests/tools/curves.py out/translate out/other --score=chrF++
 
 Needs matplotlib. Each argument is the folder of a run or its log.jsonl; with --score, its metrics.json. In logs, runs
 whose names differ only in a number behind a dot, like copy.1 and copy.2, are one arm with several seeds: the table has

@@ -1,7 +1,7 @@
 """Breaks things for some minutes, to show what README promises under "What you can rely on". Run by hand:
 
-    python tests/stress.py                      all of it
-    python tests/stress.py kills disk           some
+    python tests/robustness/stress.py                      all of it
+    python tests/robustness/stress.py kills disk           some
 
 It says what it saw, a line each, and ends with exit status 1 where a promise is broken.
 """
@@ -17,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import conftest                                       # first: it limits the threads
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import conftest  # first: it limits the threads
 
 import config
 import finetune
@@ -134,8 +136,8 @@ def on_a_small_disk(folder):
 
 
 def fuzz(folder):
-    """The properties of tests/test_hostile.py, with many cases each."""
-    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_hostile.py',
+    """The properties of tests/robustness/test_hostile.py, with many cases each."""
+    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', 'tests/robustness/test_hostile.py',
                            '--hypothesis-show-statistics'], cwd=conftest.ROOT, capture_output=True, text=True,
                           env={**os.environ, 'CASES': 'many'})
     assert done.returncode == 0, '\n'.join(line for line in done.stdout.splitlines() if re.match('E |FAILED', line))

@@ -1,10 +1,10 @@
 """Speed and memory of SWCM beside transformers: XLM-R base's sizes, random weights, one process for each row.
 
-    python tests/bench.py                                         # generation and a training step, on a CPU
-    python tests/bench.py --device cuda                           # the same on a GPU, bfloat16, at larger sizes
-    python tests/bench.py --profile --work train/8/1              # and in which operators the time goes
-    python tests/bench.py --systems swcm --vocab 250002 57000     # with a smaller vocabulary
-    python tests/bench.py --text FILE --encoder data/nano         # preparing text, and batches
+    python tests/tools/bench.py                                         # generation and a training step, on a CPU
+    python tests/tools/bench.py --device cuda                           # the same on a GPU, bfloat16, at larger sizes
+    python tests/tools/bench.py --profile --work train/8/1              # and in which operators the time goes
+    python tests/tools/bench.py --systems swcm --vocab 250002 57000     # with a smaller vocabulary
+    python tests/tools/bench.py --text FILE --encoder data/nano         # preparing text, and batches
 
 swcm              this repository's model as train.py and `sample.py --dtype=float32` use it: 12 custom layers and the
                   paper's 3 inserted
@@ -35,7 +35,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
