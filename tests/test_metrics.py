@@ -34,7 +34,8 @@ REAL = {
            'སུ་ཡིན་རུང་མནར་གཅོད་གཏོང་བ་དང༌། ཡང་སྙིང་རྗེ་བྲལ་ཞིང་མི་སྤྱོད་ལས་འདས་པའམ།'],
     'ug': ['ھەممە ئادەم ھاياتلىقتىن، ئەركىنلىكتىن ۋە جىسمانىي بىخەتەرلىكتىن بەھرىمەن بولۇشقا.',
            'ھەرقانداق ئادەمنى قۇل قىلىشقا ياكى قۇل قاتارىدا ئىشلىتىشكە.'],
-    'kk': ['Ешкім де құлдықта немесе кіріптарлықта ұсталуы тиіс емес. Құлдық пен құл саудасына тыйым салынады.',
+    'kk': [
+           'Ешкім де құлдықта немесе кіріптарлықта ұсталуы тиіс емес. Құлдық пен құл саудасына тыйым салынады.',
            'Ешкім де азапталуға немесе қадір‐қасиетін қорлайтындай адамшылыққа.'],
     'mn': ['Хүн бүр амьд явах, эрх чөлөөтэй байх, халдашгүй дархан байх эрхтэй.',
            'Хэнийг ч боолчлол буюу бусдын эрхшээлд байлгах ёсгүй.'],
@@ -43,7 +44,8 @@ REAL = {
     'en': ['All human beings are born free and equal in dignity and rights.',
            'No one shall be held in slavery or servitude; slavery shall be prohibited.'],
 }
-MIXED = [*HARD, 'a', '!a!', '..', '“x”, y', '😀😀 😀', 'LibreOffice ནང་ 2 本书 көрді', 'བོད་ཡིག་', '100%']
+MIXED = [*HARD, 'a', '!a!', '..', '“x”, y', '😀😀 😀', 'LibreOffice ནང་ 2 本书 көрді', 'བོད་ཡིག་',
+         '100%']
 
 
 def shifted(texts):
@@ -59,7 +61,8 @@ def variants(texts, n, rate=0.2):
 
 def sacrebleu_bleu(hypotheses, references, language):
     """BLEU over our units; references: several a text."""
-    h, *r = ([' '.join(units(x, language)) for x in texts] for texts in (hypotheses, *zip(*references)))
+    h, *r = ([' '.join(units(x, language)) for x in texts]
+             for texts in (hypotheses, *zip(*references)))
     return BLEU(tokenize='none', force=True).corpus_score(h, r).score
 
 
@@ -68,7 +71,8 @@ def test_chrf_and_bleu_equal_sacrebleu(words):
     for language in LANGUAGES:
         for hypotheses, references in shifted([*sentences(language), *REAL[language], *MIXED]):
             expected = CHRF(word_order=words).corpus_score(hypotheses, [references]).score
-            assert chrf(hypotheses, references, words, raw=True) == pytest.approx(expected, abs=1e-9)
+            assert chrf(hypotheses, references, words, raw=True) == pytest.approx(expected,
+                                                                                  abs=1e-9)
             there = [i for i, text in enumerate(references) if text.strip()] if words == 2 else []
             if there:                                         # the scores of `score`
                 ours, theirs = ([texts[i] for i in there] for texts in (hypotheses, references))
@@ -84,7 +88,8 @@ def test_chrf_and_bleu_equal_sacrebleu(words):
 
 
 def test_bleu_of_few_tokens():
-    for hypothesis, reference in (('a b c d', 'e f g h'), ('a b c d', 'a c e d'), ('a b c d', 'a x c y'),
+    for hypothesis, reference in (('a b c d', 'e f g h'), ('a b c d', 'a c e d'),
+                                  ('a b c d', 'a x c y'),
                                   ('a b c d', 'a b c d e f g'), ('', 'a b c d')):
         assert score([hypothesis], [reference], 'en')[0]['bleu'][0] == pytest.approx(
             sacrebleu_bleu([hypothesis], [[reference]], 'en'), abs=1e-9)
@@ -103,11 +108,17 @@ def test_several_references_equal_sacrebleu(language):
     assert (whole['chrF++'][0], whole['bleu'][0]) == pytest.approx(
         (expected, sacrebleu_bleu(hypotheses, zip(*references), language)), abs=1e-9)
     if language == 'zh':                                      # tok:char is sacrebleu's own
-        assert whole['bleu'][0] == pytest.approx(BLEU(tokenize='char').corpus_score(hypotheses, references).score)
+        assert whole['bleu'][0] == pytest.approx(
+                                                 BLEU(tokenize='char').corpus_score(hypotheses,
+                                                                                    references).score)
     for i, (h, *several) in enumerate(zip(hypotheses, *references)):
-        assert each['chrF++'][i] == pytest.approx(CHRF(word_order=2).sentence_score(h, several).score, abs=1e-9)
+        assert each['chrF++'][i] == pytest.approx(
+                                                  CHRF(word_order=2).sentence_score(h,
+                                                                                    several).score,
+            abs=1e-9)
         if len(units(h, language)) > 3:
-            assert each['bleu'][i] == pytest.approx(sacrebleu_bleu([h], [several], language), abs=1e-9)
+            assert each['bleu'][i] == pytest.approx(sacrebleu_bleu([h], [several], language),
+                                                    abs=1e-9)
         assert each['rouge_l_f'][i] == pytest.approx(
             100 * max(by_google(h, r, language).fmeasure for r in several), abs=1e-9)
 
@@ -138,7 +149,7 @@ def test_google_gives_0_on_tibetan():
 
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_answers_equal_squad(language):
-    def as_words(text):                                       # SQuAD knows ASCII punctuation only, and English articles
+    def as_words(text):  # SQuAD knows ASCII punctuation only, and English articles
         return ' '.join(bare(text, language))
 
     texts = [text for text in [*sentences(language), *REAL[language], *MIXED]
@@ -146,7 +157,8 @@ def test_answers_equal_squad(language):
     for hypotheses, references in shifted(texts):
         _, each = score(hypotheses, references, language, raw=True)
         for h, r, of_f1, of_exact in zip(hypotheses, references, each['f1'], each['exact']):
-            assert (of_f1, of_exact) == pytest.approx(by_squad(as_words(h), [as_words(r)]), rel=1e-6)
+            assert (of_f1, of_exact) == pytest.approx(by_squad(as_words(h), [as_words(r)]),
+                                                      rel=1e-6)
     assert f1([], []) == 1 and f1(['a'], []) == 0
 
 
@@ -162,22 +174,25 @@ def test_answers_in_english_equal_squad():
     for h in texts:
         for first, *others in (texts[:1], texts[1:4], texts[3:], texts):
             whole, _ = score([h], [(first, *others)], 'en')
-            assert (whole['f1'][0], whole['exact'][0]) == pytest.approx(by_squad(h, [first, *others]), rel=1e-6)
-    for h, r, same in (('', '。', 0), ('-', '+', 0), ('。', '。', 100)):      # marks are dropped beside words only
+            assert (whole['f1'][0],
+                    whole['exact'][0]) == pytest.approx(by_squad(h, [first, *others]), rel=1e-6)
+    # marks are dropped beside words only
+    for h, r, same in (('', '。', 0), ('-', '+', 0), ('。', '。', 100)):
         assert score([h], [r], 'kk')[1]['exact'] == score([h], [r], 'kk')[1]['f1'] == [same]
 
 
 def test_normalised():
     """Both sides go through SentencePiece's rule, so that what the vocabulary can write scores 100."""
     tokenizer = Tokenizer('data/nano')
-    assert normalize('ك\u200dۆ') == 'ك ۆ'                     # as by XLM-R's file, unlike today's SentencePiece
+    assert normalize('ك\u200dۆ') == 'ك ۆ'  # as by XLM-R's file, unlike today's SentencePiece
     for language, text in (('zh', '我有两本书，他也有。'), ('zh', '三～四本\u200b书……看见了！'),
                            ('ug', 'ئۇ\u200b ئىككى\ufeffكىتاب كۆردى.')):
         written = tokenizer.decode(tokenizer.encode(text))
         assert written == normalize(text) != text
         for ours, theirs in ([written], [text]), ([text], [written]):
             whole, _ = score(ours, theirs, language)
-            for value in (chrf(ours, theirs), *(whole[x][0] for x in ('chrF++', 'bleu', 'rouge_l_f', 'exact'))):
+            for value in (chrf(ours, theirs),
+                          *(whole[x][0] for x in ('chrF++', 'bleu', 'rouge_l_f', 'exact'))):
                 assert value == pytest.approx(100)
             raw = CHRF(word_order=2).corpus_score(ours, [theirs]).score
             assert chrf(ours, theirs, raw=True) == pytest.approx(raw) and raw < 99
@@ -222,34 +237,44 @@ def cmrc_rule(prediction, answers, marks):
 
 def test_cmrc_scores_equal_the_official_rule():
     marks = '-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』'
-    texts = ['红色，蓝色的', '《两本书》', '1,000米。', 'iPhone 5S和iPad', '35%（约）', "“It's”！", 'a-b', '约1.5万人……', '，',
-             *sentences('zh')[::20], *(text[:12] for text in REAL['zh'])]
+    texts = ['红色，蓝色的', '《两本书》', '1,000米。', 'iPhone 5S和iPad', '35%（约）', "“It's”！", 'a-b', '约1.5万人……',
+             '，', *sentences('zh')[::20], *(text[:12] for text in REAL['zh'])]
     rng = random.Random(0)
-    hypotheses, answers = zip(*((h.upper() + rng.choice(('', '。', '，', ',', '的')), found[:rng.randint(1, 2)])
+    hypotheses, answers = zip(*((h.upper() + rng.choice(('', '。', '，', ',', '的')),
+                                 found[:rng.randint(1, 2)])
                                 for several in variants(texts, 30, 0.1)
-                                for h, *found in zip(several[::3], several[1::3], several[2::3]) if found[0]))
+                                for h, *found in zip(several[::3], several[1::3], several[2::3])
+                                if found[0]))
     for raw in True, False:
         whole, each = score(hypotheses, answers, 'zh', raw=raw)
         change, dropped = (str, marks) if raw else (normalize, normalize(marks))
-        expected = [cmrc_rule(change(h), [*map(change, found)], dropped) for h, found in zip(hypotheses, answers)]
-        assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == [pytest.approx(pair) for pair in expected]
+        expected = [cmrc_rule(change(h), [*map(change, found)], dropped)
+                    for h, found in zip(hypotheses, answers)]
+        assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == [pytest.approx(pair)
+                                                               for pair in expected]
     assert len(set(each['cmrc_f1'])) > 20 and 0 < whole['cmrc_exact'][0] < 100
     assert 'cmrc_f1' not in score(['书'], ['书'], 'ja')[0]
 
 
 def test_units():
-    assert units('བོད་ཡིག་གི་དེབ། ༡༢། OK', 'bo') == ['བོད', 'ཡིག', 'གི', 'དེབ', '།', '༡༢', '།', 'OK']
+    assert units('བོད་ཡིག་གི་དེབ། ༡༢། OK', 'bo') == ['བོད', 'ཡིག', 'གི', 'དེབ', '།', '༡༢', '།',
+                                                     'OK']
     assert units('Ол, екі  кітап!', 'kk') == ['Ол', ',', 'екі', 'кітап', '!']
     assert units('我有 2本。', 'zh') == ['我', '有', '2', '本', '。']
     assert units('ئۇ «كۆردى»؟', 'ug') == ['ئۇ', '«', 'كۆردى', '»', '؟']
-    assert units('a😀b', 'mn') == ['a', '😀', 'b'] and units('', 'bo') == [] and units(' ་', 'bo') == ['་']
-    assert set(bare(' '.join(string.printable), 'mn')) == set(string.ascii_lowercase + string.digits)
+    assert units('a😀b', 'mn') == ['a', '😀', 'b']
+    assert units('', 'bo') == []
+    assert units(' ་', 'bo') == ['་']
+    assert set(bare(' '.join(string.printable),
+                    'mn')) == set(string.ascii_lowercase + string.digits)
     every = ''.join(map(chr, range(0x20, 0x3000)))
-    assert ''.join(units(every, 'mn')) == ''.join(c for c in every if not c.isspace() and c not in metrics.TSHEG)
+    assert ''.join(units(every, 'mn')) == ''.join(c for c in every if not c.isspace()
+                                                  and c not in metrics.TSHEG)
 
 
 def test_scores_without_a_value_say_so():
-    whole, each = score(['དེབ', '', '🙂'], ['ཁྱི', 'རྟ', 'ལུག'], 'bo', samples={'bo': ['དེབ'], 'zh': ['书']})
+    whole, each = score(['དེབ', '', '🙂'], ['ཁྱི', 'རྟ', 'ལུག'], 'bo',
+                        samples={'bo': ['དེབ'], 'zh': ['书']})
     assert math.isnan(whole['bleu'][0])
     assert whole['empty'][0] == pytest.approx(100 / 3) and each['empty'] == [0, 100, 0]
     assert all(math.isfinite(x) for name in whole if name != 'bleu' for x in whole[name])
@@ -257,7 +282,8 @@ def test_scores_without_a_value_say_so():
     assert 0 < score(['我有两本书。'], ['我有三本书。'], 'zh')[0]['bleu'][0] < 100         # over characters
     assert score(['་'], ['་'], 'bo')[0]['rouge_l_f'][0] == 100
     value, low, high = score(['a b c d', 'x', 'y'], ['a b c d', 'x', 'y'], 'kk')[0]['bleu']
-    assert value == pytest.approx(100) and low == pytest.approx(100) == high   # of the resamples that have a value
+    # of the resamples that have a value
+    assert value == pytest.approx(100) and low == pytest.approx(100) == high
     with pytest.raises(ValueError, match='reference 2 has no text'):
         score(['a', 'b'], ['a', ''], 'bo')
 
@@ -267,17 +293,22 @@ def test_wrong_language_and_script():
     for language in LANGUAGES:
         texts = sentences(language)[1::2]
         assert set(guess_languages(texts, samples)) == {language}
-    samples['kk'] = samples['kk'][:4]                         # a small sample is not the likeliest for everything
+    samples['kk'] = samples['kk'][:4]  # a small sample is not the likeliest for everything
     assert set(guess_languages(sentences('mn'), samples)) == {'mn'}
-    assert list(guess_languages(['wwwwww', 'ไทย', sentences('kk')[1]], samples)) == [None, None, 'kk']
+    assert list(guess_languages(['wwwwww', 'ไทย', sentences('kk')[1]], samples)) == [None, None,
+                                                                                     'kk']
     hypotheses = [sentences(language)[1] for language in LANGUAGES] + ['', '2 + 2 = 4', 'ha ' * 9]
     whole, each = score(hypotheses, sentences('kk')[:len(hypotheses)], 'kk', samples=samples)
-    assert each['wrong_script'][:7] == [100, 0, 0, 100, 100, 0, 0] and each['wrong_script'][7] == 100
+    assert each['wrong_script'][:7] == [100, 0, 0, 100, 100, 0, 0]
+    assert each['wrong_script'][7] == 100
     assert each['wrong_language'] == [100, 0, 100, 100, 100, 0, 0, 100]
-    assert score(['18 18 18 18'], ['a'], 'kk')[0]['repeats'][0] == 100 and score(['18 18 18'], ['a'], 'kk')[0][
-        'repeats'][0] == 0
-    assert each['repeats'] == [0] * 7 + [100] and 'wrong_language' not in score(['a'], ['b'], 'kk')[0]
-    assert [main_script(x) for x in ('བོད་', '书 a 本', '؟', 'Кк latin Ккк')] == ['TIBETAN', 'CJK', None, 'CYRILLIC']
+    assert score(['18 18 18 18'], ['a'], 'kk')[0]['repeats'][0] == 100
+    assert score(['18 18 18'], ['a'], 'kk')[0][
+'repeats'][0] == 0
+    assert each['repeats'] == [0] * 7 + [100]
+    assert 'wrong_language' not in score(['a'], ['b'], 'kk')[0]
+    assert [main_script(x) for x in ('བོད་', '书 a 本', '؟', 'Кк latin Ккк')] == ['TIBETAN', 'CJK',
+                                                                                None, 'CYRILLIC']
 
 
 def test_intervals():
@@ -287,16 +318,19 @@ def test_intervals():
     hypotheses = [r if keep else 'x y' for r, keep in zip(references, rng.random(2000) < 0.3)]
     (value, low, high) = score(hypotheses, references, 'mn')[0]['f1']
     error = 1.96 * 100 * math.sqrt(value / 100 * (1 - value / 100) / 2000)
-    assert value - low == pytest.approx(error, rel=0.15) and high - value == pytest.approx(error, rel=0.15)
+    assert value - low == pytest.approx(error, rel=0.15)
+    assert high - value == pytest.approx(error, rel=0.15)
     for name, (value, low, high) in score(hypotheses, references, 'mn')[0].items():
         assert low <= value <= high, name
 
 
 def test_intervals_of_rates():
     """The score interval without correction of Newcombe 1998 (Statistics in Medicine 17), table I."""
-    for k, n, low, high in (81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0, 16.11), (1, 29, 0.61, 17.18):
+    for k, n, low, high in (81, 263, 25.53,
+                            36.62), (15, 148, 6.24, 16.05), (0, 20, 0, 16.11), (1, 29, 0.61, 17.18):
         assert wilson(k, n) == pytest.approx((100 * k / n, low, high), abs=0.005)
-        assert wilson(n - k, n) == pytest.approx((100 - 100 * k / n, 100 - high, 100 - low), abs=0.005)
+        assert wilson(n - k, n) == pytest.approx((100 - 100 * k / n, 100 - high, 100 - low),
+                                                 abs=0.005)
     whole, _ = score(['两本书'] * 20, ['三只狗'] * 20, 'zh', samples={'zh': ['两本书']})
     rates = 'empty', 'repeats', 'wrong_script', 'wrong_language', 'exact', 'cmrc_exact'
     assert {whole[name] for name in rates} == {wilson(0, 20)} and whole['f1'] == (0, 0, 0)
@@ -304,14 +338,16 @@ def test_intervals_of_rates():
 
 def test_command_line(tmp_path, capsys):
     def run(*args):
-        return subprocess.run([sys.executable, '-m', 'data.metrics', *map(str, args)], capture_output=True,
-                              text=True, encoding='utf-8')
+        return subprocess.run([sys.executable, '-m', 'data.metrics', *map(str, args)],
+                              capture_output=True, text=True, encoding='utf-8')
 
     hyp, ref = tmp_path / 'hyp.txt', tmp_path / 'ref.txt'
     ref.write_text('\n'.join([*sentences('bo'), '']) + '\n', encoding='utf-8')
-    hyp.write_text('\n'.join([*sentences('bo'), 'x']).replace('་', '\u0f0c') + '\n', encoding='utf-8')
+    hyp.write_text('\n'.join([*sentences('bo'), 'x']).replace('་', '\u0f0c') + '\n',
+                   encoding='utf-8')
     done = run(hyp, ref, '--lang=bo')
-    assert done.returncode == 0 and '1 lines without a reference are not scored\n90 texts;' in done.stdout
+    assert done.returncode == 0
+    assert '1 lines without a reference are not scored\n90 texts;' in done.stdout
     assert 'chrF++          100.0  [100.0, 100.0]  nc:6|nw:2|norm:nmt_nfkc  characters' in done.stdout
     metrics.main([str(hyp), str(ref), '--lang=bod_Tibt', '--raw'])
     shown = capsys.readouterr().out
@@ -319,7 +355,8 @@ def test_command_line(tmp_path, capsys):
     assert '++          100.0' not in shown
     hyp.write_text('x\n', encoding='utf-8')
     for args, message in (((hyp, ref, '--lang=bo'), '1 hypotheses for 91 references'),
-                          ((ref, ref, '--lang=zh'), ' and others are in TIBETAN, and zh is written in CJK'),
+                          ((ref, ref, '--lang=zh'),
+                           ' and others are in TIBETAN, and zh is written in CJK'),
                           ((ref, hyp.parent / 'no', '--lang=bo'), 'No such file')):
         done = run(*args)
         assert done.returncode == 1 and done.stderr.startswith('error: ') and message in done.stderr

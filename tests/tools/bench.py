@@ -50,7 +50,8 @@ from model import SWCM, SWCMConfig, n_weights
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target, works, systems
 CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
            systems=['swcm', 'swcm-16', 'swcm-int8', 'bert2bert', 'plain'],
-           work=['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1', 'head/8/1'])
+           work=['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1',
+                 'head/8/1'])
 GPU = dict(vocab=[135359], length={'generate': 128, 'train': 256, 'head': 256},
            systems=['swcm', 'swcm-compiled', 'bert2bert', 'bert2bert-static'],
            work=['generate/64/5', 'train/64/1', 'train/128/1', 'train/256/1'])
@@ -71,9 +72,10 @@ class Ours:
         model, n = self.module, batch * length
         if job == 'head':
             return 6 * n * model.head.weight.numel(), 0
-        flops = model.flops(n, n * beams)                                         # forward and backward
+        flops = model.flops(n, n * beams)  # forward and backward
         weights = n_weights(model.decoder) + n_weights(model.head) - sum(
-            n_weights(part) for layer in model.decoder for part in (layer.cross_attn.key, layer.cross_attn.value))
+            n_weights(part) for layer in model.decoder
+            for part in (layer.cross_attn.key, layer.cross_attn.value))
         return (flops, 0) if job == 'train' else (flops / 3, 4 * length * weights)
 
     def decode(self, src, mask, new, beams):
@@ -84,7 +86,8 @@ class Ours:
 
     def loss(self, src, mask, tgt):
         """src (B,S), tgt (B,T), all of it predicted -> loss per token."""
-        given = torch.tensor([0, self.module.config.language_id('bo')], device=tgt.device).expand(len(tgt), 2)
+        given = torch.tensor([0, self.module.config.language_id('bo')],
+                             device=tgt.device).expand(len(tgt), 2)
         loss, n = self.module.loss(src, torch.cat([given, tgt], 1))
         return loss / n
 
@@ -115,17 +118,20 @@ class Bert2Bert:
             XLMRobertaForCausalLM,
             XLMRobertaModel,
         )
-        sizes = dict(vocab_size=vocab, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
-                     bos_token_id=0, pad_token_id=1, eos_token_id=2)
-        decoder = XLMRobertaForCausalLM(XLMRobertaConfig(**sizes, is_decoder=True, add_cross_attention=True))
+        sizes = dict(vocab_size=vocab, max_position_embeddings=514, type_vocab_size=1,
+                     layer_norm_eps=1e-5, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+        decoder = XLMRobertaForCausalLM(XLMRobertaConfig(**sizes, is_decoder=True,
+                                                         add_cross_attention=True))
         self.module = EncoderDecoderModel(
-            encoder=XLMRobertaModel(XLMRobertaConfig(**sizes), add_pooling_layer=False), decoder=decoder)
+            encoder=XLMRobertaModel(XLMRobertaConfig(**sizes), add_pooling_layer=False),
+            decoder=decoder)
         for c in (self.module.config, self.module.generation_config):
             c.decoder_start_token_id, c.bos_token_id, c.pad_token_id, c.eos_token_id = 0, 0, 1, 2
 
     def decode(self, src, mask, new, beams):
-        return self.module.generate(input_ids=src, attention_mask=mask, num_beams=beams, do_sample=False,
-                                    min_new_tokens=new, max_new_tokens=new, **self.options)[:, 1:].tolist()
+        return self.module.generate(input_ids=src, attention_mask=mask, num_beams=beams,
+                                    do_sample=False, min_new_tokens=new, max_new_tokens=new,
+                                    **self.options)[:, 1:].tolist()
 
     def loss(self, src, mask, tgt):
         return self.module(input_ids=src, attention_mask=mask, labels=tgt).loss
@@ -145,18 +151,22 @@ class CTranslate2:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        tokens = ['<s>', '<pad>', '</s>', '<unk>', *map(str, range(4, vocab))]    # it takes and gives strings
+        # it takes and gives strings
+        tokens = ['<s>', '<pad>', '</s>', '<unk>', *map(str, range(4, vocab))]
         model = MBartForConditionalGeneration(MBartConfig(
-            vocab_size=vocab, d_model=768, encoder_layers=12, decoder_layers=12, encoder_attention_heads=12,
-            decoder_attention_heads=12, encoder_ffn_dim=3072, decoder_ffn_dim=3072, max_position_embeddings=514,
+            vocab_size=vocab, d_model=768, encoder_layers=12, decoder_layers=12,
+            encoder_attention_heads=12, decoder_attention_heads=12, encoder_ffn_dim=3072,
+            decoder_ffn_dim=3072, max_position_embeddings=514,
             decoder_start_token_id=2,
-            tokenizer_class='MBart50Tokenizer', normalize_before=True, normalize_embedding=True))  # for Converter
-        tokenizer = SimpleNamespace(get_vocab=lambda: dict(zip(tokens, range(vocab))), bos_token='<s>',
-                                    eos_token='</s>', unk_token='<unk>')
-        self.module, self.tokens, self.ids = torch.nn.Module(), tokens, dict(zip(tokens, range(vocab)))
+            # for Converter
+            tokenizer_class='MBart50Tokenizer', normalize_before=True, normalize_embedding=True))
+        tokenizer = SimpleNamespace(get_vocab=lambda: dict(zip(tokens, range(vocab))),
+                                    bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+        self.module, self.tokens, self.ids = torch.nn.Module(), tokens, dict(zip(tokens,
+                                                                                 range(vocab)))
         self.size = model.num_parameters()
 
-        class Converter(TransformersConverter):                                   # of a model that is here already
+        class Converter(TransformersConverter):  # of a model that is here already
             def load_model(self, *_, **__):
                 return model
 
@@ -166,12 +176,15 @@ class CTranslate2:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(f'{folder}/mbart')
             Converter(f'{folder}/mbart').convert(f'{folder}/ct2', quantization=self.weights)
-            self.translator = ctranslate2.Translator(f'{folder}/ct2', compute_type=self.weights, inter_threads=1,
+            self.translator = ctranslate2.Translator(f'{folder}/ct2', compute_type=self.weights,
+                                                     inter_threads=1,
                                                      intra_threads=torch.get_num_threads())
 
     def decode(self, src, mask, new, beams):
-        found = self.translator.translate_batch([[self.tokens[i] for i in row] for row in src.tolist()],
-                                                beam_size=beams, min_decoding_length=new, max_decoding_length=new)
+        found = self.translator.translate_batch([[self.tokens[i] for i in row]
+                                                 for row in src.tolist()],
+                                                beam_size=beams, min_decoding_length=new,
+                                                max_decoding_length=new)
         return [[self.ids[token] for token in best.hypotheses[0]] for best in found]
 
 
@@ -187,9 +200,10 @@ class Plain:
         return torch.nn.functional.cross_entropy(self.module(x), labels)
 
 
-SYSTEMS = {'swcm': Ours, 'swcm-16': Half, 'swcm-int8': Int8, 'swcm-compiled': Compiled, 'bert2bert': Bert2Bert,
-           'bert2bert-static': Static, 'ct2': CTranslate2, 'ct2-int8': CTranslate2Int8, 'plain': Plain}
-METHODS = {'generate': 'decode', 'train': 'loss', 'head': 'head'}                 # what a system needs for a work
+SYSTEMS = {'swcm': Ours, 'swcm-16': Half, 'swcm-int8': Int8, 'swcm-compiled': Compiled,
+           'bert2bert': Bert2Bert, 'bert2bert-static': Static, 'ct2': CTranslate2,
+           'ct2-int8': CTranslate2Int8, 'plain': Plain}
+METHODS = {'generate': 'decode', 'train': 'loss', 'head': 'head'}  # what a system needs for a work
 
 
 def rates(device, dtype):
@@ -198,8 +212,10 @@ def rates(device, dtype):
     On a CPU each is that of the faster of the two libraries that PyTorch has there, MKL and oneDNN.
     """
     size = 3072 if device.type == 'cpu' else 8192
-    a, row = torch.randn(size, size, device=device, dtype=dtype), torch.randn(1, size, device=device, dtype=dtype)
-    w = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(4)]   # 0.15 or 0.5 GB: no cache holds it
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    row = torch.randn(1, size, device=device, dtype=dtype)
+    # 0.15 or 0.5 GB: no cache holds it
+    w = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(4)]
     products = [lambda x, w: x @ w.T]
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
         products.append(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], ''))
@@ -222,7 +238,8 @@ def median(run, n, device, warmup=1):
 def shares_of_time(run, device):
     """(operator, share of the time of a run) of the five that take most."""
     kinds = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kinds.CUDA if device.type == 'cuda' else kinds.CPU]) as profile:
+    with torch.profiler.profile(activities=[kinds.CUDA if device.type == 'cuda'
+                                            else kinds.CPU]) as profile:
         run()
     key = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
     found = sorted(((getattr(e, key), e.key) for e in profile.key_averages()), reverse=True)
@@ -231,7 +248,7 @@ def shares_of_time(run, device):
 
 def measure(name, vocab, work, device, runs, profile):
     """The row of one system and work, in a process of its own: a dict of figures."""
-    config.keep_memory()                                                          # as config.run does
+    config.keep_memory()  # as config.run does
     device, dtype = config.find_device(device, 'auto')
     before = rates(device, dtype)
     torch.manual_seed(1)
@@ -240,7 +257,8 @@ def measure(name, vocab, work, device, runs, profile):
     system = SYSTEMS[name](vocab)
     model = system.module.to(device).train(job == 'train')
     size = getattr(system, 'size', 0) or sum(p.numel() for p in model.parameters())
-    flops, read = system.cost(job, batch, beams, n) if isinstance(system, Ours) and system.bits == 32 else (0, 0)
+    flops, read = system.cost(job, batch, beams,
+                              n) if isinstance(system, Ours) and system.bits == 32 else (0, 0)
     src, tgt = (torch.randint(4, vocab, (batch, n), device=device) for _ in 'st')
     src[:, 0], src[:, -1] = 0, 2
     mask = torch.ones_like(src)
@@ -271,9 +289,11 @@ def measure(name, vocab, work, device, runs, profile):
     peak = torch.cuda.max_memory_allocated() if device.type == 'cuda' else 1024 * resource.getrusage(
         resource.RUSAGE_SELF).ru_maxrss
     products, reads = map(statistics.harmonic_mean, zip(before, rates(device, dtype)))
-    row = dict(work=work, vocab=vocab, system=name, seconds=seconds, runs=all_runs, tokens_per_s=batch * n / seconds,
-               parameters=size, tflops=products / 1e12, gb_per_s=reads / 1e9,
-               peak_gb=None if isinstance(system, CTranslate2) else peak / 2**30)         # that of its conversion
+    row = dict(work=work, vocab=vocab, system=name, seconds=seconds, runs=all_runs,
+               tokens_per_s=batch * n / seconds, parameters=size, tflops=products / 1e12,
+               gb_per_s=reads / 1e9,
+               # that of its conversion
+               peak_gb=None if isinstance(system, CTranslate2) else peak / 2**30)
     if flops:
         row['of_floor'] = max(flops / products, read * dtype.itemsize / 4 / reads) / seconds
     return {**row, 'profile': shares_of_time(run, device) if profile else []}
@@ -282,7 +302,8 @@ def measure(name, vocab, work, device, runs, profile):
 def show(row, first):
     floor = f'{row["of_floor"]:9.0%}' if 'of_floor' in row else f'{"":9}'
     peak = f'{row["peak_gb"]:.1f} GB' if row['peak_gb'] else ''
-    print(f'{row["work"]:14}{row["vocab"]:8,}  {row["system"]:17}{row["parameters"] / 1e6:5.0f}M{row["seconds"]:9.2f} s'
+    print(
+          f'{row["work"]:14}{row["vocab"]:8,}  {row["system"]:17}{row["parameters"] / 1e6:5.0f}M{row["seconds"]:9.2f} s'
           f'{row["tokens_per_s"]:11,.1f}/s{first["seconds"] / row["seconds"]:7.2f}{floor}{peak:>11}'
           f'   {row["tflops"]:.3g} TFLOP/s, {row["gb_per_s"]:.0f} GB/s', flush=True)
     for name, share in row['profile']:
@@ -296,7 +317,8 @@ def measure_text(path, encoder, runs):
     """
     tokenizer = Tokenizer(encoder, ('bo', 'zh'))
     lines = [line for line in read_lines(path) if line.strip()]
-    plain, _ = median(lambda: [tokenizer.sp.encode(line) for line in lines], runs, torch.device('cpu'))
+    plain, _ = median(lambda: [tokenizer.sp.encode(line) for line in lines], runs,
+                      torch.device('cpu'))
     for twenty in (False, True):
         with tempfile.TemporaryDirectory() as folder:
             text, times = Path(folder, 'bo.txt'), []
@@ -306,7 +328,8 @@ def measure_text(path, encoder, runs):
             megabytes = text.stat().st_size / 1e6
             for i in range(runs):
                 started = time.perf_counter()
-                tokens = data.tokens.prepare('text', tokenizer, 256, 0.01 + i / 1e6, str(text))  # each time anew
+                # each time anew
+                tokens = data.tokens.prepare('text', tokenizer, 256, 0.01 + i / 1e6, str(text))
                 times.append(time.perf_counter() - started)
             cfg = config.Train(languages=('bo',), batch_tokens=16384)
             found = tasks(tokens, 'train', tokenizer, cfg)
@@ -317,20 +340,24 @@ def measure_text(path, encoder, runs):
         (source, target), (padded_source, padded_target) = (
             [sum(int(count(pair[side])) for pair in made) for side in (0, 1)]
             for count in (lambda x: (x != PAD).sum(), lambda x: x.size))
-        print(f'{megabytes:.0f} MB, {20 if twenty else 1} lines a document: SentencePiece line by line '
+        print(
+              f'{megabytes:.0f} MB, {20 if twenty else 1} lines a document: SentencePiece line by line '
               f'{megabytes / plain:.1f} MB/s, prepare {megabytes / statistics.median(times):.1f} MB/s\n'
               f'  batches: {target / seconds:,.0f} target tokens/s in one process, {target / examples:.0f} an example, '
               f'{1 - (source + target) / (padded_source + padded_target):.1%} of all is padding')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
     parser.add_argument('--systems', nargs='+', choices=SYSTEMS)
     parser.add_argument('--vocab', nargs='+', type=int, help='ids')
-    parser.add_argument('--work', nargs='+', help='generate/BATCH/BEAMS, train/BATCH/1 or head/BATCH/1')
+    parser.add_argument('--work', nargs='+',
+                        help='generate/BATCH/BEAMS, train/BATCH/1 or head/BATCH/1')
     parser.add_argument('--runs', type=int, default=3)
-    parser.add_argument('--profile', action='store_true', help='which operators take most of the time')
+    parser.add_argument('--profile', action='store_true',
+                        help='which operators take most of the time')
     parser.add_argument('--json', help='file for all figures')
     parser.add_argument('--text', help='a text file: measures preparing it instead')
     parser.add_argument('--encoder', default='data/nano', help='the vocabulary for --text')
@@ -342,8 +369,8 @@ def main():
         if getattr(args, key, 0) is None:
             setattr(args, key, value)
     if args.one:
-        return print(json.dumps(measure(args.systems[0], args.vocab[0], args.work[0], args.device, args.runs,
-                                        args.profile)))
+        return print(json.dumps(measure(args.systems[0], args.vocab[0], args.work[0], args.device,
+                                        args.runs, args.profile)))
     print(f'torch {torch.__version__}, {torch.get_num_threads()} threads\n'
           f'{"work":14}{"ids":>8}  {"system":17}{"size":>6}{"seconds":>11}{"target tokens":>13}{"ratio":>7}'
           f'{"of floor":>9}{"peak":>11}   the machine')
@@ -352,13 +379,16 @@ def main():
         for vocab in args.vocab:
             for name in args.systems:
                 system, job = SYSTEMS[name], work.split('/')[0]
-                if not hasattr(system, METHODS[job]) or system in (Half, Int8, Static) and job != 'generate' \
+                if not hasattr(system, METHODS[job]) or system in (Half, Int8,
+                                                                   Static) and job != 'generate' \
                         or system is Compiled and job != 'train' \
                         or issubclass(system, CTranslate2) and args.device != 'cpu':
                     continue
-                done = subprocess.run([sys.executable, __file__, '--one', '--systems', name, '--vocab', str(vocab),
-                                       '--work', work, '--runs', str(args.runs), '--device', args.device,
-                                       *['--profile'] * args.profile], stdout=subprocess.PIPE, text=True)
+                done = subprocess.run([sys.executable, __file__, '--one', '--systems', name,
+                                       '--vocab', str(vocab), '--work', work, '--runs',
+                                       str(args.runs), '--device', args.device,
+                                       *['--profile'] * args.profile], stdout=subprocess.PIPE,
+                                      text=True)
                 if done.returncode:
                     print(f'{work:14}{vocab:8,}  {name:17}  stopped with an error', flush=True)
                     continue

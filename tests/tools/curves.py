@@ -32,14 +32,17 @@ def read_arms(paths):
     arms = {}
     for path in map(Path, paths):
         log = path / 'log.jsonl' if path.is_dir() else path
-        lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines(keepends=True)
-                 if line.endswith('\n')]              # the last one of a run that goes on may be half written
-        name = re.sub(r'\.\d+$', '', (path if path.is_dir() else log.parent if log.name == 'log.jsonl'
-                                             else log.with_suffix('')).resolve().name)
+        lines = [json.loads(line)
+                 for line in log.read_text(encoding='utf-8').splitlines(keepends=True)
+                 if line.endswith('\n')]  # the last one of a run that goes on may be half written
+        name = re.sub(r'\.\d+$', '',
+                      (path if path.is_dir() else log.parent if log.name == 'log.jsonl'
+                              else log.with_suffix('')).resolve().name)
         evaluations = {line['step']: line for line in lines if 'val' in line}
         if not evaluations:
             raise ValueError(f'{log} has no evaluation')
-        evaluations[max(evaluations)]['parameters'] = next((x['parameters'] for x in lines if 'parameters' in x), None)
+        evaluations[max(evaluations)]['parameters'] = next((x['parameters'] for x in lines
+                                                            if 'parameters' in x), None)
         arms.setdefault(name, []).append(evaluations)
     for arm, runs in arms.items():
         steps = sorted(set.intersection(*map(set, runs)))
@@ -60,14 +63,17 @@ def table(arms):
     An arm without some of the tasks has no mean of the losses, which could not be compared.
     """
     last = {arm: [run[-1] for run in runs] for arm, runs in arms.items()}
-    columns = list(dict.fromkeys((kind, name) for kind in ('val', 'scores') for ends in last.values()
+    columns = list(dict.fromkeys((kind, name) for kind in ('val', 'scores')
+                                 for ends in last.values()
                                  for end in ends for name in end.get(kind, ())))
     n_tasks = sum(kind == 'val' for kind, _ in columns)
-    yield '| ' + ' | '.join(['arm', 'seeds', 'parameters', 'tokens', 'mean', *(name for _, name in columns)]) + ' |'
+    yield '| ' + ' | '.join(['arm', 'seeds', 'parameters', 'tokens', 'mean',
+                             *(name for _, name in columns)]) + ' |'
     yield '|' + '---|' * (len(columns) + 5)
     for arm, ends in last.items():
         parameters = ends[0].get('parameters')
-        cells = [arm, str(len(ends)), *(f'{n / 1e6:.2f}M' if n else '' for n in (parameters, ends[0]['tokens']))]
+        cells = [arm, str(len(ends)),
+                 *(f'{n / 1e6:.2f}M' if n else '' for n in (parameters, ends[0]['tokens']))]
         means = [statistics.mean(end['val'].values()) for end in ends]
         cells.append(spread(means, 2) if len(ends[0]['val']) == n_tasks else '')
         for kind, name in columns:
@@ -84,10 +90,14 @@ def score_table(paths, score):
     """
     rows = {}
     for path in map(Path, paths):
-        file = next((p for p in (path / 'best/metrics.json', path / 'metrics.json') if p.exists()), path)
-        scores = json.loads(file.read_text(encoding='utf-8')).get('scores') if file.is_file() else None
+        file = next((p for p in (path / 'best/metrics.json', path / 'metrics.json') if p.exists()),
+                    path)
+        scores = json.loads(
+                            file.read_text(encoding='utf-8')).get(
+                                                                  'scores') if file.is_file() else None
         if not scores:
-            raise ValueError(f'{path} has no scores; give the folder of a run of finetune.py or its metrics.json')
+            raise ValueError(
+                             f'{path} has no scores; give the folder of a run of finetune.py or its metrics.json')
         run = file.with_suffix('') if file.name != 'metrics.json' else file.resolve().parent
         name = run.parent.name if run.name == 'best' else run.name
         if name in rows:
@@ -99,7 +109,8 @@ def score_table(paths, score):
                     there = ', '.join(key for key in values if isinstance(values[key], dict))
                     raise ValueError(f'{path} has no score {score!r} but {there}')
                 value, low, high = (values[score][key] for key in ('value', 'low', 'high'))
-                cells[f'{test} {direction}'] = '–' if value is None else f'{value:.1f} [{low:.1f}, {high:.1f}]'
+                cells[
+                      f'{test} {direction}'] = '–' if value is None else f'{value:.1f} [{low:.1f}, {high:.1f}]'
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     yield '| ' + ' | '.join([score, *columns]) + ' |'
     yield '|' + '---|' * (len(columns) + 1)
@@ -115,35 +126,44 @@ def spread(values, digits):
 def draw(arms, path):
     """Writes the curves: held-out loss, the mean over the tasks of a kind, against target tokens seen."""
     tasks = {arm: set(runs[0][0]['val']) for arm, runs in arms.items()}
-    kinds = list(dict.fromkeys(name.split()[0] for found in tasks.values() for name in sorted(found, reverse=True)))
+    kinds = list(dict.fromkeys(name.split()[0] for found in tasks.values()
+                               for name in sorted(found, reverse=True)))
     matplotlib.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'curves', 'font.size': 9,
                                 'axes.spines.top': False, 'axes.spines.right': False})
-    figure, panels = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds) + 1.6, 3.8), squeeze=False)
+    figure, panels = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds) + 1.6, 3.8),
+                                  squeeze=False)
     for kind, panel in zip(kinds, panels[0]):
-        of_kind = {arm: {name for name in found if name.split()[0] == kind} for arm, found in tasks.items()}
-        common = set.intersection(*filter(None, of_kind.values()))      # so that all means are of the same tasks
+        of_kind = {arm: {name for name in found if name.split()[0] == kind}
+                   for arm, found in tasks.items()}
+        # so that all means are of the same tasks
+        common = set.intersection(*filter(None, of_kind.values()))
         lowest, start = np.inf, -np.inf
         for i, (arm, runs) in enumerate(arms.items()):
             if not of_kind[arm] or not common:
                 continue
-            curves = np.array([[statistics.mean(end['val'][name] for name in common) for end in run] for run in runs])
+            curves = np.array([[statistics.mean(end['val'][name] for name in common) for end in run]
+                               for run in runs])
             tokens = [end['tokens'] / 1e6 for end in runs[0]]
             style = dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--')
             panel.plot(tokens, curves.mean(0), label=arm, **style)
-            panel.fill_between(tokens, curves.min(0), curves.max(0), color=style['color'], alpha=0.2, linewidth=0)
-            lowest, start = min(lowest, curves.min()), max(start, curves[:, min(1, curves.shape[1] - 1)].max())
+            panel.fill_between(tokens, curves.min(0), curves.max(0), color=style['color'],
+                               alpha=0.2, linewidth=0)
+            lowest = min(lowest, curves.min())
+            start = max(start, curves[:, min(1, curves.shape[1] - 1)].max())
         panel.set(title=WORDS.get(kind, kind), xlabel='target tokens seen, millions')
-        if start > lowest:                            # the first evaluation, of an untrained model, is off the scale
+        if start > lowest:  # the first evaluation, of an untrained model, is off the scale
             panel.set_ylim(lowest - 0.05 * (start - lowest), start + 0.05 * (start - lowest))
     panels[0, 0].set_ylabel('held-out loss, nats a token')
-    handles = {label: line for panel in panels[0] for line, label in zip(*panel.get_legend_handles_labels())}
+    handles = {label: line for panel in panels[0]
+               for line, label in zip(*panel.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc='center right', frameon=False)
     figure.tight_layout(rect=(0, 0, 1 - 1.5 / figure.get_figwidth(), 1))
     figure.savefig(path, metadata={'Date': None})
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', help='folders of runs, or their log.jsonl')
     parser.add_argument('--svg', help='file for the figure')
     parser.add_argument('--score', help="a score of finetune.py's metrics.json, such as chrF++")
@@ -151,7 +171,8 @@ def main():
     try:
         if args.score:
             if args.svg:
-                raise ValueError(f'svg={args.svg}: a score is shown as a table; leave --score out for learning curves')
+                raise ValueError(
+                                 f'svg={args.svg}: a score is shown as a table; leave --score out for learning curves')
             print('\n'.join(score_table(args.runs, args.score)))
             return
         arms = read_arms(args.runs)
