@@ -1,4 +1,4 @@
-"""Small real inputs: sentences in five languages, a vocabulary trained on them, and encoders with random weights."""
+"""Small real inputs: sentences in five languages, a vocabulary trained on them, random encoders."""
 import os
 import sys
 from collections import Counter
@@ -47,7 +47,7 @@ def sentences(language):
 
 
 def write_corpus(folder):
-    """Files that data/text reads: one per language of nine sentences a document, and a .tsv per pair with zh."""
+    """Files for data/text: documents of nine sentences in each language, and pairs with zh."""
     for language in LANGUAGES:
         lines = sentences(language)
         documents = [' '.join(lines[i::15]) for i in range(15)]
@@ -64,7 +64,7 @@ def make_pieces():
 
 
 def make_encoder(folder, pieces):
-    """A random encoder of 4 layers in Hugging Face's format, with weights of a trained one's size."""
+    """A random encoder of 4 layers in Hugging Face's format; weights have a trained one's size."""
     torch.manual_seed(0)
     model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=4, n_head=4, n_embd=32,
                             n_ffn=64, n_positions=66), pieces)

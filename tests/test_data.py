@@ -64,8 +64,8 @@ def test_decode_inverts_encode(tokenizer):
     for line in [s for language in LANGUAGES for s in sentences(language)] + HARD:
         ids = tokenizer.encode(line)
         if UNK not in ids:
-            assert tokenizer.decode(ids) == tokenizer.sp.normalize(line).replace('\u2581',
-                                                                                 ' ').strip()
+            normal = tokenizer.sp.normalize(line).replace('\u2581', ' ').strip()
+            assert tokenizer.decode(ids) == normal
         # text cannot forge special tokens
         assert all(i > EOS for i in ids) and tokenizer.mask not in ids
     a, b = tokenizer.encode('我有两本书。'), tokenizer.encode('ང་ལ་')
@@ -74,8 +74,8 @@ def test_decode_inverts_encode(tokenizer):
 
 
 def test_language_tokens_stand_behind_the_encoder(pieces, tokenizer):
-    assert [tokenizer.language_id(x) for x in LANGUAGES] == [tokenizer.vocab_size + i
-                                                             for i in range(5)]
+    ids = [tokenizer.language_id(x) for x in LANGUAGES]
+    assert ids == [tokenizer.vocab_size + i for i in range(5)]
     assert Tokenizer(pieces, ('bo',),
                      tokenizer.vocab_size + 7).language_id('bo') == tokenizer.vocab_size + 7
     with pytest.raises(ValueError, match="'xx' has no token"):
@@ -89,11 +89,11 @@ def test_language_tokens_stand_behind_the_encoder(pieces, tokenizer):
 def test_sentences_end_at_stops(tokenizer):
     def split(line):
         ids = tokenizer.encode(line)
-        return [tokenizer.decode(part) for part in np.split(ids,
-                                                            tokenizer.sentence_starts(ids)[1:])]
+        starts = tokenizer.sentence_starts(ids)[1:]
+        return [tokenizer.decode(part) for part in np.split(ids, starts)]
 
-    assert split('ང་ལ་ཁྱི་གཉིས་ཡོད། ཁོས་རྟ་གསུམ་མཐོང་།') == ['ང་ལ་ཁྱི་གཉིས་ཡོད།',
-                                                             'ཁོས་རྟ་གསུམ་མཐོང་།']
+    tibetan = ['ང་ལ་ཁྱི་གཉིས་ཡོད།', 'ཁོས་རྟ་གསུམ་མཐོང་།']
+    assert split(' '.join(tibetan)) == tibetan
     assert split('我有两本书。他看见了三本书。') == ['我有两本书。', '他看见了三本书。']
     assert split('Менде екі ит бар. Ол үш ит көрді.') == ['Менде екі ит бар.', 'Ол үш ит көрді.']
     assert len(split('а.б ит. ')) == 1
@@ -136,7 +136,7 @@ def test_infill():
 
 
 def test_infilling_hides_each_token_equally_often():
-    """Of 20 tokens each goes in 35 % of 3,000 texts: within 3 points, over three standard deviations."""
+    """Of 20 tokens each goes in 35 % of 3,000 texts: within 3 points, over three deviations."""
     rng, kept = np.random.default_rng(0), np.zeros(20)
     for _ in range(3000):
         noisy = infill(np.arange(20), 99, 0.35, 3.5, rng)
@@ -207,9 +207,8 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
     for language in LANGUAGES:
         lines = (corpus / f'{language}.txt').read_text(encoding='utf-8').splitlines()
         total = sum(s[language].lengths.sum() for s in (train, val) if language in s)
-        assert total == meta['streams'][language]['tokens'] <= sum(len(ids)
-                                                                   for ids in tokenizer.encode(
-                                                                                               lines))
+        n_tokens = sum(len(ids) for ids in tokenizer.encode(lines))
+        assert total == meta['streams'][language]['tokens'] <= n_tokens
         # of pairs' sentences that are held out
         assert meta['streams'][language]['shortened'] or language == 'zh'
         assert max(train[language].lengths) <= cfg.block_size - 3
@@ -254,8 +253,8 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
         Stream(tmp_path, 'zh.train', {**meta, 'vocab_size': 1000})
     file = tmp_path / 'zh.train.bin'
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError,
-                       match='zh.train.bin has .* tokens, and zh.train.npy is not their offsets.; delete'):
+    message = 'zh.train.bin has .* tokens, and zh.train.npy is not their offsets.; delete'
+    with pytest.raises(ValueError, match=message):
         open_streams(tmp_path, 'train')
 
 
@@ -328,9 +327,8 @@ def test_denoising_keeps_language_and_ends(prepared, tokenizer, cfg):
     task = next(t for t in tasks(prepared, 'train', tokenizer, cfg) if t.name == 'dae bo')
     for i in range(len(task)):
         src, tgt = task.example(i, rng(i))
-        assert src[[0, 1, -1]].tolist() == tgt[[0, 1,
-                                                -1]].tolist() == [BOS, tokenizer.language_id('bo'),
-                                                                  EOS]
+        ends = [BOS, tokenizer.language_id('bo'), EOS]
+        assert src[[0, 1, -1]].tolist() == tgt[[0, 1, -1]].tolist() == ends
         assert set(src[2:-1]) - {tokenizer.mask} <= set(tgt) and tokenizer.mask not in tgt
 
 
@@ -405,7 +403,7 @@ def test_a_line_of_a_megabyte(tmp_path, tokenizer, tokens_root):
 
 
 def declaration(language, kind):
-    """A declaration in the two formats of the sources, with 2 paragraphs in article 3 and a list in article 4."""
+    """A declaration as the two sources have it, with 2 paragraphs in article 3, a list in 4."""
     def block(tag, title, paragraphs, number=''):
         p, h = ('para', 'title') if kind == 'xml' else ('p', 'h2')
         items = ''.join(f'<{p}>{x}</{p}>\n' for x in paragraphs)
@@ -417,10 +415,10 @@ def declaration(language, kind):
                           [f'{language} {i}.{j}' for j in range(2 if i == 3 else 1)], i)
                     for i in range(1, 31))
     if kind == 'xml':
-        return (
-                f'<?xml version="1.0"?><udhr><title>{language} all</title><note><para>publisher</para></note>'
-                f'{body}</udhr>')
-    return f'<!doctype html><html><head><title>Name</title></head><body><h1>{language} all</h1>{body}</body></html>'
+        return (f'<?xml version="1.0"?><udhr><title>{language} all</title>'
+                f'<note><para>publisher</para></note>{body}</udhr>')
+    return ('<!doctype html><html><head><title>Name</title></head>'
+            f'<body><h1>{language} all</h1>{body}</body></html>')
 
 
 @pytest.mark.parametrize('kind', ['xml', 'html'])

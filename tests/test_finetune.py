@@ -1,4 +1,4 @@
-"""finetune.py and data/examples.py: the files that data sets come in, what is held out, runs as a user types them."""
+"""finetune.py and data/examples.py: forms of files, what is held out, runs as a user types them."""
 import json
 import re
 import shutil
@@ -32,7 +32,8 @@ FILES = {  # name: what is in it, of a summary or an answer each
     'ti-sum.jsonl': json.dumps({'id': 1, 'article': ARTICLE, 'title': TITLE}) + '\n\n',
     'ti-sum.json': json.dumps([{'title': TITLE, 'article': ARTICLE}]),
     'plain.tsv': f'\ufeff{ARTICLE}\t{TITLE}\r\n',
-    'lcsts.txt': f'<doc id=0>\n    <human_label>5</human_label>\n    <summary>\n        {TITLE}\n    </summary>\n'
+    'lcsts.txt': '<doc id=0>\n    <human_label>5</human_label>\n'
+                 f'    <summary>\n        {TITLE}\n    </summary>\n'
                  f'    <short_text>\n        {ARTICLE}\n    </short_text>\n</doc>\n',
     'plain-answer.jsonl': json.dumps({'question': QUESTION, 'context': ARTICLE, 'answer': ANSWER}),
     'cmrc2018-squad.json': json.dumps({'version': 'v1.0',
@@ -60,7 +61,7 @@ def test_read(tmp_path, name):
 
 
 def test_languages(tmp_path):
-    """A record's own languages come first, then those of the file's name, then the only direction that is asked for."""
+    """A record's own languages come first, then the file's name, then the direction asked for."""
     (tmp_path / 'a.bo-zh.tsv').write_text('བོད\t藏\nདེབ\t\n', encoding='utf-8')
     found, left_out = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['zh-bo', 'bo-zh', 'zh-kk'])
     assert found == [Example('zh-bo', ('藏',), 'བོད', '藏', ('བོད', '藏')),
@@ -91,7 +92,7 @@ def test_languages(tmp_path):
 
 
 def test_translations_share_texts(tmp_path):
-    """Whatever the form of a file, a pair is held out by the same text, and neither side is learned elsewhere."""
+    """Whatever a file's form, a pair is held out by the same text, and no side is learned."""
     expected = Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))
     rows = {'a.jsonl': json.dumps({'source': 'བོད', 'target': '藏', 'source_lang': 'bo',
                                    'target_lang': 'zh'}),
@@ -157,14 +158,14 @@ def test_held_out():
 
 
 def test_held_out_as_in_pretraining(tmp_path):
-    """What train.py holds out of a corpus of pairs, with the sum of the fractions, finetune.py does not learn."""
+    """What train.py holds out of pairs, with the sum of the fractions, finetune.py never learns."""
     path = tmp_path / 'a.bo-zh.tsv'
     path.write_text(''.join(f'b{i}\tz{i}\n' for i in range(2000)), encoding='utf-8')
     documents = [(None, {'bo': f'b{i}', 'zh': f'z{i}'}) for i in range(2000)]
     split_of = splits(documents, 0.15)
     parts, _ = split_examples(read_examples(str(path), ['zh-bo'])[0], 0.05, 0.1)
-    assert {e.key for e in parts['val'] + parts['test']} == {t['zh'] for k, t in documents
-                                                             if split_of(k, t)[0] == 'val'}
+    held_out = {texts['zh'] for key, texts in documents if split_of(key, texts)[0] == 'val'}
+    assert {e.key for e in parts['val'] + parts['test']} == held_out
 
 
 @pytest.mark.parametrize('options, n', [(dict(val_fraction=0.3), 0),
@@ -190,11 +191,11 @@ def test_tests_that_were_learned_before_are_counted(tmp_path, corpus, capsys, op
         found = re.findall(r'warning: (\d+) of the \d+ examples for \w+ are learned',
                            capsys.readouterr().out)
         assert sum(map(int, found)) == n
-    (tmp_path / 'before/config.json').write_text(
-                                                 json.dumps(asdict(replace(before,
-                                                                           data_from='/nowhere'))))
+    moved = asdict(replace(before, data_from='/nowhere'))
+    (tmp_path / 'before/config.json').write_text(json.dumps(moved))
     finetune.warn_of_learned(parts, str(tmp_path / 'after/best'))
-    assert 'has learned is not known, perhaps some of the tests (/nowhere does not exist)' in capsys.readouterr().out
+    warning = 'has learned is not known, perhaps some of the tests (/nowhere does not exist)'
+    assert warning in capsys.readouterr().out
 
 
 def test_translations_of_the_hub(tmp_path):
@@ -212,9 +213,8 @@ def test_few_shots():
     cfg = config.FineTune(learn=('zh-bo',), transfer=('zh-kk',), shots=7)
     found = finetune.few_shots(pairs(), cfg)
     assert len(finetune.few_shots([*pairs(), *pairs()], cfg)) == 6007         # different ones
-    assert set(found) != set(finetune.few_shots(pairs(),
-                                                config.FineTune(transfer=('zh-kk',), shots=7,
-                                                                seed=2)))
+    other = config.FineTune(transfer=('zh-kk',), shots=7, seed=2)
+    assert set(found) != set(finetune.few_shots(pairs(), other))
     few = [e for e in found if e.direction == 'zh-kk']
     assert len(few) == 7 and len(found) == 3007
     assert set(few) <= set(finetune.few_shots(pairs(),
@@ -267,7 +267,7 @@ def run(*args, script='finetune.py'):
                          [('summarise', ('rouge_l_f', 'rouge_l_char_f', 'chrF++', 'bleu')),
                           ('answer', ('exact', 'f1'))])
 def test_learns_by_heart(tmp_path, task, scores):
-    """From the shipped encoder, the small examples are learned to a score of 100; a second run goes on and is done."""
+    """The shipped encoder learns the small examples to a score of 100; a second run is done."""
     small_examples(tmp_path)
     data, out = tmp_path / f'{task}.bo.jsonl', tmp_path / 'out'
     settings = (f'config/finetune_{task}.py', f'--data={data}', f'--test={data}',
@@ -278,10 +278,10 @@ def test_learns_by_heart(tmp_path, task, scores):
     assert done.returncode == 0, done.stderr
     assert 'warning: 24 of the 24 examples for test files are learned' in done.stdout
     metrics = json.loads(
-                         (out / 'best'
-                          / 'metrics.json').read_text(
-                                                      encoding='utf-8'))['scores']['test files'][
-                                                                                                 'bo']
+        (out / 'best'
+         / 'metrics.json').read_text(
+             encoding='utf-8'))['scores']['test files'][
+                 'bo']
     assert {name: metrics[name]['value'] for name in scores} == dict.fromkeys(scores, 100)
     lines = [json.loads(x)
              for x in (out / 'best' / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()]
@@ -301,7 +301,7 @@ def test_learns_by_heart(tmp_path, task, scores):
 
 @pytest.mark.full
 def test_transfer_and_force_script(tmp_path, corpus):
-    """Zero and few shots, each language scored; letters of another script never come with force_script."""
+    """Zero and few shots, each language scored; force_script keeps letters of others away."""
     files = ','.join(str(corpus / f'some.{language}-zh.tsv') for language in ('bo', 'kk'))
     out = tmp_path / 'out'
     settings = ('config/finetune_translate.py', f'--data={files}', '--learn=zh-bo',
@@ -322,8 +322,8 @@ def test_transfer_and_force_script(tmp_path, corpus):
         assert letters >= {script(c) for line in lines if line['direction'] == direction
                            for c in line['prediction']}
     scores = json.loads(
-                        (out / 'best'
-                         / 'metrics.json').read_text(encoding='utf-8'))['scores']['test']
+        (out / 'best'
+         / 'metrics.json').read_text(encoding='utf-8'))['scores']['test']
     for direction, tok in ('zh-bo', 'syllable'), ('zh-kk', 'word'):
         assert scores[direction]['bleu']['signature'] == f'tok:{tok}|smooth:exp|norm:nmt_nfkc'
     header, _, row = run(out, '--score=empty', script='tests/tools/curves.py').stdout.splitlines()
@@ -350,7 +350,7 @@ def test_force_scripts():
 
 
 def test_references_and_answers():
-    """A reference is scored as the vocabulary could write it, and the answer that fits best counts."""
+    """A reference is scored as the vocabulary could write it, and the best answer counts."""
     examples = [Example('zh', ('x',), 'ＡＢ\u3000書', '', (), ('ｃ', '狗'))]
     for output, value in (('AB 書', 100), ('c', 100), ('狗', 100), ('猫', 0)):
         whole, _ = finetune.score_outputs([output], examples, 'zh')
@@ -410,13 +410,13 @@ def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monke
                    '--eval_interval=1', '--batch_tokens=300', '--test_examples=2',
                    f'--out_dir={tmp_path}/out'])
     assert read_state(
-                      config.FineTune(
-                                      **json.loads((tmp_path / 'out/config.json').read_text())))[
-                                                                                                 'best'] == [0, 6]
+        config.FineTune(
+            **json.loads((tmp_path / 'out/config.json').read_text())))[
+                'best'] == [0, 6]
 
 
 def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):
-    """A run that breaks off goes on to the same bits; the best checkpoint is that of the best score, not loss."""
+    """A run that breaks off goes on to the same bits; the best checkpoint is by score, not loss."""
     data = tmp_path / 'some.bo-zh.tsv'
     data.write_text((corpus / 'some.bo-zh.tsv').read_text(encoding='utf-8') + 'དེབ\t \n',
                     encoding='utf-8')
@@ -435,8 +435,8 @@ def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, 
             calls.pop()
             raise KeyboardInterrupt
         losses, scores, lines = real(*args)
-        return {name: 9 - len(calls) for name in losses}, {name: 9 - abs(len(calls) - 3)
-                                                           for name in scores}, lines
+        worse = {name: 9 - len(calls) for name in losses}
+        return worse, {name: 9 - abs(len(calls) - 3) for name in scores}, lines
 
     monkeypatch.setattr(finetune, 'evaluate', evaluate)
     broken = False

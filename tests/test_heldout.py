@@ -28,7 +28,7 @@ VARIANTS = (lambda x: x + ' ', lambda x: x.replace(' ', '  '),
 
 @pytest.mark.parametrize('language', ['bo', 'kk', 'zh'])
 def test_variants_of_held_out_texts_are_not_learned(language):
-    """A text that differs in spaces, case, punctuation or form of characters is the same, in documents and examples."""
+    """Spaces, case, punctuation and forms of characters make no other text."""
     lines = sentences(language)
     documents = [(None, {language: text}) for x in lines
                  for text in {x, *(change(x) for change in VARIANTS)}]
@@ -125,8 +125,8 @@ def test_nothing_is_held_out(tmp_path, tokenizer, tokens_root, fraction, monkeyp
     """It is said before anything is tokenised."""
     (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')[:4]), encoding='utf-8')
     monkeypatch.setattr(tokens, 'write_streams', None)
-    with pytest.raises(ValueError,
-                       match=f'val_fraction={fraction} holds none of the 4 documents and pairs out'):
+    message = f'val_fraction={fraction} holds none of the 4 documents and pairs out'
+    with pytest.raises(ValueError, match=message):
         prepare('text', tokenizer, 64, fraction, tmp_path, needed=True)
 
 
@@ -138,7 +138,7 @@ def test_languages_by_other_names():
 
 
 def test_scripts():
-    """A text that quotes others has its own script still; an unknown language may have any but those of Chinese."""
+    """A text that quotes others keeps its script; an unknown language has any but Chinese."""
     assert [wrong_script(*x) for x in (('我的书 Ctrl+Alt+Delete', 'zh'), ('བོད', 'zh'), ('书', 'bo'),
                                        ('a b', 'bo'), ('1', 'bo'),
                                        ('书', 'fr'), ('Ёж', 'fr'), ('книга', 'ug'), ('ᠮᠣᠩᠭᠣᠯ', 'mn'))

@@ -35,7 +35,8 @@ REAL = {
     'ug': ['ھەممە ئادەم ھاياتلىقتىن، ئەركىنلىكتىن ۋە جىسمانىي بىخەتەرلىكتىن بەھرىمەن بولۇشقا.',
            'ھەرقانداق ئادەمنى قۇل قىلىشقا ياكى قۇل قاتارىدا ئىشلىتىشكە.'],
     'kk': [
-           'Ешкім де құлдықта немесе кіріптарлықта ұсталуы тиіс емес. Құлдық пен құл саудасына тыйым салынады.',
+        'Ешкім де құлдықта немесе кіріптарлықта ұсталуы тиіс емес. '
+        'Құлдық пен құл саудасына тыйым салынады.',
            'Ешкім де азапталуға немесе қадір‐қасиетін қорлайтындай адамшылыққа.'],
     'mn': ['Хүн бүр амьд явах, эрх чөлөөтэй байх, халдашгүй дархан байх эрхтэй.',
            'Хэнийг ч боолчлол буюу бусдын эрхшээлд байлгах ёсгүй.'],
@@ -71,8 +72,8 @@ def test_chrf_and_bleu_equal_sacrebleu(words):
     for language in LANGUAGES:
         for hypotheses, references in shifted([*sentences(language), *REAL[language], *MIXED]):
             expected = CHRF(word_order=words).corpus_score(hypotheses, [references]).score
-            assert chrf(hypotheses, references, words, raw=True) == pytest.approx(expected,
-                                                                                  abs=1e-9)
+            found = chrf(hypotheses, references, words, raw=True)
+            assert found == pytest.approx(expected, abs=1e-9)
             there = [i for i, text in enumerate(references) if text.strip()] if words == 2 else []
             if there:                                         # the scores of `score`
                 ours, theirs = ([texts[i] for i in there] for texts in (hypotheses, references))
@@ -108,14 +109,11 @@ def test_several_references_equal_sacrebleu(language):
     assert (whole['chrF++'][0], whole['bleu'][0]) == pytest.approx(
         (expected, sacrebleu_bleu(hypotheses, zip(*references), language)), abs=1e-9)
     if language == 'zh':                                      # tok:char is sacrebleu's own
-        assert whole['bleu'][0] == pytest.approx(
-                                                 BLEU(tokenize='char').corpus_score(hypotheses,
-                                                                                    references).score)
+        bleu = BLEU(tokenize='char').corpus_score(hypotheses, references).score
+        assert whole['bleu'][0] == pytest.approx(bleu)
     for i, (h, *several) in enumerate(zip(hypotheses, *references)):
-        assert each['chrF++'][i] == pytest.approx(
-                                                  CHRF(word_order=2).sentence_score(h,
-                                                                                    several).score,
-            abs=1e-9)
+        expected = CHRF(word_order=2).sentence_score(h, several).score
+        assert each['chrF++'][i] == pytest.approx(expected, abs=1e-9)
         if len(units(h, language)) > 3:
             assert each['bleu'][i] == pytest.approx(sacrebleu_bleu([h], [several], language),
                                                     abs=1e-9)
@@ -182,7 +180,7 @@ def test_answers_in_english_equal_squad():
 
 
 def test_normalised():
-    """Both sides go through SentencePiece's rule, so that what the vocabulary can write scores 100."""
+    """Both sides go through SentencePiece's rule: what the vocabulary can write scores 100."""
     tokenizer = Tokenizer('data/nano')
     assert normalize('ك\u200dۆ') == 'ك ۆ'  # as by XLM-R's file, unlike today's SentencePiece
     for language, text in (('zh', '我有两本书，他也有。'), ('zh', '三～四本\u200b书……看见了！'),
@@ -208,8 +206,10 @@ def test_the_best_reference_counts():
 
 
 def cmrc_rule(prediction, answers, marks):
-    """F1 and exact match as github.com/ymcui/cmrc2018 defines them, in its own steps, but without splitting runs that
-    are not Chinese into sentences."""
+    """F1 and exact match as github.com/ymcui/cmrc2018 defines them, in its own steps.
+
+    Runs that are not Chinese are not split into sentences.
+    """
     def segments(text):
         found, run = [], ''
         for c in bared(text) + '一':
@@ -250,8 +250,8 @@ def test_cmrc_scores_equal_the_official_rule():
         change, dropped = (str, marks) if raw else (normalize, normalize(marks))
         expected = [cmrc_rule(change(h), [*map(change, found)], dropped)
                     for h, found in zip(hypotheses, answers)]
-        assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == [pytest.approx(pair)
-                                                               for pair in expected]
+        expected = [pytest.approx(pair) for pair in expected]
+        assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == expected
     assert len(set(each['cmrc_f1'])) > 20 and 0 < whole['cmrc_exact'][0] < 100
     assert 'cmrc_f1' not in score(['书'], ['书'], 'ja')[0]
 
@@ -295,8 +295,8 @@ def test_wrong_language_and_script():
         assert set(guess_languages(texts, samples)) == {language}
     samples['kk'] = samples['kk'][:4]  # a small sample is not the likeliest for everything
     assert set(guess_languages(sentences('mn'), samples)) == {'mn'}
-    assert list(guess_languages(['wwwwww', 'ไทย', sentences('kk')[1]], samples)) == [None, None,
-                                                                                     'kk']
+    odd = ['wwwwww', 'ไทย', sentences('kk')[1]]
+    assert list(guess_languages(odd, samples)) == [None, None, 'kk']
     hypotheses = [sentences(language)[1] for language in LANGUAGES] + ['', '2 + 2 = 4', 'ha ' * 9]
     whole, each = score(hypotheses, sentences('kk')[:len(hypotheses)], 'kk', samples=samples)
     assert each['wrong_script'][:7] == [100, 0, 0, 100, 100, 0, 0]
@@ -307,8 +307,8 @@ def test_wrong_language_and_script():
 'repeats'][0] == 0
     assert each['repeats'] == [0] * 7 + [100]
     assert 'wrong_language' not in score(['a'], ['b'], 'kk')[0]
-    assert [main_script(x) for x in ('བོད་', '书 a 本', '؟', 'Кк latin Ккк')] == ['TIBETAN', 'CJK',
-                                                                                None, 'CYRILLIC']
+    texts = 'བོད་', '书 a 本', '؟', 'Кк latin Ккк'
+    assert [main_script(text) for text in texts] == ['TIBETAN', 'CJK', None, 'CYRILLIC']
 
 
 def test_intervals():
@@ -325,7 +325,7 @@ def test_intervals():
 
 
 def test_intervals_of_rates():
-    """The score interval without correction of Newcombe 1998 (Statistics in Medicine 17), table I."""
+    """The score interval without correction, Newcombe 1998 (Statistics in Medicine 17), table I."""
     for k, n, low, high in (81, 263, 25.53,
                             36.62), (15, 148, 6.24, 16.05), (0, 20, 0, 16.11), (1, 29, 0.61, 17.18):
         assert wilson(k, n) == pytest.approx((100 * k / n, low, high), abs=0.005)
@@ -348,7 +348,8 @@ def test_command_line(tmp_path, capsys):
     done = run(hyp, ref, '--lang=bo')
     assert done.returncode == 0
     assert '1 lines without a reference are not scored\n90 texts;' in done.stdout
-    assert 'chrF++          100.0  [100.0, 100.0]  nc:6|nw:2|norm:nmt_nfkc  characters' in done.stdout
+    line = 'chrF++          100.0  [100.0, 100.0]  nc:6|nw:2|norm:nmt_nfkc  characters'
+    assert line in done.stdout
     metrics.main([str(hyp), str(ref), '--lang=bod_Tibt', '--raw'])
     shown = capsys.readouterr().out
     assert '  tok:syllable|smooth:exp|norm:none  1-4 units' in shown and 'nmt_nfkc' not in shown

@@ -1,4 +1,4 @@
-"""model.py: equal to transformers' encoder, weights where they belong, masks, loss, generation, files."""
+"""model.py: equal to transformers' encoder, weights in place, masks, loss, generation, files."""
 import itertools
 import json
 
@@ -172,9 +172,8 @@ def test_tie_is_one_set_of_weights(encoder_folder):
     copied = swcm(encoder_folder, insert_every=0)
     with torch.no_grad():
         tied.encoder[1].attn.query.weight[0, 0] = 7
-    assert tied.decoder[1].cross_attn.query.weight[0,
-                                                   0] == 7 == tied.decoder[
-                                                                           1].self_attn.query.weight[0, 0]
+    assert tied.decoder[1].cross_attn.query.weight[0, 0] == 7
+    assert tied.decoder[1].self_attn.query.weight[0, 0] == 7
     custom = sum(p.numel() for layer in copied.decoder for p in layer.parameters())
     total = [sum(p.numel() for p in model.parameters()) for model in (tied, copied)]
     assert total[0] == total[1] - custom
@@ -217,10 +216,10 @@ def test_none_shares_nothing(encoder_folder):
 
 
 def test_parameters_of_the_published_layout():
-    """CINO-base-v2's sizes. The published code has 492,548,543 parameters with the pooler's 590,592.
+    """CINO-base-v2's sizes. The published code has 492,548,543 parameters, the pooler's too: 590,592.
 
-    Ours has a LayerNorm, 2 * 768, more in each of the 3 inserted layers: 491,962,559. It also pads the 135,359 rows of
-    two tables and a bias to a multiple of 64, which is not counted here.
+    Ours has a LayerNorm, 2 * 768, more in each of the 3 inserted layers: 491,962,559. It also pads
+    the 135,359 rows of two tables and a bias to a multiple of 64, which is not counted here.
     """
     with torch.device('meta'):
         model = SWCM(SWCMConfig(vocab_size=135359, insert_every=3, head='untied', mlm_head=False))
@@ -277,8 +276,8 @@ def test_cache_changes_nothing(encoder_folder, options):
         tgt, whole = (x.unflatten(0, (4, K)).transpose(1, 2).flatten(1, 2) for x in (tgt, whole))
         for a, b in ((0, 2 * K), *((i, i + K) for i in range(2 * K, 12 * K, K))):
             new, old = slots[a:b, None], slots[None, :b]
-            past = ((new[..., 0] == old[..., 0]) & (new[..., 1] >= old[..., 1])).expand(len(src), 1,
-                                                                                        -1, -1)
+            past = (new[..., 0] == old[..., 0]) & (new[..., 1] >= old[..., 1])
+            past = past.expand(len(src), 1, -1, -1)
             step = model.head(model.decode_hidden(tgt[:, a:b], None, src, past, caches))
             assert (step - whole[:, a:b]).abs().max() < 1e-4
             if b == 6 * K:  # two sources are done
@@ -314,8 +313,8 @@ def test_rows_behind_the_vocabulary_never_win(encoder_folder):
     src = sources(model)
     assert model.decode(src, model.encode(src), src).shape[-1] == c.n_ids
     assert model.loss(src, src)[0] < 1e5
-    assert max(max(h[0][0], default=0) for h in model.generate(src, 'bo',
-                                                               max_new_tokens=5)) < c.vocab_size
+    written = model.generate(src, 'bo', max_new_tokens=5)
+    assert max(max(h[0][0], default=0) for h in written) < c.vocab_size
 
 
 def reference_greedy(model, src, lang, n):
@@ -411,7 +410,7 @@ def test_beams_beat_greedy_and_come_in_order(encoder_folder):
 @torch.no_grad()
 @pytest.mark.parametrize('options', [*CHOICES[:2], dict(share='tie')])
 def test_packed_weights_write_the_same(encoder_folder, options):
-    """float32 in another layout changes no text; fewer bits change the probabilities, 16 of them hardly."""
+    """float32 in another layout changes no text; fewer bits change the probabilities, 16 hardly."""
     plain, packed, half, int8 = (swcm(encoder_folder, **options) for _ in range(4))
     for model, bits in ((packed, 32), (half, 16), (int8, 8)):
         model.pack(bits)
@@ -424,9 +423,9 @@ def test_packed_weights_write_the_same(encoder_folder, options):
     with pytest.raises(AssertionError, match='has lost the weights'):
         packed.save('nowhere')
     tgt = sources(plain, (50, 3, 12, 30), seed=1)
-    exact, *others = (model.head.log_p(model.decode_hidden(tgt, model.encode(src), src).flatten(0,
-                                                                                                1))
-                      for model in (plain, packed, half, int8))
+    hidden = (model.decode_hidden(tgt, model.encode(src), src).flatten(0, 1)
+              for model in (plain, packed, half, int8))
+    exact, *others = (model.head.log_p(x) for model, x in zip((plain, packed, half, int8), hidden))
     ids = slice(plain.config.n_ids)
     torch.testing.assert_close(exact[:, ids], others[0][:, ids], rtol=0, atol=1e-4)
     error = [(logp - exact)[:, ids].abs().mean() for logp in others[1:]]
@@ -457,7 +456,7 @@ def test_top():
 
 @torch.no_grad()
 def test_early_ends_do_not_crowd_out_the_best(tiny, monkeypatch):
-    """4 (p .9), 5 (p .9), </s> (p .99) is found though two hypotheses that are far worse end before it."""
+    """4 (p .9), 5 (p .9), </s> (p .99) is found though two that are far worse end before it."""
     script = torch.full((9, 64), 1e-6)
     script[0, [4, EOS, 6]] = torch.tensor([0.9, 0.06, 0.03])
     script[1, [5, EOS, 6]] = torch.tensor([0.9, 0.06, 0.03])
@@ -525,7 +524,7 @@ def test_sampling_keeps_what_transformers_keeps(top_k, top_p, monkeypatch):
 
 
 def test_sampling_from_all_of_a_large_vocabulary(monkeypatch):
-    """The sum of 250,000 float32 probabilities may pass 1 before the last: top_p=1 filters nothing all the same."""
+    """The sum of 250,000 float32 probabilities may pass 1 before the last: top_p=1 keeps all."""
     kept = []
     monkeypatch.setattr(torch.Tensor, 'multinomial',
                         lambda p, n: kept.append((p > 0).sum()) or p.argmax(1, True))
@@ -536,7 +535,7 @@ def test_sampling_from_all_of_a_large_vocabulary(monkeypatch):
 
 @pytest.mark.parametrize('beams', [1, 3])
 def test_dead_ends_end(encoder_folder, beams):
-    """Where bans leave no token, the output ends, in spite of a minimum; its score is the model's own."""
+    """Where bans leave no token, the output ends in spite of a minimum."""
     model = SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'))
     src = torch.tensor([[0, 161, 5, 6, 7, 2], [0, 161, 8, 2, 1, 1]])
     allowed = 7, 8, 9, 30
@@ -554,7 +553,7 @@ def test_dead_ends_end(encoder_folder, beams):
 
 @torch.no_grad()
 def test_dead_ends_of_beams_and_samples(tiny):
-    """3 tokens have 9 pairs, so 10 can be written with none twice. A beam that cannot yields to others."""
+    """3 tokens have 9 pairs, so 10 can be written with none twice. Dead beams yield to others."""
     src = torch.tensor([[BOS, 9, 4, 5, 6, EOS], [BOS, 9, 7, EOS, PAD, PAD]])
     for wanted, n in ((8, 8), (12, 10)):
         found = tiny.generate(src, 'bo', 3, wanted, wanted, no_repeat_ngram=2, banned=[7])
@@ -621,7 +620,7 @@ def test_8_bit_attention_is_the_same_on_each_thread():
 
 
 def test_8_bits_of_a_row_owe_nothing_to_others():
-    """The product of each row is the same to the bit, alone and beside rows a hundred times as large."""
+    """The product of each row is the same to the bit, also beside rows a hundred times as large."""
     torch.manual_seed(0)
     linear = module.PackedLinear(torch.randn(48, 64), torch.randn(48), 8)
     x = torch.randn(4, 3, 64) * torch.tensor([1, 100, 0.01, 0]).view(4, 1, 1)
@@ -663,8 +662,8 @@ def test_save_and_load(encoder_folder, tmp_path, options):
     assert torch.equal(model.loss(src, src)[0], again.loss(src, src)[0])
     assert again.config == model.config
     assert again.sentencepiece == model.sentencepiece
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['config.json', 'model.safetensors',
-                                                          SENTENCEPIECE]
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert files == ['config.json', 'model.safetensors', SENTENCEPIECE]
 
 
 def damage(folder, how):

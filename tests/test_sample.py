@@ -1,4 +1,4 @@
-"""sample.py: nothing of a text is lost, and what it writes is what was trained and scored; what is cut is said."""
+"""sample.py: nothing of a text is lost, output is as trained and scored, what is cut is said."""
 import json
 import os
 import re
@@ -45,10 +45,10 @@ def writer(folder, task='translate', **options):
 
 
 def test_translation_is_by_sentence(folder, asked):
-    """The joined output has one part a sentence, and no sentence is lost, however long the text is."""
+    """The output has one part a sentence, and no sentence is lost, however long the text is."""
     text = '我有两本书。他看见了三只羊。' * 30
-    assert writer(folder).answer([text, '', '我有两本书'], 'zh', 'bo') == [' '.join(map(str, range(60))),
-                                                                      '', '60']
+    answers = writer(folder).answer([text, '', '我有两本书'], 'zh', 'bo')
+    assert answers == [' '.join(map(str, range(60))), '', '60']
     assert asked[0] == ['我有两本书。', '他看见了三只羊。'] * 30 + ['我有两本书']
     nano = Tokenizer('data/nano')
     starts = nano.sentence_starts(nano.encode('你好！我有3.5两本书？他看见了。'))  # ！？ are !? for the vocabulary
@@ -64,7 +64,7 @@ def test_translation_is_by_sentence(folder, asked):
 
 
 def test_room_for_output(encoder_folder, tokenizer):
-    """It is three times the source and 20, or what is asked for, and never more than the model has positions."""
+    """Three times the source and 20, or what is asked for, and never beyond the positions."""
     model, limits = SWCM.from_encoder(encoder_folder, languages=LANGUAGES), []
     generate, model.generate = model.generate, lambda *args, **options: (
         limits.append(options['max_new_tokens']) or generate(*args, **options))
@@ -81,11 +81,13 @@ def test_what_is_cut_off_is_said(folder, capsys):
                  '--beams=1'])
     captured = capsys.readouterr()
     assert captured.out.count('\n') == 1
-    assert 'warning: 2 outputs came to the limit of their length and may lack their end' in captured.err
+    warning = 'warning: 2 outputs came to the limit of their length and may lack their end'
+    assert warning in captured.err
     long = writer(folder, beams=1, max_new_tokens=2)
     long.answer(['我' * 100, '我'], 'zh', 'bo')
     long.warn('zh')
-    assert 'warning: 1 sentences were cut in parts, as they are longer than the 64 tokens' in capsys.readouterr().err
+    warning = 'warning: 1 sentences were cut in parts, as they are longer than the 64 tokens'
+    assert warning in capsys.readouterr().err
     long.warn('zh')
     assert not capsys.readouterr().err
 
@@ -104,10 +106,10 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
              for x in (tmp_path
                        / 'out/best/predictions.jsonl').read_text(encoding='utf-8').splitlines()]
     scores = json.loads(
-                        (tmp_path
-                         / 'out/best/metrics.json').read_text(
-                                                              encoding='utf-8'))['scores']['test'][
-                                                                                                   'bo']
+        (tmp_path
+         / 'out/best/metrics.json').read_text(
+             encoding='utf-8'))['scores']['test'][
+                 'bo']
     (tmp_path / 'texts').write_text('\n'.join(p['source'][0] for p in found), encoding='utf-8')
     capsys.readouterr()
     sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--dtype=float32',
@@ -132,9 +134,8 @@ def test_masks_are_encoded_as_in_training(tokenizer):
                                  for ids in (whole[:i], whole[i + 1:]))
                 if not before.endswith(' '):          # a space there would be no piece
                     n += 1
-                    assert tok.encode_masked(f'{before}<mask>{after}').tolist() == [*whole[:i],
-                                                                                    tok.mask,
-                                                                                    *whole[i + 1:]]
+                    ids = tok.encode_masked(f'{before}<mask>{after}').tolist()
+                    assert ids == [*whole[:i], tok.mask, *whole[i + 1:]]
     assert n > 100
     assert tokenizer.encode_masked('<mask>').tolist() == [*tokenizer.encode(''), tokenizer.mask]
     odd = tokenizer.encode_masked('ང་<mask>\u0b05ང་')
@@ -194,7 +195,7 @@ def test_full_width_punctuation():
 
 
 def test_standard_input(folder, capsys, monkeypatch):
-    """A pipe is read without --file=-; an empty text is an empty text; without either there are examples."""
+    """A pipe is read without --file=-; an empty text stays empty; without either: examples."""
     def run(content, *args):
         read, end = os.pipe()
         with open(end, 'w', encoding='utf-8') as file:

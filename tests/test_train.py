@@ -29,7 +29,7 @@ from model import SWCM, XLMR
 
 @pytest.fixture(scope='module')
 def run_root(tmp_path_factory):
-    """Token files go to a temporary folder; it is kept for the module, so that they are made once."""
+    """Token files go to a temporary folder that the module keeps, so that they are made once."""
     folder, before = tmp_path_factory.mktemp('runs'), tokens.token_folder
     tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
     yield folder
@@ -108,7 +108,8 @@ def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     (a, first), (b, second) = results
     assert abs(a['loss'] - b['loss']) < 1e-5 and abs(a['grad_norm'] / b['grad_norm'] - 1) < 1e-5
     assert a['tokens'] == 41 + 26 + 4
-    # AdamW's first step has the size of the rate whatever the gradient, so tiny gradients may differ in sign
+    # AdamW's first step has the size of the rate whatever the gradient: tiny gradients may differ
+    # in sign
     close = torch.cat([((first[k] - second[k]).abs() < 1e-5).flatten() for k in first])
     assert close.float().mean() > 0.99
 
@@ -135,7 +136,7 @@ def test_training_learns_and_keeps_the_best(cfg, capsys):
 
 
 def test_scores_of_translations(cfg, tmp_path, monkeypatch):
-    """A model that knows the references gets 100, one that writes those of other sources does not."""
+    """A model that knows the references gets 100, one that writes those of other sources not."""
     (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\nབོད།\t藏语\n',
                                              encoding='utf-8')
     cfg = replace(cfg, max_steps=1, eval_translations=3, test_dataset='text', batch_tokens=20,
@@ -151,8 +152,8 @@ def test_scores_of_translations(cfg, tmp_path, monkeypatch):
                 for ids in [*sources[shift:], *sources[:shift]]])
             train.train(replace(cfg, resume=False))
         scores = log(cfg)[-1]['scores']
-        assert scores.keys() == {f'chrF++ {d}' for d in directions} | {'chrF++/text bo-zh',
-                                                                       'chrF++/text zh-bo'}
+        assert scores.keys() == {*(f'chrF++ {d}' for d in directions),
+                                 'chrF++/text bo-zh', 'chrF++/text zh-bo'}
         assert all(value == pytest.approx(100) for value in scores.values()) == (shift == 0)
     train.train(replace(cfg, mt_share=0.0, resume=False))                 # has nothing to translate
     assert log(cfg)[-1]['scores'] == {}
@@ -176,10 +177,8 @@ def test_scores_of_masked_tokens(cfg, run_root, monkeypatch):
         labels = [t for _, tgt in val_batches(task, mlm, mlm.eval_segments)
                   for t in tgt[tgt != PAD].tolist()]
         assert scores[f'right {task.source}'] == 1
-        assert scores[f'commonest {task.source}'] == pytest.approx(
-                                                                   Counter(labels).most_common(
-                                                                                               1)[
-                                                                                                  0][1] / len(labels))
+        [(_, commonest)] = Counter(labels).most_common(1)
+        assert scores[f'commonest {task.source}'] == pytest.approx(commonest / len(labels))
     monkeypatch.undo()
     train.train(replace(mlm, resume=False))
     assert all(log(cfg)[-1]['scores'][f'right {x}'] < 1 for x in LANGUAGES)
@@ -223,17 +222,17 @@ def test_curves(cfg, tmp_path):
 
 @pytest.mark.full
 def test_readme_has_the_table_of_the_logs():
-    """The README's tables of runs are what its commands print from the committed logs and scores."""
-    for pattern, arms in ('config/ablation/logs/*.jsonl', 10), ('config/ablation/logs/long/*.jsonl',
-                                                                4), \
-            ('docs/scores/vocab/*.jsonl', 6):
+    """The README's tables of runs are what its commands print from committed logs and scores."""
+    for pattern, arms in (('config/ablation/logs/*.jsonl', 10),
+                          ('config/ablation/logs/long/*.jsonl', 4),
+                          ('docs/scores/vocab/*.jsonl', 6)):
         logs = sorted(str(path) for path in ROOT.glob(pattern))
         status, out, err = call('tests/tools/curves.py', *logs, cwd=ROOT)
         assert status == 0, err
         assert len(out.splitlines()) == 2 + arms
         assert out in (ROOT / 'README.md').read_text(encoding='utf-8')
-    for folder, score, runs in ('translate', 'chrF++', 8), ('transfer', 'chrF++',
-                                                            5), ('transfer', 'wrong_script', 5):
+    for folder, score, runs in (('translate', 'chrF++', 8), ('transfer', 'chrF++', 5),
+                                ('transfer', 'wrong_script', 5)):
         files = sorted(str(path) for path in (ROOT / 'docs/scores' / folder).glob('*.json'))
         status, out, err = call('tests/tools/curves.py', *files, f'--score={score}', cwd=ROOT)
         assert status == 0, err
@@ -242,7 +241,10 @@ def test_readme_has_the_table_of_the_logs():
 
 
 def spoil(monkeypatch, kinds):
-    """Makes the loss of these steps, counted from 1, not finite: {step: nan or inf}; None does so to the gradient."""
+    """Makes the loss of some steps not finite. kinds: {step: nan or inf}, counted from 1.
+
+    None in place of nan leaves the loss as it is, but not the gradient.
+    """
     schedule, forward, at = train.schedule, SWCM.forward, []
 
     def note(step, cfg):
@@ -273,8 +275,8 @@ def test_steps_without_a_finite_loss_are_skipped(cfg, monkeypatch, tmp_path, cap
                for k, value in weights(cfg).items())
     steps = [line for line in log(cfg) if 'lr' in line]
     assert [line.get('skipped') for line in steps] == [None, 1, None, 2, 3, None]
-    assert [b['tokens'] > a['tokens'] for a, b in zip(steps, steps[1:])] == [False, True, False,
-                                                                             False, True]
+    more = [b['tokens'] > a['tokens'] for a, b in zip(steps, steps[1:])]
+    assert more == [False, True, False, False, True]
     out = capsys.readouterr().out
     assert 'step 2 is skipped: its loss is nan' in out and '(3 skipped in all, 2 in a row)' in out
     assert re.search(r'step 4 is skipped: its loss is \d\.\d+, the norm of its gradient nan', out)
@@ -318,11 +320,10 @@ def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
     for _ in range(2):  # the same when it is resumed
         with pytest.raises(ValueError, match=message):
             train.train(cfg)
-        found = re.findall(
-                           r'step (\d+), batch (\d+): (dae|mt) (\w\w)\S*, segments ([\d+ ]+) of (\S+)',
-                           capsys.readouterr().out)
-        assert {(int(step), int(k)) for step, k, *_ in found} == {(k // 2 + 1, k)
-                                                                  for k in range(6, 16)}
+        pattern = r'step (\d+), batch (\d+): (dae|mt) (\w\w)\S*, segments ([\d+ ]+) of (\S+)'
+        found = re.findall(pattern, capsys.readouterr().out)
+        numbers = {(int(step), int(k)) for step, k, *_ in found}
+        assert numbers == {(k // 2 + 1, k) for k in range(6, 16)}
         assert all(w.isfinite().all() for w in weights(cfg).values())
     tokenizer = Tokenizer(cfg.encoder, LANGUAGES)
     folder = next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent
@@ -339,12 +340,13 @@ def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
 @pytest.mark.full
 def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(replace(cfg, max_steps=2))
-    with pytest.raises(ValueError,
-                       match="holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"):
+    message = "holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"
+    with pytest.raises(ValueError, match=message):
         train.train(replace(cfg, share='none'))
     train.train(replace(cfg, max_steps=3))                                        # may be longer
     assert [line['lr'] for line in log(cfg) if 'lr' in line][1:] == [0.001, 0.0005]
-    assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in printed
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
     with pytest.raises(ValueError, match='the text of text has changed since this run began'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
@@ -399,9 +401,9 @@ def test_help_lists_every_key(tmp_path):
 @pytest.mark.parametrize('script', ['train.py', 'finetune.py', 'sample.py'])
 def test_answers_before_torch_is_imported(script, tmp_path):
     """In place of torch is a file that presses Ctrl-C, and swallows the exception as numpy does."""
-    (tmp_path / 'torch.py').write_text(
-                                       'import os\ntry:\n    os.kill(os.getpid(), 2)\nexcept BaseException:\n'
-                                       '    pass\nraise SystemExit("torch is imported")\n')
+    (tmp_path / 'torch.py').write_text('import os\ntry:\n    os.kill(os.getpid(), 2)\n'
+                                       'except BaseException:\n    pass\n'
+                                       'raise SystemExit("torch is imported")\n')
     (tmp_path / 'broken.py').write_text('seed = (\n')
     env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONUNBUFFERED': ''}
     for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
@@ -410,9 +412,8 @@ def test_answers_before_torch_is_imported(script, tmp_path):
                           (['broken.py', '--help'],
                            "broken.py: SyntaxError: '(' was never closed")):
         status, out, err = call(script, *args, cwd=tmp_path, env=env)
-        assert (status, out) == (1,
-                                 '') and err.startswith(f'error: {message}') and err.count(
-                                                                                           '\n') == 1, err
+        assert (status, out) == (1, '')
+        assert err.startswith(f'error: {message}') and err.count('\n') == 1, err
     assert call(script, cwd=tmp_path, env=env) == (130, '', 'stopped\n')
     read, write = os.pipe()
     os.close(read)  # as `--help | head` does when it has its lines
@@ -540,8 +541,8 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
 def test_sample_without_a_checkpoint(tmp_path):
     status, _, err = call('sample.py', cwd=tmp_path)
     assert status == 1
-    assert err.startswith(
-                          'error: no checkpoint in out/; `python train.py config/tibetan.py` makes one')
+    assert err.startswith('error: no checkpoint in out/; '
+                          '`python train.py config/tibetan.py` makes one')
 
 
 @pytest.mark.full
@@ -562,9 +563,9 @@ def test_bits_of_the_weights_to_write_with(cfg, monkeypatch):
     for options in ({}, dict(dtype='float32'), dict(int8=True), dict(dtype='bfloat16')):
         sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', **options))
     assert packed == [16, 32, 8]
+    settings = sample.Sample(device='cpu', dtype='bfloat16', int8=True)
     with pytest.raises(ValueError, match='int8 is for float32 on a CPU, not torch.bfloat16 on cpu'):
-        sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', dtype='bfloat16',
-                                                           int8=True))
+        sample.Writer(f'{cfg.out_dir}/last', settings)
 
 
 def test_sampling_fills_masks(cfg):
@@ -583,14 +584,15 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
             'resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, 350_000));'
             'import config, train; from data import tokens; from pathlib import Path;'
-            f'tokens.token_folder = lambda dataset: Path({str(tokens.token_folder("text").parent)!r}) / dataset;'
+            'tokens.token_folder = '
+            f'lambda dataset: Path({str(tokens.token_folder("text").parent)!r}) / dataset;'
             'config.run(train.main)')
     settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
     done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True,
                           text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and last.startswith(
-                                                    'error: ') and 'Traceback' not in done.stderr, done.stderr
+    assert done.returncode == 1 and last.startswith('error: '), done.stderr
+    assert 'Traceback' not in done.stderr, done.stderr
     assert 'model.safetensors' in last or 'training.safetensors' in last
     assert {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()} == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
@@ -641,7 +643,7 @@ config.run(train.main)
 
 @pytest.mark.full
 def test_processes_compute_the_same(cfg, tmp_path):
-    """One process, and two that are stopped and gone on with by three: batches, dropout, losses, weights."""
+    """One process, and two that are stopped and continued by three: the same weights."""
     (tmp_path / 'accidents.py').write_text(ACCIDENTS, encoding='utf-8')
     one = replace(cfg, accumulate=6, max_steps=4, out_dir=str(tmp_path / 'one'))
     assert call(str(tmp_path / 'accidents.py'),

@@ -1,4 +1,4 @@
-"""data/vocab.py: smaller and larger vocabularies are read by us and by transformers, and cost the rest nothing."""
+"""data/vocab.py: other vocabularies are read by us and by transformers, at no cost to the rest."""
 import io
 import math
 import re
@@ -45,7 +45,7 @@ def theirs(folder):
 
 @torch.no_grad()
 def test_trim(texts, encoder_folder, tmp_path, capsys):
-    """What the kept texts' tokens and hidden states are, they stay; transformers reads the folder alike."""
+    """Kept texts' tokens and hidden states stay as they are; transformers reads the folder, too."""
     out = tmp_path / 'small'
     kept = ('bo', 'zh')
     main(['trim', '--encoder', str(encoder_folder), '--out', str(out), '--text',
@@ -65,9 +65,8 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
             theirs_ids = tokenizer(text, add_special_tokens=False)['input_ids']
             assert [new.pieces[i] for i in ids] == [old.pieces[i] for i in old.encode(text)]
             assert ids.tolist() == theirs_ids
-            src, was = (torch.tensor([[0, *row, 2, m]]) for row, m in ((ids.tolist(), new.mask),
-                                                                       (old.encode(text).tolist(),
-                                                                        old.mask)))
+            src = torch.tensor([[0, *ids.tolist(), 2, new.mask]])
+            was = torch.tensor([[0, *old.encode(text).tolist(), 2, old.mask]])
             torch.testing.assert_close(after.encode(src), before.encode(was), rtol=0, atol=1e-6)
             torch.testing.assert_close(after.head(after.encode(src)), model(src).logits, rtol=0,
                                        atol=1e-5)
@@ -86,8 +85,8 @@ def test_trim_to_a_size(texts, encoder_folder, tmp_path):
     whole, often, few, many, one = sizes
     left = Tokenizer(tmp_path / 'one')
     assert one < whole
-    assert {script(c) for piece in left.pieces[4:left.mask] for c in piece} == {None, 'CYRILLIC',
-                                                                                'ARABIC'}
+    scripts = {script(c) for piece in left.pieces[4:left.mask] for c in piece}
+    assert scripts == {None, 'CYRILLIC', 'ARABIC'}
     assert often < few < whole == many < Tokenizer(encoder_folder).vocab_size
     counts = Usage(path, Tokenizer(encoder_folder)).counts
     longest = [i for i in counts.argsort()[::-1][:17]
@@ -98,7 +97,7 @@ def test_trim_to_a_size(texts, encoder_folder, tmp_path):
 
 
 def test_what_stays():
-    """As many as `size` of the most frequent, besides them single characters, special pieces and one of least score."""
+    """The `size` most frequent; also single characters, special pieces and one of least score."""
     pieces = [SimpleNamespace(piece=p, score=s, type=t) for p, s, t in (
         ('<unk>', 0, 2), ('<s>', 0, 3), ('ab', -1, 1), ('bc', -2, 1), ('cd', -3, 1), ('de', -9, 1),
         ('ef', -9, 1),
@@ -112,7 +111,7 @@ def test_what_stays():
 
 @torch.no_grad()
 def test_extend(texts, encoder_folder, tmp_path, capsys):
-    """A script that was <unk> is read; other languages have the tokens and the hidden states that they had."""
+    """A script that was <unk> is read; other languages keep their tokens and hidden states."""
     out = tmp_path / 'extended'
     main(['extend', '--encoder', str(encoder_folder), '--text', str(texts / 'ka.txt'), '--pieces',
           '90', '--out', str(out)])
@@ -125,9 +124,9 @@ def test_extend(texts, encoder_folder, tmp_path, capsys):
     for text in GEORGIAN[::20] + [text for text in HARD[2:] if 's' not in text]:
         assert new.encode(text).tolist() == tokenizer(text, add_special_tokens=False)['input_ids']
     (_, past), (_, state) = read_encoder(encoder_folder), read_encoder(out)
+    mean = past['head.bias'][4:old.mask].mean()
     torch.testing.assert_close(state['head.bias'][old.mask:-1],
-                               past['head.bias'][4:old.mask].mean().expand(new.vocab_size
-                                                                           - old.vocab_size))
+                               mean.expand(new.vocab_size - old.vocab_size))
     before, after = XLMR.from_encoder(encoder_folder).eval(), XLMR.from_encoder(out).eval()
     for language in LANGUAGES:
         for text in sentences(language)[::30]:
@@ -155,7 +154,7 @@ def test_extend(texts, encoder_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
 def test_rows_follow_their_pieces(texts, tmp_path, dtype):
-    """In all types of numbers, beside symbols of the user's, and with rows to spare behind <mask>."""
+    """In all types of numbers, beside symbols of the user's, with rows to spare behind <mask>."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for language in LANGUAGES for line in sentences(language)]),
@@ -169,13 +168,13 @@ def test_rows_follow_their_pieces(texts, tmp_path, dtype):
     past = read_encoder(tmp_path / 'spare')[1]
     old = Tokenizer(tmp_path / 'spare', vocab_size=mask + 8)
     at = {piece: i for i, piece in enumerate(old.pieces[:mask + 1]) if i > 2}
-    for name, *options in ('trim', '--text', f'{texts}/kk.txt'), ('extend', '--text',
-                                                                  f'{texts}/ka.txt', '--pieces=90'):
+    for name, *options in (('trim', '--text', f'{texts}/kk.txt'),
+                           ('extend', '--text', f'{texts}/ka.txt', '--pieces=90')):
         main([name, '--encoder', str(tmp_path / 'spare'), '--out', str(tmp_path / name), *options])
         (sizes, state), new = read_encoder(tmp_path / name), Tokenizer(tmp_path / name)
         kept = [i for i, piece in enumerate(new.pieces) if i < 3 or piece in at]
-        assert sizes['vocab_size'] == new.vocab_size == len(state['embeddings.word.weight']) == len(
-                                                                                                    state['head.bias'])
+        assert sizes['vocab_size'] == new.vocab_size
+        assert len(state['embeddings.word.weight']) == len(state['head.bias']) == new.vocab_size
         assert len(kept) == mask + 1 if name == 'extend' else 60 < len(kept) < mask
         assert '<sep>' in new.pieces
         assert read_json(tmp_path / name / 'config.json')['hidden_dropout_prob'] == 0.25
@@ -280,7 +279,7 @@ def test_more_pieces_than_can_be_trained(texts, encoder_folder, tmp_path, capsys
 
 
 def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
-    """An encoder as XLMRobertaModel saves it, without an MLM head, stays without, and is given one to train."""
+    """What XLMRobertaModel saves has no MLM head; it stays without, and is given one to train."""
     from transformers import XLMRobertaForMaskedLM, XLMRobertaModel
     bare = tmp_path / 'bare'
     XLMRobertaModel.from_pretrained(encoder_folder).save_pretrained(bare)
@@ -315,18 +314,18 @@ def test_without_protobuf(texts, encoder_folder, tmp_path):
 
 def test_protobuf_that_does_not_fit_sentencepiece(tokenizer, monkeypatch):
     def refuse(*version):
-        raise TypeError(
-                        'Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, ...')
+        raise TypeError('Descriptors cannot be created directly.\n'
+                        'If this call came from a _pb2.py file, ...')
 
     monkeypatch.delitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', raising=False)
     monkeypatch.setattr('google.protobuf.descriptor_pool.Default', refuse)
-    with pytest.raises(ValueError,
-                       match=r'pip install -U sentencepiece protobuf \(Descriptors .* directly. If this'):
+    message = r'pip install -U sentencepiece protobuf \(Descriptors .* directly. If this'
+    with pytest.raises(ValueError, match=message):
         proto(tokenizer)
 
 
 def test_new_pieces(encoder_folder, tmp_path, monkeypatch):
-    """Rare characters too are covered, scores give way to the old pieces, and a long line is drawn in part."""
+    """Rare characters are covered, scores yield to old pieces, a long line is drawn in part."""
     tokenizer, path = Tokenizer(encoder_folder), tmp_path / 'ka.txt'
     path.write_text('\n'.join(['e\u0301', *GEORGIAN * 5, 'ძ\u0301ა ჰ \u2585 \0']), encoding='utf-8')
     new, n = new_pieces(tokenizer, [path], 90)

@@ -1,7 +1,7 @@
 """The whole project on one sentence. Read this file first.
 
-A sentence becomes ids, loses some of its tokens, and stands in a batch beside its translation. A model
-is made from the encoder in data/nano, learns to write both, is saved, and writes them.
+A sentence becomes ids, loses some of its tokens, and stands in a batch beside its translation. A
+model is made from the encoder in data/nano, learns to write both, is saved, and writes them.
 """
 import math
 
@@ -25,7 +25,7 @@ def test_walkthrough(tmp_path):
     # "I have two books.", in Chinese and in Tibetan.
     chinese, tibetan = '我有两本书。', 'ང་ལ་དེབ་གཉིས་ཡོད།'
 
-    # SentencePiece cuts a text into pieces; ▁ stands for the space before a piece. A piece has an id.
+    # SentencePiece cuts a text into pieces, each with an id; ▁ stands for the space before a piece.
     zh, bo = tokenizer.encode(chinese), tokenizer.encode(tibetan)
     assert [tokenizer.pieces[i] for i in zh] == ['▁我', '有', '两', '本', '书', '。']
     assert zh.tolist() == [700, 29, 359, 437, 449, 6]
@@ -61,8 +61,8 @@ def test_walkthrough(tmp_path):
         name = f'decoder.0.{attention}.query.weight'
         assert model.origins[name] == 'copied from encoder.0.attn.query.weight'
 
-    # The loss is the sum of -log p over the targets' tokens, without <s> and the language, which are
-    # given, and without padding: 7 and 6. At first the model knows little more than a guess among
+    # The loss is the sum of -log p over the tokens of the targets: 7 and 6. <s> and the language
+    # are given, and padding does not count. At first the model is hardly better than a guess among
     # all ids, which has log(12002) = 9.39 a token.
     loss, n = model.loss(src, tgt)
     assert n == 7 + 6
@@ -86,8 +86,9 @@ def test_walkthrough(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ['config.json', 'model.safetensors', 'sentencepiece.bpe.model']
 
-    # The loaded model fills the gap and translates. It returns for each source a list of hypotheses,
-    # the best first, with their scores: the mean of log p, here near 0. Greedy search has only one.
+    # The loaded model fills the gap and translates. For each source it returns a list of
+    # hypotheses, the best first, with their scores: the mean of log p, here near 0. Greedy search,
+    # the default, has only one.
     outputs = SWCM.load(tmp_path).generate(src, ['zh', 'bo'], max_new_tokens=20)
     (filled, score), = outputs[0]
     (translated, _), = outputs[1]

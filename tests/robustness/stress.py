@@ -1,4 +1,4 @@
-"""Breaks things for some minutes, to show what README promises under "What you can rely on". Run by hand:
+"""Breaks things for some minutes, to show what README promises. Run by hand:
 
     python tests/robustness/stress.py                      all of it
     python tests/robustness/stress.py kills disk           some
@@ -34,7 +34,7 @@ dice = random.Random(0)
 
 
 def kills(folder, n=50):
-    """kill -9 at a random moment, n times; each run is gone on with until it ends, and equals an uninterrupted one."""
+    """kill -9 at a random moment, n times; a run that goes on ends like an uninterrupted one."""
     done, while_writing, n_runs = 0, 0, 0
     for script, n_until in (('train', n * 3 // 5), ('finetune', n)):
         started = time.perf_counter()
@@ -48,8 +48,8 @@ def kills(folder, n=50):
                     time.sleep(dice.uniform(0, seconds))
                     os.kill(child, signal.SIGKILL)
                 status = finish(child)
-                assert status in (0,
-                                  -signal.SIGKILL), f'{script}.py does not go on: exit status {status}'
+                message = f'{script}.py does not go on: exit status {status}'
+                assert status in (0, -signal.SIGKILL), message
                 done += status != 0
                 while_writing += any((folder / 'killed').rglob('*.tmp'))
             assert left_by(folder
@@ -57,13 +57,13 @@ def kills(folder, n=50):
             shutil.rmtree(folder / 'killed')
         shutil.rmtree(folder / 'whole')
     assert while_writing > 3, f'only {while_writing} kills while a file was written'
-    return (
-            f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them while a file was '
-            'written: all went on, and checkpoints, states and logs equal those of uninterrupted runs, bit for bit')
+    return (f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them '
+            'while a file was written: all went on, and checkpoints, states and logs equal those '
+            'of uninterrupted runs, bit for bit')
 
 
 def signals(folder, n=8):
-    """Ctrl-C and SIGTERM to a run and its worker end it with a message; it goes on to what an uninterrupted one is."""
+    """Ctrl-C and SIGTERM end a run and its worker with a message; it goes on to the same bits."""
     finish(start('train', folder, 'whole', '--workers=1'))
     expected = left_by(folder / 'whole')
     for i in range(n):
@@ -72,20 +72,22 @@ def signals(folder, n=8):
         wait_for_step(folder / 'stopped', dice.randint(1, STEPS - 3))
         os.killpg(child, number)
         status, said = finish(child), (folder / 'said').read_text()
-        match = re.search(
-                          rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on from there', said)
-        assert status == 128 + number and match, f'signal {number}: exit status {status}, {said[-300:]!r}'
+        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on '
+                          'from there', said)
+        assert status == 128 + number, f'signal {number}: exit status {status}'
+        assert match, f'signal {number}: {said[-300:]!r}'
         metadata = read_metadata(folder / 'stopped/last/training.safetensors')
         assert json.loads(metadata['json'])['step'] == int(match[1])
         assert finish(start('train', folder, 'stopped', '--workers=1')) == 0
         assert left_by(folder / 'stopped') == expected, 'a stopped run ends otherwise'
         shutil.rmtree(folder / 'stopped')
     shutil.rmtree(folder / 'whole')
-    return f'{n} times Ctrl-C or SIGTERM: saved, said so, ended with status 130 or 143, and went on to the same bits'
+    return (f'{n} times Ctrl-C or SIGTERM: saved, said so, ended with status 130 or 143, and went '
+            'on to the same bits')
 
 
 def reader(folder):
-    """A process that reads last/ and best/ without a pause while another writes them in every step."""
+    """A process that reads last/ and best/ without a pause while another writes them."""
     child = start('train', folder, 'read', '--max_steps=40', '--eval_interval=1')
     n, steps = dict.fromkeys(['last', 'best'], 0), set()
     while os.waitpid(child, os.WNOHANG)[0] == 0:
@@ -95,17 +97,17 @@ def reader(folder):
                 n[name] += 1
         if (folder / 'read/last/training.safetensors').exists():
             steps.add(
-                      json.loads(read_safetensors(folder
-                                                  / 'read/last/training.safetensors')[1]['json'])[
-                                                                                                  'step'])
+                json.loads(read_safetensors(folder
+                                            / 'read/last/training.safetensors')[1]['json'])[
+                                                'step'])
     assert min(n.values()) > 20 and len(steps) > 10, f'too little was read: {n}, {len(steps)} steps'
     shutil.rmtree(folder / 'read')
-    return f'{n["last"]} times last/ and {n["best"]} times best/ were read while they were written, and {len(steps)} ' \
-           'states: all whole'
+    return (f'{n["last"]} times last/ and {n["best"]} times best/ were read while they were '
+            f'written, and {len(steps)} states: all whole')
 
 
 def disk(folder):
-    """A file system of its own that runs full at several points of a checkpoint, then is mounted read-only."""
+    """A file system runs full at several points of a checkpoint, then is mounted read-only."""
     inside = ['unshare', '-rm', sys.executable, __file__, '--disk', str(folder)]
     if not shutil.which('unshare') or subprocess.run(['unshare', '-rm', 'true'],
                                                      capture_output=True).returncode:
@@ -130,23 +132,24 @@ def on_a_small_disk(folder):
         if status == 0:
             break
         lines.append((folder / 'said').read_text().strip().splitlines()[-1])
-        assert status == 1 and lines[-1].startswith('error: ') and 'No space left' in lines[-1], (
-                                                                                                  status, lines[-1])
+        assert status == 1 and lines[-1].startswith('error: '), (status, lines[-1])
+        assert 'No space left' in lines[-1], lines[-1]
         now = left_by(out / 'run')
         SWCM.load(out / 'run/best')
         changed = [name for name, value in before.items() if name.startswith('last')
                    and now.get(name) != value]
         assert not changed, f'with {free:,} bytes free, {changed} changed'
         assert not list(out.rglob('*.tmp')), f'left behind: {list(out.rglob("*.tmp"))}'
-    assert len(
-               lines) > 5 and status == 0, f'{len(lines)} times full, then exit status {status}: {lines[-1:]}'
+    assert len(lines) > 5, f'{len(lines)} times full'
+    assert status == 0, f'exit status {status}: {lines[-1:]}'
     subprocess.run(['mount', '-o', 'remount,ro', out], check=True)
     status = finish(start('train', folder, 'disk/run', '--max_steps=4'))
     said = (folder / 'said').read_text().strip()
     assert status == 1 and said.splitlines()[-1].startswith('error: ') and 'Read-only' in said, said
-    print(
-          f'{len(lines)} times a full disk, from which the run went on, then a read-only one: each time one line, exit '
-          f'status 1, and the checkpoint before whole. The line: {lines[-1].replace(str(out), "...")}')
+    last = lines[-1].replace(str(out), '...')
+    print(f'{len(lines)} times a full disk, from which the run went on, then a read-only one: each '
+          'time one line, exit status 1, and the checkpoint before whole. '
+          f'The line: {last}')
 
 
 def fuzz(folder):

@@ -1,4 +1,4 @@
-"""Hostile text and files: a right result or one clear line, and nothing is lost, run or overwritten.
+"""Hostile text and files: a right result or one clear line; nothing is lost, run or overwritten.
 
 The properties are tried on a few cases here, and on some thousands by
 `python tests/robustness/stress.py fuzz`.
@@ -54,10 +54,8 @@ ENDS = ['\n', '\r\n', '\r', '\u2028', '\x85', '\x0b', '\x0c', '\x1c', '\t']
 characters = st.sampled_from(PARTS) | st.characters(exclude_categories=['Cs'])
 lines = st.lists(characters, max_size=30).map(''.join)
 whole_texts = st.lists(characters | st.sampled_from(ENDS), max_size=60).map(''.join)
-contents = whole_texts.map(str.encode) | st.binary(max_size=80) | st.tuples(whole_texts,
-                                                                            st.binary(
-                                                                                      max_size=3)).map(
-lambda parts: parts[0].encode() + parts[1])
+mixed = st.tuples(whole_texts.map(str.encode), st.binary(max_size=3)).map(b''.join)
+contents = whole_texts.map(str.encode) | st.binary(max_size=80) | mixed
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | lines
     | st.sampled_from([10**12, 0, -1]),
@@ -77,7 +75,10 @@ class Code:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, corpus, encoder_folder):
-    """The settings of a run of two steps; its out_dir has last/ and best/. Token files go to a temporary folder."""
+    """The settings of a run of two steps; its out_dir has last/ and best/.
+
+    Token files go to a temporary folder.
+    """
     folder, before = tmp_path_factory.mktemp('trained'), tokens.token_folder
     tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
     cfg = config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder),
@@ -133,11 +134,10 @@ def test_weights_as_pickle_are_read_if_they_are_tensors(encoder_folder, tmp_path
     shutil.copytree(encoder_folder, encoder)
     state = {k: v.clone() for k, v in load_file(encoder / 'model.safetensors').items()}
     (encoder / 'model.safetensors').unlink()
+    huge = torch.zeros(1, 1).expand(10**9, 10**6)
     for change, message in ((lambda s: s, None), (lambda s: list(s), 'other things than tensors'),
                             (lambda s: {**s, 'epoch': 3}, 'other things than tensors'),
-                            (lambda s: {**s, 'lm_head.bias': torch.zeros(1, 1).expand(10**9,
-                                                                                      10**6)},
-                             'larger than its data'),
+                            (lambda s: {**s, 'lm_head.bias': huge}, 'larger than its data'),
                             (lambda s: torch.nn.Linear(2, 2), 'is damaged or no weight')):
         torch.save(change(state), encoder / 'pytorch_model.bin')
         if message is None:
@@ -209,7 +209,10 @@ def test_a_damaged_state_is_refused(trained, tmp_path_factory, where):
 
 @given(st.data())
 def test_a_models_settings_may_be_anything(trained, tmp_path_factory, data):
-    """Any JSON in config.json: the same model, but for dropout, or one line; no memory for sizes it does not have."""
+    """Any JSON in config.json: the same model, but for dropout, or one line.
+
+    No memory is taken for sizes that the model does not have.
+    """
     folder = tmp_path_factory.getbasetemp() / 'settings'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(f'{trained.out_dir}/best', folder)
@@ -228,7 +231,7 @@ def test_a_models_settings_may_be_anything(trained, tmp_path_factory, data):
 
 @given(st.data())
 def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, data):
-    """As above, for files without the checksums that ours have: sizes are those of the tensors, or it is refused."""
+    """The same without checksums: sizes are those of the tensors, or the folder is refused."""
     folder = tmp_path_factory.getbasetemp() / 'encoder_settings'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(encoder_folder, folder)
@@ -247,7 +250,7 @@ def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, 
 
 @pytest.mark.parametrize('key', ['vocab_size', 'n_layer', 'n_embd', 'n_ffn', 'n_positions'])
 def test_sizes_that_the_weights_do_not_have(trained, encoder_folder, tmp_path, key):
-    """Refused before a model of that size is made, also where no checksum says that config.json was changed."""
+    """Refused before a model of that size is made, also where there is no checksum."""
     for source, read, name in ((encoder_folder, XLMR.from_encoder, SIZES[key]),
                                (f'{trained.out_dir}/best', SWCM.load, key)):
         folder = tmp_path / read.__name__
@@ -279,7 +282,10 @@ def test_weights_that_are_none(trained, encoder_folder, tmp_path):
 
 
 def test_a_state_of_another_model_is_refused(trained, tmp_path):
-    """Its checksum is right, but AdamW's moments are not of this model's shapes: PyTorch would read past their end."""
+    """Its checksum is right, but AdamW's moments have other shapes than this model.
+
+    PyTorch would read past their end.
+    """
     out = tmp_path / 'out'
     shutil.copytree(trained.out_dir, out)
     tensors, metadata = read_safetensors(out / 'last' / STATE)
@@ -359,8 +365,8 @@ def test_a_zip_bomb_is_not_opened(encoder_folder, tmp_path):
 def test_a_run_does_not_write_over_what_it_begins_from(trained, tmp_path):
     out = tmp_path / 'out'
     shutil.copytree(trained.encoder, out / 'best')
-    with pytest.raises(ValueError,
-                       match='best lies in out_dir=.*, which this run would write over; --out_dir=NAME'):
+    message = 'best lies in out_dir=.*, which this run would write over; --out_dir=NAME'
+    with pytest.raises(ValueError, match=message):
         train.train(replace(trained, encoder=str(out / 'best'), out_dir=str(out)))
     assert XLMR.from_encoder(out / 'best')
 
@@ -379,7 +385,7 @@ def test_deterministic(trained, tmp_path):
 
 @given(st.data())
 def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
-    """Whatever happens to a file: ids in the vocabulary, segments in their file, or one line that says what to do."""
+    """Whatever happens to a file: ids in the vocabulary, segments in their file, or one line."""
     [folder] = tokens.token_folder('text').iterdir()
     damaged = tmp_path_factory.getbasetemp() / 'damaged_tokens'
     shutil.rmtree(damaged, ignore_errors=True)
@@ -394,9 +400,8 @@ def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
             np.zeros((2, 2), np.uint64), np.array([], np.uint64), np.array([0.0, 3.0]),
             np.array([None, 'x'], object)])), allow_pickle=True)
     elif path.suffix == '.npy' and how == 'bytes':    # a header that promises 8 TB
-        path.write_bytes(
-                         b"\x93NUMPY\x01\x00v\x00{'descr': '<u8', 'fortran_order': False, 'shape': (1000000000000,), }"
-                         .ljust(127) + b'\n')
+        header = b"{'descr': '<u8', 'fortran_order': False, 'shape': (1000000000000,), }"
+        path.write_bytes((b'\x93NUMPY\x01\x00v\x00' + header).ljust(127) + b'\n')
     else:
         path.write_bytes(data.draw(st.binary(max_size=40)))
     try:
@@ -436,7 +441,7 @@ def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path, monkeyp
 
 
 def test_a_model_can_be_read_while_it_is_written(trained, tmp_path, monkeypatch):
-    """Its file is replaced after it was opened: the reader finds the one or the other, and no mixture."""
+    """Its file is replaced after it was opened: the reader finds one or the other, no mixture."""
     old, new = (SWCM.load(f'{trained.out_dir}/best') for _ in range(2))
     with torch.no_grad():
         for p in new.parameters():
@@ -519,16 +524,16 @@ def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
 @given(st.lists(contents, min_size=1, max_size=3),
        st.sampled_from(['bo.txt', 'bo.jsonl', 'bo-zh.tsv']))
 def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts, name):
-    """Every token of what the corpus reads is in a token file, or counted as left out; else one line, and no files."""
+    """Every token is in a token file or counted as left out; or one line, and no files."""
     base = tmp_path_factory.getbasetemp()
     folder, content = fresh(base, 'corpus_any'), b'\n'.join(parts)
     if name == 'bo.jsonl':
         content = b'\n'.join(json.dumps({'text': part.decode('utf-8', 'surrogateescape')}).encode()
                              for part in parts)
     elif name == 'bo-zh.tsv':
-        content = b'\n'.join(part.replace(b'\n', b' ').replace(b'\t',
-                                                               b' ') + b'\t' + part[::-1].replace(
-     b'\n', b' ').replace(b'\t', b' ') for part in parts)
+        flat = [part.replace(b'\n', b' ').replace(b'\t', b' ') for part in parts]
+        turned = [part[::-1].replace(b'\n', b' ').replace(b'\t', b' ') for part in parts]
+        content = b'\n'.join(a + b'\t' + b for a, b in zip(flat, turned))
     (folder / name).write_bytes(content)
     before = set(tokens.token_folder('text').iterdir())
     try:
@@ -570,10 +575,8 @@ records = st.dictionaries(st.sampled_from(['source', 'target', 'text', 'title', 
                           values, max_size=5)
 
 
-@given(st.sampled_from(['.tsv', '.jsonl', '.json', '.csv', '.txt']), contents | records.map(
-    lambda record: json.dumps(record).encode()) | values.map(
-                                                             lambda value: json.dumps(
-                                                                                      value).encode()))
+@given(st.sampled_from(['.tsv', '.jsonl', '.json', '.csv', '.txt']),
+       contents | (records | values).map(lambda value: json.dumps(value).encode()))
 def test_any_file_of_examples(tmp_path_factory, ending, content):
     path = tmp_path_factory.getbasetemp() / f'any{ending}'
     path.write_bytes(content)
@@ -630,10 +633,8 @@ def test_training_on_any_text(trained, corpus, tmp_path_factory, parts):
     base = tmp_path_factory.getbasetemp()
     folder, out = fresh(base, 'corpus_to_train'), fresh(base, 'trained_on_any')
     for language in ('bo', 'zh'):
-        (folder / f'{language}.txt').write_bytes(
-                                                 b'\n'.join([*parts,
-                                                             (corpus
-                                                              / f'{language}.txt').read_bytes()]))
+        known = (corpus / f'{language}.txt').read_bytes()
+        (folder / f'{language}.txt').write_bytes(b'\n'.join([*parts, known]))
     try:
         train.train(replace(trained, data_from=str(folder), languages=('bo', 'zh'),
                             out_dir=str(out), max_steps=1))
@@ -703,8 +704,9 @@ def test_bad_corpora(trained, tokenizer, tmp_path, name, content, message):
     ('a.csv', b'source,target\na,"b\nc,d\ne,f\n', 'row 2 is not as .csv has it'),
     ('a.csv', b'source,source,target\na,b,c\n', 'two columns have one name'),
     ('a.txt',
-     b'<doc id=0>\n<summary>a</summary>\n<short_text>b</short_text>\n</doc> <doc id=1>\n<summary>c</summary>\n'
-              b'<short_text>d</short_text>\n</doc>\n', 'has not one <summary>'),
+     b'<doc id=0>\n<summary>a</summary>\n<short_text>b</short_text>\n</doc> '
+     b'<doc id=1>\n<summary>c</summary>\n<short_text>d</short_text>\n</doc>\n',
+     'has not one <summary>'),
     ('a.txt', b'<doc>\n' + b'<summary></summary>' * 4000 + b'\n</doc>\n', 'has not one <summary>')])
 def test_bad_examples(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -786,8 +788,8 @@ def test_a_line_of_10_megabytes(tokenizer, tmp_path):
     [line] = read_lines(path)
     segments = cut([tokenizer.encode(line)], tokenizer, 253)
     assert max(map(len, segments)) <= 253 and sum(map(len, segments)) == len(tokenizer.encode(line))
-    with pytest.raises(ValueError,
-                       match=r'a text of [\d,]+ characters; scores are for texts of at most 100,000'):
+    message = r'a text of [\d,]+ characters; scores are for texts of at most 100,000'
+    with pytest.raises(ValueError, match=message):
         score([line], ['x'], 'bo')
 
 

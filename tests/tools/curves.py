@@ -93,11 +93,11 @@ def score_table(paths, score):
         file = next((p for p in (path / 'best/metrics.json', path / 'metrics.json') if p.exists()),
                     path)
         scores = json.loads(
-                            file.read_text(encoding='utf-8')).get(
-                                                                  'scores') if file.is_file() else None
+            file.read_text(encoding='utf-8')).get(
+                'scores') if file.is_file() else None
         if not scores:
             raise ValueError(
-                             f'{path} has no scores; give the folder of a run of finetune.py or its metrics.json')
+                f'{path} has no scores; give the folder of a run of finetune.py or its metrics.json')
         run = file.with_suffix('') if file.name != 'metrics.json' else file.resolve().parent
         name = run.parent.name if run.name == 'best' else run.name
         if name in rows:
@@ -172,7 +172,7 @@ def main():
         if args.score:
             if args.svg:
                 raise ValueError(
-                                 f'svg={args.svg}: a score is shown as a table; leave --score out for learning curves')
+                    f'svg={args.svg}: a score is shown as a table; leave --score out for learning curves')
             print('\n'.join(score_table(args.runs, args.score)))
             return
         arms = read_arms(args.runs)
