@@ -36,13 +36,13 @@ FILES = {  # name: what is in it, of a summary or an answer each
                  f'    <summary>\n        {TITLE}\n    </summary>\n'
                  f'    <short_text>\n        {ARTICLE}\n    </short_text>\n</doc>\n',
     'plain-answer.jsonl': json.dumps({'question': QUESTION, 'context': ARTICLE, 'answer': ANSWER}),
-    'cmrc2018-squad.json': json.dumps({'version': 'v1.0',
-                                       'data': [{'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
-{'id': 'TRAIN_186', 'context': ARTICLE,
- 'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}),
-    'cmrc2018.json': json.dumps([{'context_id': 'TRIAL_1', 'context_text': ARTICLE, 'title': 'x',
-                                  'qas': [
-{'query_id': 'TRIAL_1_QUERY_0', 'query_text': QUESTION, 'answers': [ANSWER, 'y']}]}]),
+    'cmrc2018-squad.json': json.dumps({'version': 'v1.0', 'data': [
+        {'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
+            {'id': 'TRAIN_186', 'context': ARTICLE,
+             'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}),
+    'cmrc2018.json': json.dumps([
+        {'context_id': 'TRIAL_1', 'context_text': ARTICLE, 'title': 'x', 'qas': [
+            {'query_id': 'TRIAL_1_QUERY_0', 'query_text': QUESTION, 'answers': [ANSWER, 'y']}]}]),
     'cmrc2018-hub.jsonl': json.dumps({'id': 'x', 'context': ARTICLE, 'question': QUESTION,
                                       'answers': {'text': [ANSWER], 'answer_start': [5]}}),
     'tibetanqa.csv': f'\ufeffID,标题,段落,问题,答案\n1,x,{ARTICLE},{QUESTION},{ANSWER}\n',
@@ -277,11 +277,8 @@ def test_learns_by_heart(tmp_path, task, scores):
     done = run(*settings)
     assert done.returncode == 0, done.stderr
     assert 'warning: 24 of the 24 examples for test files are learned' in done.stdout
-    metrics = json.loads(
-        (out / 'best'
-         / 'metrics.json').read_text(
-             encoding='utf-8'))['scores']['test files'][
-                 'bo']
+    metrics = json.loads((out / 'best/metrics.json').read_text(encoding='utf-8'))
+    metrics = metrics['scores']['test files']['bo']
     assert {name: metrics[name]['value'] for name in scores} == dict.fromkeys(scores, 100)
     lines = [json.loads(x)
              for x in (out / 'best' / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()]
@@ -321,9 +318,7 @@ def test_transfer_and_force_script(tmp_path, corpus):
     for direction, letters in ('zh-bo', {None, 'CJK'}), ('zh-kk', {None, 'CYRILLIC'}):
         assert letters >= {script(c) for line in lines if line['direction'] == direction
                            for c in line['prediction']}
-    scores = json.loads(
-        (out / 'best'
-         / 'metrics.json').read_text(encoding='utf-8'))['scores']['test']
+    scores = json.loads((out / 'best/metrics.json').read_text(encoding='utf-8'))['scores']['test']
     for direction, tok in ('zh-bo', 'syllable'), ('zh-kk', 'word'):
         assert scores[direction]['bleu']['signature'] == f'tok:{tok}|smooth:exp|norm:nmt_nfkc'
     header, _, row = run(out, '--score=empty', script='tests/tools/curves.py').stdout.splitlines()
@@ -409,10 +404,8 @@ def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monke
                    '--test_fraction=0.2', '--val_fraction=0.2', '--beams=1',
                    '--eval_interval=1', '--batch_tokens=300', '--test_examples=2',
                    f'--out_dir={tmp_path}/out'])
-    assert read_state(
-        config.FineTune(
-            **json.loads((tmp_path / 'out/config.json').read_text())))[
-                'best'] == [0, 6]
+    settings = json.loads((tmp_path / 'out/config.json').read_text())
+    assert read_state(config.FineTune(**settings))['best'] == [0, 6]
 
 
 def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):

@@ -216,7 +216,7 @@ def test_none_shares_nothing(encoder_folder):
 
 
 def test_parameters_of_the_published_layout():
-    """CINO-base-v2's sizes. The published code has 492,548,543 parameters, the pooler's too: 590,592.
+    """CINO-base-v2's sizes. The published code has 492,548,543 parameters, 590,592 of a pooler.
 
     Ours has a LayerNorm, 2 * 768, more in each of the 3 inserted layers: 491,962,559. It also pads
     the 135,359 rows of two tables and a bias to a multiple of 64, which is not counted here.

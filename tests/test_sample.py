@@ -102,14 +102,11 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
                    '--max_steps=2', '--test_fraction=0.2', '--beams=3',
                    '--val_fraction=0.2', '--batch_tokens=300', '--length_penalty=0.5',
                    f'--out_dir={tmp_path}/out', '--force_script=bo:TIBETAN'])
-    found = [json.loads(x)
-             for x in (tmp_path
-                       / 'out/best/predictions.jsonl').read_text(encoding='utf-8').splitlines()]
-    scores = json.loads(
-        (tmp_path
-         / 'out/best/metrics.json').read_text(
-             encoding='utf-8'))['scores']['test'][
-                 'bo']
+    best = tmp_path / 'out/best'
+    predictions = (best / 'predictions.jsonl').read_text(encoding='utf-8')
+    found = [json.loads(line) for line in predictions.splitlines()]
+    metrics = json.loads((best / 'metrics.json').read_text(encoding='utf-8'))
+    scores = metrics['scores']['test']['bo']
     (tmp_path / 'texts').write_text('\n'.join(p['source'][0] for p in found), encoding='utf-8')
     capsys.readouterr()
     sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--dtype=float32',

@@ -54,8 +54,9 @@ def log(cfg):
     return [{k: v for k, v in line.items() if k != 'tokens_per_s'} for line in lines]
 
 
-@pytest.mark.parametrize('options', [dict(), dict(objective='mlm'),
-                                     dict(share='tie', head='untied')])
+@pytest.mark.parametrize('options', [
+    dict(), dict(objective='mlm'),
+    pytest.param(dict(share='tie', head='untied'), marks=pytest.mark.full)])
 def test_resume_changes_no_bit(cfg, tmp_path, options, capsys):
     cfg = replace(cfg, languages=('bo', 'zh'), **options)
     train.train(cfg)
@@ -135,6 +136,7 @@ def test_training_learns_and_keeps_the_best(cfg, capsys):
     assert best.generate(src, 'zh', beams=2, max_new_tokens=5)
 
 
+@pytest.mark.full
 def test_scores_of_translations(cfg, tmp_path, monkeypatch):
     """A model that knows the references gets 100, one that writes those of other sources not."""
     (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\nབོད།\t藏语\n',

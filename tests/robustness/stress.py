@@ -96,10 +96,8 @@ def reader(folder):
                 SWCM.load(folder / 'read' / name)
                 n[name] += 1
         if (folder / 'read/last/training.safetensors').exists():
-            steps.add(
-                json.loads(read_safetensors(folder
-                                            / 'read/last/training.safetensors')[1]['json'])[
-                                                'step'])
+            _, metadata = read_safetensors(folder / 'read/last/training.safetensors')
+            steps.add(json.loads(metadata['json'])['step'])
     assert min(n.values()) > 20 and len(steps) > 10, f'too little was read: {n}, {len(steps)} steps'
     shutil.rmtree(folder / 'read')
     return (f'{n["last"]} times last/ and {n["best"]} times best/ were read while they were '

@@ -1,12 +1,12 @@
-"""Compares runs by their logs: a table of their last evaluation, and learning curves; or fine-tuned ones by a score.
+"""Compares runs: a table of their last evaluation, learning curves, or a table of one score.
 
     python tests/tools/curves.py out/tibetan out/other --svg=curves.svg
-    python tests/tools/curves.py config/ablation/logs/*.jsonl --svg=docs/ablation.svg
     python tests/tools/curves.py out/translate out/other --score=chrF++
 
-Needs matplotlib. Each argument is the folder of a run or its log.jsonl; with --score, its metrics.json. In logs, runs
-whose names differ only in a number behind a dot, like copy.1 and copy.2, are one arm with several seeds: the table has
-their mean ± standard deviation, and the figure their mean and range, both at the steps that all of its seeds have.
+Needs matplotlib. Each argument is the folder of a run or its log.jsonl; with --score, metrics.json.
+In logs, runs whose names differ only in a number behind a dot, like copy.1 and copy.2, are one arm
+with several seeds: the table has their mean ± standard deviation, and the figure their mean and
+range, both at the steps that all of its seeds have.
 """
 import argparse
 import json
@@ -23,99 +23,108 @@ WORDS = {'mt': 'translation', 'dae': 'denoising', 'mlm': 'masked tokens'}
 
 
 def read_arms(paths):
-    """{arm: [evaluations of each seed]}, of most tasks first, then of least loss in the end.
-
-    An evaluation is a line of the log with `val`; the last has the run's parameters too.
+    """{arm: [evaluations of each seed]}, those of most tasks first, then those of least loss.
 
     Raises ValueError for a log without evaluations, and for seeds that have no step in common.
     """
     arms = {}
     for path in map(Path, paths):
-        log = path / 'log.jsonl' if path.is_dir() else path
-        lines = [json.loads(line)
-                 for line in log.read_text(encoding='utf-8').splitlines(keepends=True)
-                 if line.endswith('\n')]  # the last one of a run that goes on may be half written
-        name = re.sub(r'\.\d+$', '',
-                      (path if path.is_dir() else log.parent if log.name == 'log.jsonl'
-                              else log.with_suffix('')).resolve().name)
-        evaluations = {line['step']: line for line in lines if 'val' in line}
-        if not evaluations:
-            raise ValueError(f'{log} has no evaluation')
-        evaluations[max(evaluations)]['parameters'] = next((x['parameters'] for x in lines
-                                                            if 'parameters' in x), None)
-        arms.setdefault(name, []).append(evaluations)
+        arm = re.sub(r'\.\d+$', '', run_name(path, 'log.jsonl'))
+        arms.setdefault(arm, []).append(read_log(path / 'log.jsonl' if path.is_dir() else path))
     for arm, runs in arms.items():
         steps = sorted(set.intersection(*map(set, runs)))
         if not steps:
             raise ValueError(f'{arm}: its seeds have no evaluation of the same step')
         arms[arm] = [[run[step] for step in steps] for run in runs]
 
-    def last_loss(arm):
+    def order(arm):
         ends = [run[-1]['val'] for run in arms[arm]]
         return -len(ends[0]), statistics.mean(loss for end in ends for loss in end.values())
 
-    return {arm: arms[arm] for arm in sorted(arms, key=last_loss)}
+    return {arm: arms[arm] for arm in sorted(arms, key=order)}
+
+
+def run_name(path, file):
+    """The name of a run's folder, or of a copy of its file in another place."""
+    if path.is_dir():
+        return path.resolve().name
+    return path.resolve().parent.name if path.name == file else path.with_suffix('').name
+
+
+def read_log(log):
+    """{step: line of the log with `val`}; the last line has the number of parameters, too."""
+    lines = log.read_text(encoding='utf-8').splitlines(keepends=True)
+    lines = [json.loads(line) for line in lines if line.endswith('\n')]  # a run may be writing one
+    evaluations = {line['step']: line for line in lines if 'val' in line}
+    if not evaluations:
+        raise ValueError(f'{log} has no evaluation')
+    parameters = [line['parameters'] for line in lines if 'parameters' in line]
+    evaluations[max(evaluations)]['parameters'] = parameters[0] if parameters else None
+    return evaluations
+
+
+def markdown(header, rows):
+    """The lines of a Markdown table."""
+    lines = ['| ' + ' | '.join(row) + ' |' for row in [header, *rows]]
+    return [lines[0], '|' + '---|' * len(header), *lines[1:]]
 
 
 def table(arms):
-    """Markdown lines: an arm a row, with parameters, target tokens, losses (nats a token) and scores at the end.
+    """Markdown lines, a row an arm: parameters, target tokens, losses (nats a token), scores.
 
     An arm without some of the tasks has no mean of the losses, which could not be compared.
     """
     last = {arm: [run[-1] for run in runs] for arm, runs in arms.items()}
-    columns = list(dict.fromkeys((kind, name) for kind in ('val', 'scores')
-                                 for ends in last.values()
-                                 for end in ends for name in end.get(kind, ())))
-    n_tasks = sum(kind == 'val' for kind, _ in columns)
-    yield '| ' + ' | '.join(['arm', 'seeds', 'parameters', 'tokens', 'mean',
-                             *(name for _, name in columns)]) + ' |'
-    yield '|' + '---|' * (len(columns) + 5)
+    ends = [end for ends in last.values() for end in ends]
+    tasks, scores = (list(dict.fromkeys(name for end in ends for name in end.get(kind, ())))
+                     for kind in ('val', 'scores'))
+    rows = []
     for arm, ends in last.items():
-        parameters = ends[0].get('parameters')
-        cells = [arm, str(len(ends)),
-                 *(f'{n / 1e6:.2f}M' if n else '' for n in (parameters, ends[0]['tokens']))]
+        sizes = ends[0].get('parameters'), ends[0]['tokens']
+        row = [arm, str(len(ends)), *(f'{n / 1e6:.2f}M' if n else '' for n in sizes)]
         means = [statistics.mean(end['val'].values()) for end in ends]
-        cells.append(spread(means, 2) if len(ends[0]['val']) == n_tasks else '')
-        for kind, name in columns:
-            values = [end[kind][name] for end in ends if name in end.get(kind, ())]
-            digits = 1 if name.lower().startswith('chrf') else 2
-            cells.append(spread(values, digits) if len(values) == len(ends) else '')
-        yield '| ' + ' | '.join(cells) + ' |'
+        row.append(spread(means, 2) if len(ends[0]['val']) == len(tasks) else '')
+        for kind, names in ('val', tasks), ('scores', scores):
+            for name in names:
+                values = [end[kind][name] for end in ends if name in end.get(kind, ())]
+                digits = 1 if name.lower().startswith('chrf') else 2
+                row.append(spread(values, digits) if len(values) == len(ends) else '')
+        rows.append(row)
+    return markdown(['arm', 'seeds', 'parameters', 'tokens', 'mean', *tasks, *scores], rows)
 
 
 def score_table(paths, score):
-    """Markdown lines: a run a row, and of each test and direction the score with its 95 % interval, in percent.
+    """Markdown lines, a row a run: the score of each test and direction, with its 95 % interval.
 
     Raises ValueError where a run has not been scored, or not by this one.
     """
-    rows = {}
+    runs = {}
     for path in map(Path, paths):
-        file = next((p for p in (path / 'best/metrics.json', path / 'metrics.json') if p.exists()),
-                    path)
-        scores = json.loads(
-            file.read_text(encoding='utf-8')).get(
-                'scores') if file.is_file() else None
-        if not scores:
-            raise ValueError(
-                f'{path} has no scores; give the folder of a run of finetune.py or its metrics.json')
-        run = file.with_suffix('') if file.name != 'metrics.json' else file.resolve().parent
-        name = run.parent.name if run.name == 'best' else run.name
-        if name in rows:
+        places = path / 'best/metrics.json', path / 'metrics.json', path
+        file = next(place for place in places if place.exists() or place == path)
+        metrics = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+        if not metrics.get('scores'):
+            raise ValueError(f'{path} has no scores; give the folder of a run of finetune.py, or '
+                             'its metrics.json')
+        folder = file.resolve().parent
+        name = folder.parent.name if folder.name == 'best' else run_name(file, 'metrics.json')
+        if name in runs:
             raise ValueError(f'{path}: {name} is there already; rename one')
-        cells = rows[name] = {}
-        for test, directions in scores.items():
-            for direction, values in directions.items():
-                if score not in values:
-                    there = ', '.join(key for key in values if isinstance(values[key], dict))
-                    raise ValueError(f'{path} has no score {score!r} but {there}')
-                value, low, high = (values[score][key] for key in ('value', 'low', 'high'))
-                cells[
-                      f'{test} {direction}'] = '–' if value is None else f'{value:.1f} [{low:.1f}, {high:.1f}]'
-    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-    yield '| ' + ' | '.join([score, *columns]) + ' |'
-    yield '|' + '---|' * (len(columns) + 1)
-    for name, cells in rows.items():
-        yield '| ' + ' | '.join([name, *(cells.get(column, '') for column in columns)]) + ' |'
+        runs[name] = {f'{test} {direction}': with_interval(values, score, path)
+                      for test, directions in metrics['scores'].items()
+                      for direction, values in directions.items()}
+    columns = list(dict.fromkeys(column for cells in runs.values() for column in cells))
+    rows = [[name, *(cells.get(column, '') for column in columns)] for name, cells in runs.items()]
+    return markdown([score, *columns], rows)
+
+
+def with_interval(values, score, path):
+    if score not in values:
+        there = ', '.join(key for key in values if isinstance(values[key], dict))
+        raise ValueError(f'{path} has no score {score!r} but {there}')
+    if values[score]['value'] is None:
+        return '–'
+    return '{value:.1f} [{low:.1f}, {high:.1f}]'.format(**values[score])
 
 
 def spread(values, digits):
@@ -124,41 +133,45 @@ def spread(values, digits):
 
 
 def draw(arms, path):
-    """Writes the curves: held-out loss, the mean over the tasks of a kind, against target tokens seen."""
-    tasks = {arm: set(runs[0][0]['val']) for arm, runs in arms.items()}
-    kinds = list(dict.fromkeys(name.split()[0] for found in tasks.values()
+    """Writes the curves: mean held-out loss of a kind of task against target tokens seen."""
+    names = {arm: set(runs[0][0]['val']) for arm, runs in arms.items()}
+    kinds = list(dict.fromkeys(name.split()[0] for found in names.values()
                                for name in sorted(found, reverse=True)))
     matplotlib.rcParams.update({'svg.fonttype': 'none', 'svg.hashsalt': 'curves', 'font.size': 9,
                                 'axes.spines.top': False, 'axes.spines.right': False})
     figure, panels = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds) + 1.6, 3.8),
                                   squeeze=False)
     for kind, panel in zip(kinds, panels[0]):
-        of_kind = {arm: {name for name in found if name.split()[0] == kind}
-                   for arm, found in tasks.items()}
-        # so that all means are of the same tasks
-        common = set.intersection(*filter(None, of_kind.values()))
-        lowest, start = np.inf, -np.inf
-        for i, (arm, runs) in enumerate(arms.items()):
-            if not of_kind[arm] or not common:
-                continue
-            curves = np.array([[statistics.mean(end['val'][name] for name in common) for end in run]
-                               for run in runs])
-            tokens = [end['tokens'] / 1e6 for end in runs[0]]
-            style = dict(color=f'C{i % 10}', linestyle='-' if i < 10 else '--')
-            panel.plot(tokens, curves.mean(0), label=arm, **style)
-            panel.fill_between(tokens, curves.min(0), curves.max(0), color=style['color'],
-                               alpha=0.2, linewidth=0)
-            lowest = min(lowest, curves.min())
-            start = max(start, curves[:, min(1, curves.shape[1] - 1)].max())
-        panel.set(title=WORDS.get(kind, kind), xlabel='target tokens seen, millions')
-        if start > lowest:  # the first evaluation, of an untrained model, is off the scale
-            panel.set_ylim(lowest - 0.05 * (start - lowest), start + 0.05 * (start - lowest))
+        draw_kind(arms, kind, panel)
     panels[0, 0].set_ylabel('held-out loss, nats a token')
     handles = {label: line for panel in panels[0]
                for line, label in zip(*panel.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc='center right', frameon=False)
     figure.tight_layout(rect=(0, 0, 1 - 1.5 / figure.get_figwidth(), 1))
     figure.savefig(path, metadata={'Date': None})
+
+
+def draw_kind(arms, kind, panel):
+    of_kind = {arm: {name for name in runs[0][0]['val'] if name.split()[0] == kind}
+               for arm, runs in arms.items()}
+    common = set.intersection(*filter(None, of_kind.values()))  # so that means can be compared
+    lowest, start = np.inf, -np.inf
+    for i, (arm, runs) in enumerate(arms.items()):
+        if not of_kind[arm] or not common:
+            continue
+        curves = np.array([[statistics.mean(end['val'][name] for name in common) for end in run]
+                           for run in runs])
+        tokens = [end['tokens'] / 1e6 for end in runs[0]]
+        color = f'C{i % 10}'
+        panel.plot(tokens, curves.mean(0), '-' if i < 10 else '--', label=arm, color=color)
+        panel.fill_between(tokens, curves.min(0), curves.max(0), color=color, alpha=0.2,
+                           linewidth=0)
+        lowest = min(lowest, curves.min())
+        start = max(start, curves[:, min(1, curves.shape[1] - 1)].max())
+    panel.set(title=WORDS.get(kind, kind), xlabel='target tokens seen, millions')
+    if start > lowest:  # the first evaluation, of an untrained model, is off the scale
+        margin = 0.05 * (start - lowest)
+        panel.set_ylim(lowest - margin, start + margin)
 
 
 def main():
@@ -171,8 +184,8 @@ def main():
     try:
         if args.score:
             if args.svg:
-                raise ValueError(
-                    f'svg={args.svg}: a score is shown as a table; leave --score out for learning curves')
+                raise ValueError(f'svg={args.svg}: a score is shown as a table; leave --score out '
+                                 'for learning curves')
             print('\n'.join(score_table(args.runs, args.score)))
             return
         arms = read_arms(args.runs)
