@@ -145,8 +145,8 @@ class Bert2Bert(System):
 
     def decode(self, src, new, beams):
         return self.module.generate(input_ids=src, attention_mask=torch.ones_like(src),
-                                    num_beams=beams, do_sample=False, min_new_tokens=new, max_new_tokens=new,
-                                    **self.options)[:, 1:].tolist()
+                                    num_beams=beams, do_sample=False, min_new_tokens=new,
+                                    max_new_tokens=new, **self.options)[:, 1:].tolist()
 
     def loss(self, src, tgt):
         return self.module(input_ids=src, attention_mask=torch.ones_like(src), labels=tgt).loss
