@@ -1,10 +1,11 @@
-"""Small real inputs: sentences in five languages, a vocabulary trained on them, and encoders with random weights."""
+"""Small real inputs: sentences in five languages, a vocabulary trained on them, random encoders."""
 import os
 import sys
 from collections import Counter
 from pathlib import Path
 
-os.environ['OMP_NUM_THREADS'] = '1'                  # the models are tiny: more threads only wait, here and in commands
+# the models are tiny: more threads only wait, here and in commands
+os.environ['OMP_NUM_THREADS'] = '1'
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -21,28 +22,33 @@ from model import XLMR, SWCMConfig  # noqa: E402
 LANGUAGES = ('bo', 'kk', 'mn', 'ug', 'zh')
 # two sentences, "I have N X." and "He saw N X.", with the words for N and X
 SENTENCES = {
-    'bo': (('ང་ལ་{x}་{n}་ཡོད།', 'ཁོས་{x}་{n}་མཐོང་།'), 'གཉིས གསུམ བཞི ལྔ དྲུག བདུན བརྒྱད དགུ བཅུ', 'དེབ ཁྱི རྟ ཁང་པ ལུག'),
+    'bo': (('ང་ལ་{x}་{n}་ཡོད།', 'ཁོས་{x}་{n}་མཐོང་།'), 'གཉིས གསུམ བཞི ལྔ དྲུག བདུན བརྒྱད དགུ བཅུ',
+           'དེབ ཁྱི རྟ ཁང་པ ལུག'),
     'kk': (('Менде {n} {x} бар.', 'Ол {n} {x} көрді.'),
            'екі үш төрт бес алты жеті сегіз тоғыз он', 'кітап ит ат үй қой'),
     'mn': (('Надад {n} {x} бий.', 'Тэр {n} {x} харсан.'),
-           'хоёр гурван дөрвөн таван зургаан долоон найман есөн арван', 'ном нохой морь байшин хонь'),
-    'ug': (('مەندە {n} {x} بار.', 'ئۇ {n} {x} كۆردى.'), 'ئىككى ئۈچ تۆت بەش ئالتە يەتتە سەككىز توققۇز ئون',
+           'хоёр гурван дөрвөн таван зургаан долоон найман есөн арван',
+           'ном нохой морь байшин хонь'),
+    'ug': (('مەندە {n} {x} بار.', 'ئۇ {n} {x} كۆردى.'),
+           'ئىككى ئۈچ تۆت بەش ئالتە يەتتە سەككىز توققۇز ئون',
            'كىتاب ئىت ئات ئۆي قوي'),
     'zh': (('我有{n}{x}。', '他看见了{n}{x}。'), '两 三 四 五 六 七 八 九 十', '本书 只狗 匹马 座房子 只羊'),
 }
 # text that trips careless code
-HARD = ['', ' ', '  two  spaces ', 'Ａｂｃ ﬁne ½', '<s> </s> <mask> <pad>', '3.5 Tb', '😀 བོད།', '\u200bx\u00a0y',
-        'عربي كىتاب', 'རྒྱལ་ཁབ་ཀྱི༎ །', '我有两本书。他看见了', 'Ол екі кітап көрді.', 'Ё й ё', '＜s＞']
+HARD = ['', ' ', '  two  spaces ', 'Ａｂｃ ﬁne ½', '<s> </s> <mask> <pad>', '3.5 Tb', '😀 བོད།',
+        '\u200bx\u00a0y', 'عربي كىتاب', 'རྒྱལ་ཁབ་ཀྱི༎ །', '我有两本书。他看见了', 'Ол екі кітап көрді.',
+        'Ё й ё', '＜s＞']
 
 
 def sentences(language):
     """90 sentences, the same in each language."""
     forms, numbers, things = SENTENCES[language]
-    return [form.format(n=n, x=x) for form in forms for n in numbers.split() for x in things.split()]
+    return [form.format(n=n, x=x) for form in forms for n in numbers.split()
+            for x in things.split()]
 
 
 def write_corpus(folder):
-    """Files that data/text reads: one per language of nine sentences a document, and a .tsv per pair with zh."""
+    """Files for data/text: documents of nine sentences in each language, and pairs with zh."""
     for language in LANGUAGES:
         lines = sentences(language)
         documents = [' '.join(lines[i::15]) for i in range(15)]
@@ -59,14 +65,19 @@ def make_pieces():
 
 
 def make_encoder(folder, pieces):
-    """A random encoder of 4 layers in Hugging Face's format, with weights of a trained one's size."""
+    """A random encoder of 4 layers in Hugging Face's format; weights have a trained one's size."""
     torch.manual_seed(0)
-    model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=4, n_head=4, n_embd=32, n_ffn=64,
-                            n_positions=66), pieces)
+    model = XLMR(SWCMConfig(vocab_size=Tokenizer(pieces).vocab_size, n_layer=4, n_head=4, n_embd=32,
+                            n_ffn=64, n_positions=66), pieces)
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
     model.save(folder)
     assert (folder / SENTENCEPIECE).exists()
+
+
+def pytest_collection_modifyitems(items):
+    """The walkthrough runs first."""
+    items.sort(key=lambda item: item.path.name != 'test_walkthrough.py')
 
 
 @pytest.fixture(scope='session')

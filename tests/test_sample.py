@@ -1,4 +1,4 @@
-"""sample.py: nothing of a text is lost, and what it writes is what was trained and scored; what is cut is said."""
+"""sample.py: nothing of a text is lost, output is as trained and scored, what is cut is said."""
 import json
 import os
 import re
@@ -45,22 +45,26 @@ def writer(folder, task='translate', **options):
 
 
 def test_translation_is_by_sentence(folder, asked):
-    """The joined output has one part a sentence, and no sentence is lost, however long the text is."""
+    """The output has one part a sentence, and no sentence is lost, however long the text is."""
     text = '我有两本书。他看见了三只羊。' * 30
-    assert writer(folder).answer([text, '', '我有两本书'], 'zh', 'bo') == [' '.join(map(str, range(60))), '', '60']
+    answers = writer(folder).answer([text, '', '我有两本书'], 'zh', 'bo')
+    assert answers == [' '.join(map(str, range(60))), '', '60']
     assert asked[0] == ['我有两本书。', '他看见了三只羊。'] * 30 + ['我有两本书']
     nano = Tokenizer('data/nano')
-    starts = nano.sentence_starts(nano.encode('你好！我有3.5两本书？他看见了。'))         # ！？ are !? for the vocabulary
+    starts = nano.sentence_starts(nano.encode('你好！我有3.5两本书？他看见了。'))  # ！？ are !? for the vocabulary
     assert len(starts) == 3
     asked.clear()
     together = writer(folder, gather=40).answer([text], 'zh', 'bo')[0]
-    assert ''.join(asked[0]) == text and 1 < len(asked[0]) < 30 and together.count(' ') == len(asked[0]) - 1
+    assert ''.join(asked[0]) == text
+    assert 1 < len(asked[0]) < 30
+    assert together.count(' ') == len(asked[0]) - 1
     assert all(part.endswith('。') for part in asked[0])
-    assert writer(folder, max_new_tokens=5).answer([text], 'zh', 'bo') and asked[1] == ['我有两本书。', '他看见了三只羊。'] * 30
+    assert writer(folder, max_new_tokens=5).answer([text], 'zh', 'bo')
+    assert asked[1] == ['我有两本书。', '他看见了三只羊。'] * 30
 
 
 def test_room_for_output(encoder_folder, tokenizer):
-    """It is three times the source and 20, or what is asked for, and never more than the model has positions."""
+    """Three times the source and 20, or what is asked for, and never beyond the positions."""
     model, limits = SWCM.from_encoder(encoder_folder, languages=LANGUAGES), []
     generate, model.generate = model.generate, lambda *args, **options: (
         limits.append(options['max_new_tokens']) or generate(*args, **options))
@@ -73,14 +77,17 @@ def test_room_for_output(encoder_folder, tokenizer):
 
 def test_what_is_cut_off_is_said(folder, capsys):
     """... and a limit of the output is none of the source."""
-    sample.main([f'--checkpoint={folder}', '--text=我有两本书。他看见了三只羊。', '--to=bo', '--max_new_tokens=2', '--beams=1'])
+    sample.main([f'--checkpoint={folder}', '--text=我有两本书。他看见了三只羊。', '--to=bo', '--max_new_tokens=2',
+                 '--beams=1'])
     captured = capsys.readouterr()
     assert captured.out.count('\n') == 1
-    assert 'warning: 2 outputs came to the limit of their length and may lack their end' in captured.err
+    warning = 'warning: 2 outputs came to the limit of their length and may lack their end'
+    assert warning in captured.err
     long = writer(folder, beams=1, max_new_tokens=2)
     long.answer(['我' * 100, '我'], 'zh', 'bo')
     long.warn('zh')
-    assert 'warning: 1 sentences were cut in parts, as they are longer than the 64 tokens' in capsys.readouterr().err
+    warning = 'warning: 1 sentences were cut in parts, as they are longer than the 64 tokens'
+    assert warning in capsys.readouterr().err
     long.warn('zh')
     assert not capsys.readouterr().err
 
@@ -90,19 +97,26 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
     lines = sentences('bo')
     rows = [{'article': ' '.join(lines[i:i + 3]), 'title': lines[i]} for i in range(88)]
     (tmp_path / 'a.bo.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
-    finetune.main([f'--data={tmp_path}/a.bo.jsonl', f'--encoder={encoder_folder}', '--task=summarise', '--learn=bo',
-                   '--max_source_len=24', '--max_target_len=30', '--max_steps=2', '--test_fraction=0.2', '--beams=3',
-                   '--val_fraction=0.2', '--batch_tokens=300', '--length_penalty=0.5', f'--out_dir={tmp_path}/out',
-                   '--force_script=bo:TIBETAN'])
-    found = [json.loads(x) for x in (tmp_path / 'out/best/predictions.jsonl').read_text(encoding='utf-8').splitlines()]
-    scores = json.loads((tmp_path / 'out/best/metrics.json').read_text(encoding='utf-8'))['scores']['test']['bo']
+    finetune.main([f'--data={tmp_path}/a.bo.jsonl', f'--encoder={encoder_folder}',
+                   '--task=summarise', '--learn=bo', '--max_source_len=24', '--max_target_len=30',
+                   '--max_steps=2', '--test_fraction=0.2', '--beams=3',
+                   '--val_fraction=0.2', '--batch_tokens=300', '--length_penalty=0.5',
+                   f'--out_dir={tmp_path}/out', '--force_script=bo:TIBETAN'])
+    best = tmp_path / 'out/best'
+    predictions = (best / 'predictions.jsonl').read_text(encoding='utf-8')
+    found = [json.loads(line) for line in predictions.splitlines()]
+    metrics = json.loads((best / 'metrics.json').read_text(encoding='utf-8'))
+    scores = metrics['scores']['test']['bo']
     (tmp_path / 'texts').write_text('\n'.join(p['source'][0] for p in found), encoding='utf-8')
     capsys.readouterr()
-    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--dtype=float32', '--batch=5'])
+    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--dtype=float32',
+                 '--batch=5'])
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [p['prediction'] for p in found] and len(found) > 9
-    assert scores['cut'] > 0 and f'warning: {scores["cut"]} texts lost what is longer than the 24 tokens' in captured.err
-    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--beams=1', '--max_new_tokens=3'])
+    assert scores['cut'] > 0
+    assert f'warning: {scores["cut"]} texts lost what is longer than the 24 tokens' in captured.err
+    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--beams=1',
+                 '--max_new_tokens=3'])
     assert capsys.readouterr().out != captured.out    # what is typed counts
 
 
@@ -113,10 +127,12 @@ def test_masks_are_encoded_as_in_training(tokenizer):
         for text in (text for language in LANGUAGES for text in sentences(language)[::30]):
             whole = tok.encode(text).tolist()
             for i in range(len(whole)):
-                before, after = (''.join(tok.pieces[j] for j in ids).replace('▁', ' ') for ids in (whole[:i], whole[i + 1:]))
+                before, after = (''.join(tok.pieces[j] for j in ids).replace('▁', ' ')
+                                 for ids in (whole[:i], whole[i + 1:]))
                 if not before.endswith(' '):          # a space there would be no piece
                     n += 1
-                    assert tok.encode_masked(f'{before}<mask>{after}').tolist() == [*whole[:i], tok.mask, *whole[i + 1:]]
+                    ids = tok.encode_masked(f'{before}<mask>{after}').tolist()
+                    assert ids == [*whole[:i], tok.mask, *whole[i + 1:]]
     assert n > 100
     assert tokenizer.encode_masked('<mask>').tolist() == [*tokenizer.encode(''), tokenizer.mask]
     odd = tokenizer.encode_masked('ང་<mask>\u0b05ང་')
@@ -153,7 +169,7 @@ def test_newest_is_newest(folder, tmp_path, monkeypatch):
             (target / file).write_bytes((folder / file).read_bytes())
         os.utime(target / 'model.safetensors', (n, n))
         assert str(sample.newest()) == f'out/{name}'
-    os.utime('out/newest/last/model.safetensors', (9, 9))                 # its best is the model of the newest run
+    os.utime('out/newest/last/model.safetensors', (9, 9))  # its best is the model of the newest run
     assert str(sample.newest()) == 'out/newest/best'
 
 
@@ -167,14 +183,16 @@ def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
 
 
 def test_full_width_punctuation():
-    for text, expected in (('我有书,他也有。', '我有书，他也有。'), ('你好!!(注:3.5)', '你好！！（注：3.5）'), ('3,000 a, b', '3,000 a, b'),
-                           ('打开(Ctrl+O)?', '打开（Ctrl+O）？'), ('Ctrl+O(打开):', 'Ctrl+O（打开）：'), ('f(x)', 'f(x)'),
+    for text, expected in (('我有书,他也有。', '我有书，他也有。'), ('你好!!(注:3.5)', '你好！！（注：3.5）'),
+                           ('3,000 a, b', '3,000 a, b'),
+                           ('打开(Ctrl+O)?', '打开（Ctrl+O）？'), ('Ctrl+O(打开):', 'Ctrl+O（打开）：'),
+                           ('f(x)', 'f(x)'),
                            ('10:30 开始;', '10:30 开始；'), ('我(他(你))', '我（他（你））')):
         assert full_width(text) == expected
 
 
 def test_standard_input(folder, capsys, monkeypatch):
-    """A pipe is read without --file=-; an empty text is an empty text; without either there are examples."""
+    """A pipe is read without --file=-; an empty text stays empty; without either: examples."""
     def run(content, *args):
         read, end = os.pipe()
         with open(end, 'w', encoding='utf-8') as file:
@@ -185,5 +203,6 @@ def test_standard_input(folder, capsys, monkeypatch):
 
     assert run('我\n我有\n').count('\n') == 2
     assert run('', '--text=') == '\n'
-    with pytest.raises(FileNotFoundError, match='so the held-out text of .* is not known; give --text'):
+    with pytest.raises(FileNotFoundError,
+                       match='so the held-out text of .* is not known; give --text'):
         run('')

@@ -31,18 +31,19 @@ from model import SWCM, XLMR
 
 @pytest.fixture(scope='module')
 def run_root(tmp_path_factory):
-    """Token files go to a temporary folder; it is kept for the module, so that they are made once."""
-    folder, before = tmp_path_factory.mktemp('runs'), dataset.token_folder
-    dataset.token_folder = lambda dataset: folder / 'tokens' / dataset
+    """Token files go to a temporary folder that the module keeps, so that they are made once."""
+    folder, before = tmp_path_factory.mktemp('runs'), tokens.token_folder
+    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
     yield folder
     dataset.token_folder = before
 
 
 @pytest.fixture
 def cfg(run_root, corpus, encoder_folder, tmp_path):
-    return config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder), languages=LANGUAGES,
-                        block_size=64, batch_tokens=400, accumulate=2, val_fraction=0.2, max_steps=6, eval_interval=3,
-                        save_interval=2, eval_segments=4, device='cpu', out_dir=str(tmp_path / 'out'))
+    return config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder),
+                        languages=LANGUAGES, block_size=64, batch_tokens=400, accumulate=2,
+                        val_fraction=0.2, max_steps=6, eval_interval=3, save_interval=2,
+                        eval_segments=4, device='cpu', out_dir=str(tmp_path / 'out'))
 
 
 def weights(cfg, which='last'):
@@ -55,9 +56,11 @@ def log(cfg):
     return [{k: v for k, v in line.items() if k != 'tokens_per_s'} for line in lines]
 
 
-@pytest.mark.parametrize('options', [dict(), dict(objective='mlm'), dict(share='tie', head='untied')])
+@pytest.mark.parametrize('options', [
+    dict(), dict(objective='mlm'),
+    pytest.param(dict(share='tie', head='untied'), marks=pytest.mark.full)])
 def test_resume_changes_no_bit(cfg, tmp_path, options, capsys):
-    cfg = replace(cfg, **options)
+    cfg = replace(cfg, languages=('bo', 'zh'), **options)
     train.train(cfg)
     whole = weights(cfg)
     for stopped_at in (1, 4):
@@ -101,13 +104,15 @@ def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     for batches, accumulate in (([collate(long), collate(short)], 2), ([collate(long + short)], 1)):
         model = SWCM.from_encoder(encoder_folder, languages=LANGUAGES, dropout=0.0)
         model.load_state_dict(start.state_dict())
-        settings = replace(cfg, accumulate=accumulate, max_steps=1, out_dir=f'{cfg.out_dir}{accumulate}')
+        settings = replace(cfg, accumulate=accumulate, max_steps=1,
+                           out_dir=f'{cfg.out_dir}{accumulate}')
         train.fit(settings, model, batches, lambda model, last: ({'x': 1.0}, {}, []))
         results.append((log(settings)[-2], model.state_dict()))
     (a, first), (b, second) = results
     assert abs(a['loss'] - b['loss']) < 1e-5 and abs(a['grad_norm'] / b['grad_norm'] - 1) < 1e-5
     assert a['tokens'] == 41 + 26 + 4
-    # AdamW's first step has the size of the rate whatever the gradient, so tiny gradients may differ in sign
+    # AdamW's first step has the size of the rate whatever the gradient: tiny gradients may differ
+    # in sign
     close = torch.cat([((first[k] - second[k]).abs() < 1e-5).flatten() for k in first])
     assert close.float().mean() > 0.99
 
@@ -120,33 +125,39 @@ def test_schedule():
 
 
 def test_training_learns_and_keeps_the_best(cfg, capsys):
-    cfg = replace(cfg, max_steps=60, eval_interval=20, lr=3e-3, accumulate=1)
+    cfg = replace(cfg, languages=('bo', 'zh'), max_steps=60, eval_interval=20, lr=3e-3,
+                  accumulate=1)
     train.train(cfg)
     means = {line['step']: line['val_mean'] for line in log(cfg) if 'val_mean' in line}
     assert means[60] < 0.9 * means[0]
     printed = capsys.readouterr().out
-    for word in ('copied from encoder', 'held-out loss', 'mt zh-bo', 'source', 'output', 'reference'):
+    for word in ('copied from encoder', 'held-out loss', 'mt zh-bo', 'source', 'output',
+                 'reference'):
         assert word in printed
     best, src = SWCM.load(f'{cfg.out_dir}/best'), torch.tensor([[0, 161, 30, 40, 2]])
     assert best.generate(src, 'zh', beams=2, max_new_tokens=5)
 
 
+@pytest.mark.full
 def test_scores_of_translations(cfg, tmp_path, monkeypatch):
-    """A model that knows the references gets 100, one that writes those of other sources does not."""
-    (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\nབོད།\t藏语\n', encoding='utf-8')
+    """A model that knows the references gets 100, one that writes those of other sources not."""
+    (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\nབོད།\t藏语\n',
+                                             encoding='utf-8')
     cfg = replace(cfg, max_steps=1, eval_translations=3, test_dataset='text', batch_tokens=20,
                   test_from=str(tmp_path / 'test.bo-zh.tsv'))
     directions = {f'{a}-{b}' for x in LANGUAGES if x != 'zh' for a, b in ((x, 'zh'), ('zh', x))}
     known = {(a, to): b for x in LANGUAGES for pair in zip(sentences(x), sentences('zh'))
              for (a, b), to in ((pair, 'zh'), (pair[::-1], x))}
-    known['བོད།', 'zh'] = '藏语'                         # <unk> for this vocabulary: the reference is the text itself
+    known['བོད།', 'zh'] = '藏语'  # <unk> for this vocabulary: the reference is the text itself
     for shift in (0, 1):
         with monkeypatch.context() as patch:
             patch.setattr(train, 'write', lambda model, tok, sources, to: [
-                (known.get((tok.decode(ids[2:-1]), to[0]), 'བོད།'), False) for ids in [*sources[shift:], *sources[:shift]]])
+                (known.get((tok.decode(ids[2:-1]), to[0]), 'བོད།'), False)
+                for ids in [*sources[shift:], *sources[:shift]]])
             train.train(replace(cfg, resume=False))
         scores = log(cfg)[-1]['scores']
-        assert scores.keys() == {f'chrF++ {d}' for d in directions} | {'chrF++/text bo-zh', 'chrF++/text zh-bo'}
+        assert scores.keys() == {*(f'chrF++ {d}' for d in directions),
+                                 'chrF++/text bo-zh', 'chrF++/text zh-bo'}
         assert all(value == pytest.approx(100) for value in scores.values()) == (shift == 0)
     train.train(replace(cfg, mt_fraction=0.0, resume=False))                 # has nothing to translate
     assert log(cfg)[-1]['scores'] == {}
@@ -159,20 +170,25 @@ def test_scores_of_translations(cfg, tmp_path, monkeypatch):
 
 
 def test_scores_of_masked_tokens(cfg, run_root, monkeypatch):
-    monkeypatch.setattr(train, 'guess', lambda model, src, tgt: tgt[tgt != PAD])      # a model that knows them all
+    # a model that knows them all
+    monkeypatch.setattr(train, 'guess', lambda model, src, tgt: tgt[tgt != PAD])
     mlm = replace(cfg, objective='mlm', max_steps=1)
     train.train(mlm)
     scores = log(cfg)[-1]['scores']
     assert scores.keys() == {f'{kind} {x}' for kind in ('right', 'commonest') for x in LANGUAGES}
-    for task in tasks(next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent, 'val', Tokenizer(cfg.encoder), mlm):
-        labels = [t for _, tgt in val_batches(task, mlm, mlm.eval_segments) for t in tgt[tgt != PAD].tolist()]
+    for task in tasks(next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent, 'val',
+                      Tokenizer(cfg.encoder), mlm):
+        labels = [t for _, tgt in val_batches(task, mlm, mlm.eval_segments)
+                  for t in tgt[tgt != PAD].tolist()]
         assert scores[f'right {task.source}'] == 1
-        assert scores[f'commonest {task.source}'] == pytest.approx(Counter(labels).most_common(1)[0][1] / len(labels))
+        [(_, commonest)] = Counter(labels).most_common(1)
+        assert scores[f'commonest {task.source}'] == pytest.approx(commonest / len(labels))
     monkeypatch.undo()
     train.train(replace(mlm, resume=False))
     assert all(log(cfg)[-1]['scores'][f'right {x}'] < 1 for x in LANGUAGES)
 
 
+@pytest.mark.full
 def test_curves(cfg, tmp_path):
     """A table and a figure of two seeds of one arm, and of another arm that does not translate."""
     train.train(replace(cfg, max_steps=2, eval_interval=1, out_dir=str(tmp_path / 'copy.1')))
@@ -182,46 +198,57 @@ def test_curves(cfg, tmp_path):
             for line in lines:
                 if 'val' in line:
                     line = {**line, 'scores': {'chrF++ bo-zh': 10 + gain},
-                            'val': {k: v - gain for k, v in line['val'].items() if gain or k.startswith('dae')}}
+                            'val': {k: v - gain for k, v in line['val'].items() if gain
+                                    or k.startswith('dae')}}
                 file.write(json.dumps(line) + '\n')
-            if gain:                                  # a seed that is a step ahead, and still running
+            if gain:  # a seed that is a step ahead, and still running
                 file.write(json.dumps({**line, 'step': 3}) + '\n{"step": 4, ')
-    status, out, err = call('tests/curves.py', 'copy.1', 'copy.2.jsonl', 'alone.jsonl', '--svg=c.svg', cwd=tmp_path)
+    status, out, err = call('tests/tools/curves.py', 'copy.1', 'copy.2.jsonl', 'alone.jsonl',
+                            '--svg=c.svg', cwd=tmp_path)
     assert status == 0, err
     header, _, copy, alone = [line[2:-2].split(' | ') for line in out.splitlines()]
     value = lines[-1]['val']['mt bo-zh']
     copy, alone = dict(zip(header, copy)), dict(zip(header, alone))
     assert copy['arm'] == 'copy' and copy['seeds'] == '2' and alone['seeds'] == '1'
-    assert copy['mt bo-zh'] == f'{value - 0.125:.2f} ± {0.25 / 2**0.5:.2f}' and alone['mt bo-zh'] == ''
+    assert copy['mt bo-zh'] == f'{value - 0.125:.2f} ± {0.25 / 2**0.5:.2f}'
+    assert alone['mt bo-zh'] == ''
     assert alone['dae bo'] == f'{lines[-1]["val"]["dae bo"]:.2f}'
-    assert (copy['chrF++ bo-zh'], alone['chrF++ bo-zh']) == ('', '10.0')  # one of two seeds has it; all have
+    # one of two seeds has it; all have
+    assert (copy['chrF++ bo-zh'], alone['chrF++ bo-zh']) == ('', '10.0')
     assert copy['parameters'] == f'{lines[0]["parameters"] / 1e6:.2f}M'
     figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
-    assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation', 'denoising'))
+    assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation',
+                                                        'denoising'))
     (tmp_path / 'empty.jsonl').write_text('')
-    assert call('tests/curves.py', 'empty.jsonl', cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
+    assert call('tests/tools/curves.py', 'empty.jsonl',
+                cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
 
 
-def test_readmes_have_the_tables_of_the_logs():
-    """The tables of the studies are what their commands print from the committed logs and scores."""
-    def readme(study):
-        return (ROOT / 'config' / study / 'README.md').read_text(encoding='utf-8')
-
-    for pattern, arms in ('config/ablation/logs/*.jsonl', 10), ('config/ablation/logs/long/*.jsonl', 4), \
-            ('config/vocabulary/logs/*.jsonl', 6):
+@pytest.mark.full
+def test_readme_has_the_table_of_the_logs():
+    """The README's tables of runs are what its commands print from committed logs and scores."""
+    for pattern, arms in (('config/ablation/logs/*.jsonl', 10),
+                          ('config/ablation/logs/long/*.jsonl', 4),
+                          ('docs/scores/vocab/*.jsonl', 6)):
         logs = sorted(str(path) for path in ROOT.glob(pattern))
-        status, out, err = call('tests/curves.py', *logs, cwd=ROOT)
+        status, out, err = call('tests/tools/curves.py', *logs, cwd=ROOT)
         assert status == 0, err
-        assert len(out.splitlines()) == 2 + arms and out in readme(pattern.split('/')[1])
-    for folder, score, runs in ('translate', 'chrF++', 8), ('transfer', 'chrF++', 5), ('transfer', 'wrong_script', 5):
-        files = sorted(str(path) for path in (ROOT / 'config/finetune/scores' / folder).glob('*.json'))
-        status, out, err = call('tests/curves.py', *files, f'--score={score}', cwd=ROOT)
+        assert len(out.splitlines()) == 2 + arms
+        assert out in (ROOT / 'README.md').read_text(encoding='utf-8')
+    for folder, score, runs in (('translate', 'chrF++', 8), ('transfer', 'chrF++', 5),
+                                ('transfer', 'wrong_script', 5)):
+        files = sorted(str(path) for path in (ROOT / 'docs/scores' / folder).glob('*.json'))
+        status, out, err = call('tests/tools/curves.py', *files, f'--score={score}', cwd=ROOT)
         assert status == 0, err
-        assert len(out.splitlines()) == 2 + runs and out in readme('finetune')
+        assert len(out.splitlines()) == 2 + runs
+        assert out in (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
 def spoil(monkeypatch, kinds):
-    """Makes the loss of these steps, counted from 1, not finite: {step: nan or inf}; None does so to the gradient."""
+    """Makes the loss of some steps not finite. kinds: {step: nan or inf}, counted from 1.
+
+    None in place of nan leaves the loss as it is, but not the gradient.
+    """
     schedule, forward, at = train.schedule, SWCM.forward, []
 
     def note(step, cfg):
@@ -237,6 +264,7 @@ def spoil(monkeypatch, kinds):
     monkeypatch.setattr(SWCM, 'forward', spoilt)
 
 
+@pytest.mark.full
 def test_steps_without_a_finite_loss_are_skipped(cfg, monkeypatch, tmp_path, capsys):
     spoil(monkeypatch, {2: float('nan'), 4: None, 5: float('inf')})
     stop_after(1, cfg)
@@ -247,15 +275,18 @@ def test_steps_without_a_finite_loss_are_skipped(cfg, monkeypatch, tmp_path, cap
     whole = replace(cfg, out_dir=str(tmp_path / 'whole'))
     train.train(whole)
     assert repr(log(whole)) == repr(log(cfg))                             # nan differs from itself
-    assert all(torch.equal(weights(whole)[k], value) and value.isfinite().all() for k, value in weights(cfg).items())
+    assert all(torch.equal(weights(whole)[k], value) and value.isfinite().all()
+               for k, value in weights(cfg).items())
     steps = [line for line in log(cfg) if 'lr' in line]
     assert [line.get('skipped') for line in steps] == [None, 1, None, 2, 3, None]
-    assert [b['tokens'] > a['tokens'] for a, b in zip(steps, steps[1:])] == [False, True, False, False, True]
+    more = [b['tokens'] > a['tokens'] for a, b in zip(steps, steps[1:])]
+    assert more == [False, True, False, False, True]
     out = capsys.readouterr().out
     assert 'step 2 is skipped: its loss is nan' in out and '(3 skipped in all, 2 in a row)' in out
     assert re.search(r'step 4 is skipped: its loss is \d\.\d+, the norm of its gradient nan', out)
 
 
+@pytest.mark.full
 def test_a_run_that_has_only_skipped_steps_can_go_on(cfg, monkeypatch):
     with monkeypatch.context() as patch:
         spoil(patch, {1: float('nan'), 2: float('nan')})
@@ -264,35 +295,42 @@ def test_a_run_that_has_only_skipped_steps_can_go_on(cfg, monkeypatch):
     assert log(cfg)[-1]['step'] == 6 and all(w.isfinite().all() for w in weights(cfg).values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves(cfg, number, tmp_path):
     """As a terminal or a scheduler sends it: to the workers, too."""
     argv = [f'--{k}={",".join(v) if k == "languages" else v}' for k, v in
             asdict(replace(cfg, workers=1, max_steps=5000)).items()]
-    running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *argv], cwd=tmp_path, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *argv], cwd=tmp_path,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
     written = tmp_path / 'out/log.jsonl'
     while not written.exists() or written.read_text().count('\n') < 4:
         time.sleep(0.05)
         assert running.poll() is None
     os.killpg(running.pid, number)
     out, _ = running.communicate(timeout=60)
-    assert running.returncode == 128 + number and 'stopped and saved at step' in out and 'Traceback' not in out
+    assert running.returncode == 128 + number
+    assert 'stopped and saved at step' in out
+    assert 'Traceback' not in out
 
 
+@pytest.mark.full
 def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
     """... with its last good checkpoint, and says which segments it could not learn."""
     spoil(monkeypatch, {step: float('inf') for step in range(4, 20)})
     cfg = replace(cfg, max_steps=20, save_interval=1)
     message = 'step 8: 5 steps in a row without a finite loss and gradient.*last, of step 3'
-    for _ in range(2):                                                    # the same when it is resumed
+    for _ in range(2):  # the same when it is resumed
         with pytest.raises(ValueError, match=message):
             train.train(cfg)
-        found = re.findall(r'step (\d+), batch (\d+): (dae|mt) (\w\w)\S*, segments ([\d+ ]+) of (\S+)',
-                           capsys.readouterr().out)
-        assert {(int(step), int(k)) for step, k, *_ in found} == {(k // 2 + 1, k) for k in range(6, 16)}
+        pattern = r'step (\d+), batch (\d+): (dae|mt) (\w\w)\S*, segments ([\d+ ]+) of (\S+)'
+        found = re.findall(pattern, capsys.readouterr().out)
+        numbers = {(int(step), int(k)) for step, k, *_ in found}
+        assert numbers == {(k // 2 + 1, k) for k in range(6, 16)}
         assert all(w.isfinite().all() for w in weights(cfg).values())
-    tokenizer, folder = Tokenizer(cfg.encoder, LANGUAGES), next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent
+    tokenizer = Tokenizer(cfg.encoder, LANGUAGES)
+    folder = next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent
     of_train = tasks(folder, 'train', tokenizer, cfg)
     batches = Batches(of_train, task_probabilities(of_train, cfg.mt_fraction, cfg.alpha), cfg)
     for _, k, kind, language, segments, path in found:
@@ -303,13 +341,16 @@ def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
             assert any(side in targets for side in sides) and len(sides) == 1 + (kind == 'mt')
 
 
+@pytest.mark.full
 def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(replace(cfg, max_steps=2))
-    with pytest.raises(ValueError, match="holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"):
+    message = "holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"
+    with pytest.raises(ValueError, match=message):
         train.train(replace(cfg, share='none'))
     train.train(replace(cfg, max_steps=3))                                        # may be longer
     assert [line['lr'] for line in log(cfg) if 'lr' in line][1:] == [0.001, 0.0005]
-    assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in printed
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
     with pytest.raises(ValueError, match='the text of text has changed since this run began'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
@@ -318,7 +359,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     cfg = replace(cfg, encoder=str(own), resume=False, max_steps=1)
     train.train(cfg)
     shutil.move(own, tmp_path / 'away')
-    train.train(replace(cfg, resume=True, max_steps=2))                           # it is not needed any more
+    train.train(replace(cfg, resume=True, max_steps=2))  # it is not needed any more
     XLMR.from_encoder(tmp_path / 'away').save(own)
     train.train(replace(cfg, resume=True, max_steps=3))                           # the same again
     other = XLMR.from_encoder(own)
@@ -340,9 +381,10 @@ def test_finished_run_is_left_alone(cfg, capsys):
 
 def call(*command, cwd, **kwargs):
     """Runs a script as a user does; returns exit status, output and error output."""
-    stdin = {} if 'input' in kwargs else {'stdin': subprocess.DEVNULL}    # else sample.py reads the tests' own pipe
-    done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=cwd, capture_output=True,
-                          text=True, encoding='utf-8', **stdin, **kwargs)
+    # else sample.py reads the tests' own pipe
+    stdin = {} if 'input' in kwargs else {'stdin': subprocess.DEVNULL}
+    done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=cwd,
+                          capture_output=True, text=True, encoding='utf-8', **stdin, **kwargs)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -356,24 +398,29 @@ def test_help_lists_every_key(tmp_path):
             assert re.search(rf'--{name}=\S+ .*\w', out), name
     assert time.perf_counter() - started < 5
     status, out, _ = call('train.py', 'config/tibetan_base.py', '-h', cwd=tmp_path)
-    assert status == 0 and '--insert_every=3 ' in out and '--warmup=0.1 ' in out     # the file's, and a default
+    # the file's, and a default
+    assert status == 0 and '--insert_every=3 ' in out and '--warmup=0.1 ' in out
 
 
 @pytest.mark.parametrize('script', ['train.py', 'finetune.py', 'sample.py'])
 def test_answers_before_torch_is_imported(script, tmp_path):
     """In place of torch is a file that presses Ctrl-C, and swallows the exception as numpy does."""
-    (tmp_path / 'torch.py').write_text('import os\ntry:\n    os.kill(os.getpid(), 2)\nexcept BaseException:\n'
-                                       '    pass\nraise SystemExit("torch is imported")\n')
+    (tmp_path / 'torch.py').write_text('import os\ntry:\n    os.kill(os.getpid(), 2)\n'
+                                       'except BaseException:\n    pass\n'
+                                       'raise SystemExit("torch is imported")\n')
     (tmp_path / 'broken.py').write_text('seed = (\n')
     env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONUNBUFFERED': ''}
     for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
-                          (['nope.py', '--help'], 'config file nope.py does not exist; there are config/'),
-                          (['broken.py', '--help'], "broken.py: SyntaxError: '(' was never closed")):
+                          (['nope.py', '--help'],
+                           'config file nope.py does not exist; there are config/'),
+                          (['broken.py', '--help'],
+                           "broken.py: SyntaxError: '(' was never closed")):
         status, out, err = call(script, *args, cwd=tmp_path, env=env)
-        assert (status, out) == (1, '') and err.startswith(f'error: {message}') and err.count('\n') == 1, err
+        assert (status, out) == (1, '')
+        assert err.startswith(f'error: {message}') and err.count('\n') == 1, err
     assert call(script, cwd=tmp_path, env=env) == (130, '', 'stopped\n')
     read, write = os.pipe()
-    os.close(read)                                    # as `--help | head` does when it has its lines
+    os.close(read)  # as `--help | head` does when it has its lines
     command = [sys.executable, ROOT / script, '-h']
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=env)
     os.close(write)
@@ -401,21 +448,25 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
     (['--lr=True'], "--lr=True: the value must be a number"),
     (['--resume=1'], '--resume=1: the value must be True or False'),
-    (['config/tibetian.py'], 'config file config/tibetian.py does not exist; there are config/nano_encoder.py, '),
+    (['config/tibetian.py'],
+     'config file config/tibetian.py does not exist; there are config/finetune_answer.py, '),
     (['--accumulate=0'], 'accumulate=0: give a number above 0'),
-    (['--lr=1e999'], 'lr=inf: give a number above 0'), (['--seed=99999999999'], 'seed=99999999999: give a number'),
+    (['--lr=1e999'], 'lr=inf: give a number above 0'),
+    (['--seed=99999999999'], 'seed=99999999999: give a number'),
     (['--out_dir='], 'out_dir is empty'), (['--languages='], 'languages is empty'),
     (['--warmup=2'], 'warmup=2.0: give a number of at least 0'),
     (['--mlm_ratio=0'], 'mlm_ratio=0.0: give a number above 0 and at most 1'),
     (['--block_size=3'], 'block_size=3: give at least 8 tokens'),
-    (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'], "'x.py': one config file comes first"),
+    (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'],
+                                           "'x.py': one config file comes first"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
     (['--encoder='], "encoder='': objective=swcm starts from"),
     (['--encoder=nowhere'], 'the folder nowhere does not exist'),
     (['--device=cuda:9'], "device='cuda:9' is not there"),
     (['--dtype=int8'], "dtype='int8': choose auto"),
     (['--block_size=600'], 'block_size=600: the encoder reads at most 64'),
-    (['--languages=bo,xx'], 'no text in xx, or all is held out (--val_fraction); it has bo kk mn ug zh'),
+    (['--languages=bo,xx'],
+     'no text in xx, or all is held out (--val_fraction); it has bo kk mn ug zh'),
     (['--share=all'], "share='all': choose one of copy"),
     (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
     (['--data_from=nowhere'], 'nowhere does not exist')])
@@ -434,6 +485,7 @@ def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
     assert not os.path.exists(f'{cfg.out_dir}/last')
 
 
+@pytest.mark.full
 def test_command_lines(cfg, tmp_path, corpus, encoder_folder):
     """Train, stop with Ctrl-C, go on, and write, as a user does."""
     (tmp_path / 'mine.py').write_text(f'''dataset = 'text'
@@ -441,18 +493,23 @@ encoder = {str(encoder_folder)!r}
 out_dir = 'out/mine'
 block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 0.2, 1000, 4
 ''', encoding='utf-8')
-    command = [sys.executable, str(ROOT / 'train.py'), 'mine.py', f'--data_from={corpus}', '--max_steps=3000']
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, encoding='utf-8')
+    command = [sys.executable, str(ROOT / 'train.py'), 'mine.py', f'--data_from={corpus}',
+               '--max_steps=3000']
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                               encoding='utf-8')
     written = tmp_path / 'out/mine/log.jsonl'
     while not written.exists() or written.read_text().count('\n') < 3:
         time.sleep(0.1)
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
     out, _ = running.communicate(timeout=60)
-    assert running.returncode == 130 and 'stopped and saved at step' in out and 'the same command goes on' in out
+    assert running.returncode == 130
+    assert 'stopped and saved at step' in out
+    assert 'the same command goes on' in out
     step = int(re.search(r'saved at step (\d+) of 3000', out)[1])
     strict = {**os.environ, 'PYTHONWARNINGS': 'error::ResourceWarning'}
-    status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}', f'--max_steps={step + 2}',
+    status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}',
+                            f'--max_steps={step + 2}',
                            cwd=tmp_path, env=strict)
     assert status == 0 and 'Warning' not in err, err
     assert f'step {step + 2}: held-out loss' in out
@@ -460,32 +517,44 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     assert status == 0 and 'Warning' not in err, err
     assert out.count('source  ') == out.count('output  ') == out.count('reference  ') >= 5
     (tmp_path / 'zh.txt').write_text('我有两本书。\n\n' + '他看见了三只羊。' * 30 + '\n', encoding='utf-8')
-    status, out, err = call('sample.py', '--to=bo', '--file=zh.txt', '--beams=2', '--max_new_tokens=9', cwd=tmp_path)
+    status, out, err = call('sample.py', '--to=bo', '--file=zh.txt', '--beams=2',
+                            '--max_new_tokens=9', cwd=tmp_path)
     assert status == 0 and out.count('\n') == 3, err
-    status, piped, err = call('sample.py', '--to=bo', '--file=-', '--beams=2', '--max_new_tokens=9', cwd=tmp_path,
-                              input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
+    status, piped, err = call('sample.py', '--to=bo', '--file=-', '--beams=2', '--max_new_tokens=9',
+                              cwd=tmp_path, input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
     assert status == 0 and piped == out, err
-    for args, message in ((['--text=x', '--to=fr'], "'fr' has no token in this model; it knows bo ug kk mn zh"),
-                          (['--text=x', '--to=zh'], 'translate from zh to zh: name another language'),
+    for args, message in ((['--text=x', '--to=fr'],
+                           "'fr' has no token in this model; it knows bo ug kk mn zh"),
+                          (['--text=x', '--to=zh'],
+                           'translate from zh to zh: name another language'),
                           (['--file=none.txt'], 'none.txt'),
-                          (['--text=x', '--file=zh.txt'], "text='x', file=zh.txt: give one of them"),
-                          (['--text=x', '--to=bo', '--force_script=TIBETIAN'], 'no letters of TIBETIAN; it has '),
-                          (['--text=x', '--task=answer'], "question='': --task=answer goes with a --question"),
-                          (['--task=sing'], "task='sing': choose translate, denoise, summarise, answer"),
-                          ([f'--checkpoint={encoder_folder}', '--to=bo'], 'is not a nanoSWCM model')):
+                          (['--text=x', '--file=zh.txt'],
+                           "text='x', file=zh.txt: give one of them"),
+                          (['--text=x', '--to=bo', '--force_script=TIBETIAN'],
+                           'no letters of TIBETIAN; it has '),
+                          (['--text=x', '--task=answer'],
+                           "question='': --task=answer goes with a --question"),
+                          (['--task=sing'],
+                           "task='sing': choose translate, denoise, summarise, answer"),
+                          ([f'--checkpoint={encoder_folder}', '--to=bo'],
+                           'is not a nanoSWCM model')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])
 
 
 def test_sample_without_a_checkpoint(tmp_path):
     status, _, err = call('sample.py', cwd=tmp_path)
-    assert status == 1 and err.startswith('error: no checkpoint in out/; `python train.py config/tibetan.py` makes one')
+    assert status == 1
+    assert err.startswith('error: no checkpoint in out/; '
+                          '`python train.py config/tibetan.py` makes one')
 
 
+@pytest.mark.full
 def test_chinese_is_translated_where_it_is_the_first_language(cfg, capsys):
     train.train(replace(cfg, languages=('zh', 'bo'), max_steps=1))
     capsys.readouterr()
-    sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我', '--to=bo', '--beams=1', '--max_new_tokens=3'])
+    sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我', '--to=bo', '--beams=1',
+                 '--max_new_tokens=3'])
     assert capsys.readouterr().out.count('\n') == 1
     with pytest.raises(ValueError, match='translate from zh to zh'):
         sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我'])
@@ -498,30 +567,36 @@ def test_bits_of_the_weights_to_write_with(cfg, monkeypatch):
     for options in ({}, dict(dtype='float32'), dict(int8=True), dict(dtype='bfloat16')):
         sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', **options))
     assert packed == [16, 32, 8]
+    settings = sample.Sample(device='cpu', dtype='bfloat16', int8=True)
     with pytest.raises(ValueError, match='int8 is for float32 on a CPU, not torch.bfloat16 on cpu'):
-        sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', dtype='bfloat16', int8=True))
+        sample.Writer(f'{cfg.out_dir}/last', settings)
 
 
 def test_sampling_fills_masks(cfg):
     train.train(replace(cfg, max_steps=1))
-    writer = sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', beams=2, max_new_tokens=12))
+    writer = sample.Writer(f'{cfg.out_dir}/last',
+                           sample.Sample(device='cpu', beams=2, max_new_tokens=12))
     ids = writer.tokenizer.encode_masked('ང་ལ་<mask>གཉིས་ཡོད།')
     assert (ids == writer.tokenizer.mask).sum() == 1 and PAD not in ids
     assert len(writer.answer(['ང་ལ་<mask>གཉིས་ཡོད།', ''], 'bo', 'bo')) == 2
 
 
+@pytest.mark.full
 def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     train.train(replace(cfg, max_steps=2))
     before = {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()}
     code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
             'resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, 350_000));'
-            'import config, train; from data import dataset; from pathlib import Path;'
-            f'dataset.token_folder = lambda dataset: Path({str(dataset.token_folder("text").parent)!r}) / dataset;'
+            'import config, train; from data import tokens; from pathlib import Path;'
+            'tokens.token_folder = '
+            f'lambda dataset: Path({str(tokens.token_folder("text").parent)!r}) / dataset;'
             'config.run(train.main)')
     settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
-    done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True,
+                          text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and last.startswith('error: ') and 'Traceback' not in done.stderr, done.stderr
+    assert done.returncode == 1 and last.startswith('error: '), done.stderr
+    assert 'Traceback' not in done.stderr, done.stderr
     assert 'model.safetensors' in last or 'training.safetensors' in last
     assert {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()} == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
@@ -529,15 +604,18 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
 
 def torchrun(cfg, n, script=ROOT / 'train.py', **env):
     """Runs cfg in n processes; returns exit status, output and error output."""
-    keys = [f'--{key}={",".join(value) if key == "languages" else value}' for key, value in asdict(cfg).items()]
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', script, *keys],
+    keys = [f'--{key}={",".join(value) if key == "languages" else value}'
+            for key, value in asdict(cfg).items()]
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}',
+                           script, *keys],
                           capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.full
 def test_two_processes_train_a_vocabulary_and_an_encoder(cfg, tmp_path):
-    one = replace(cfg, objective='mlm', encoder='', vocab_size=150, n_layer=2, n_head=2, n_embd=16, n_ffn=32,
-                  max_steps=3, out_dir=str(tmp_path / 'one'))
+    one = replace(cfg, objective='mlm', encoder='', vocab_size=150, n_layer=2, n_head=2, n_embd=16,
+                  n_ffn=32, max_steps=3, out_dir=str(tmp_path / 'one'))
     train.train(one)
     two = replace(one, out_dir=str(tmp_path / 'two'))
     status, _, err = torchrun(two, 2)
@@ -567,34 +645,41 @@ config.run(train.main)
 '''
 
 
+@pytest.mark.full
 def test_processes_compute_the_same(cfg, tmp_path):
-    """One process, and two that are stopped and gone on with by three: batches, dropout, losses, weights."""
+    """One process, and two that are stopped and continued by three: the same weights."""
     (tmp_path / 'accidents.py').write_text(ACCIDENTS, encoding='utf-8')
     one = replace(cfg, accumulate=6, max_steps=4, out_dir=str(tmp_path / 'one'))
-    assert call(str(tmp_path / 'accidents.py'), *[f'--{k}={",".join(v) if k == "languages" else v}' for k, v in
-                                                  asdict(one).items()], cwd=tmp_path)[0] == 0
+    assert call(str(tmp_path / 'accidents.py'),
+                *[f'--{k}={",".join(v) if k == "languages" else v}' for k, v in
+                  asdict(one).items()], cwd=tmp_path)[0] == 0
     several = replace(one, out_dir=str(tmp_path / 'several'))
-    stop = dict(ACCIDENT='1 1', SIGNAL=str(int(signal.SIGTERM)))          # it reaches one process, and all stop
+    # it reaches one process, and all stop
+    stop = dict(ACCIDENT='1 1', SIGNAL=str(int(signal.SIGTERM)))
     status, out, err = torchrun(several, 2, tmp_path / 'accidents.py', **stop)
     assert status and 'stopped and saved at step 2 of 4; the same command goes on' in out, err
     assert [line['step'] for line in log(several) if 'loss' in line] == [1, 2]
     status, _, err = torchrun(several, 3, tmp_path / 'accidents.py')
     assert status == 0, err
     for ours, theirs in zip(log(one), log(several), strict=True):
-        assert {k: v for k, v in ours.items() if k not in ('val', 'grad_norm', 'loss', 'val_mean')} == \
+        assert {k: v for k, v in ours.items()
+                if k not in ('val', 'grad_norm', 'loss', 'val_mean')} == \
             {k: v for k, v in theirs.items() if k not in ('val', 'grad_norm', 'loss', 'val_mean')}
         for key in 'loss', 'grad_norm', 'val_mean':
             assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-9)
-    moved = [weights(one)[k] - w for k, w in SWCM.from_encoder(cfg.encoder, languages=LANGUAGES).state_dict().items()
+    moved = [weights(one)[k] - w
+             for k, w in SWCM.from_encoder(cfg.encoder, languages=LANGUAGES).state_dict().items()
              if k.startswith('encoder.0') and w.dim() == 2]
     assert min(w.abs().mean() for w in moved) > 1e-4
     assert all((weights(several)[k] - w).abs().max() < 1e-9 for k, w in weights(one).items())
 
 
+@pytest.mark.full
 def test_one_process_killed_ends_the_others(cfg, tmp_path):
     (tmp_path / 'accidents.py').write_text(ACCIDENTS, encoding='utf-8')
     cfg = replace(cfg, max_steps=5000)
     started = time.perf_counter()
-    status, _, err = torchrun(cfg, 2, tmp_path / 'accidents.py', ACCIDENT='1 3', SIGNAL=str(int(signal.SIGKILL)))
+    status, _, err = torchrun(cfg, 2, tmp_path / 'accidents.py', ACCIDENT='1 3',
+                              SIGNAL=str(int(signal.SIGKILL)))
     assert status and 'SIGKILL' in err and time.perf_counter() - started < 60
     assert SWCM.load(f'{cfg.out_dir}/last')                               # as of step 2

@@ -1,7 +1,7 @@
-"""Breaks things for some minutes, to show what README promises under "What you can rely on". Run by hand:
+"""Breaks things for some minutes, to show what README promises. Run by hand:
 
-    python tests/stress.py                      all of it
-    python tests/stress.py kills disk           some
+    python tests/robustness/stress.py                      all of it
+    python tests/robustness/stress.py kills disk           some
 
 It says what it saw, a line each, and ends with exit status 1 where a promise is broken.
 """
@@ -17,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import conftest                                       # first: it limits the threads
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import conftest  # first: it limits the threads
 
 import config
 import finetune
@@ -32,7 +34,7 @@ dice = random.Random(0)
 
 
 def kills(folder, n=50):
-    """kill -9 at a random moment, n times; each run is gone on with until it ends, and equals an uninterrupted one."""
+    """kill -9 at a random moment, n times; a run that goes on ends like an uninterrupted one."""
     done, while_writing, n_runs = 0, 0, 0
     for script, n_until in (('train', n * 3 // 5), ('finetune', n)):
         started = time.perf_counter()
@@ -46,19 +48,22 @@ def kills(folder, n=50):
                     time.sleep(dice.uniform(0, seconds))
                     os.kill(child, signal.SIGKILL)
                 status = finish(child)
-                assert status in (0, -signal.SIGKILL), f'{script}.py does not go on: exit status {status}'
+                message = f'{script}.py does not go on: exit status {status}'
+                assert status in (0, -signal.SIGKILL), message
                 done += status != 0
                 while_writing += any((folder / 'killed').rglob('*.tmp'))
-            assert left_by(folder / 'killed') == expected, f'a killed run of {script}.py ends otherwise'
+            assert left_by(folder
+                           / 'killed') == expected, f'a killed run of {script}.py ends otherwise'
             shutil.rmtree(folder / 'killed')
         shutil.rmtree(folder / 'whole')
     assert while_writing > 3, f'only {while_writing} kills while a file was written'
-    return (f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them while a file was '
-            'written: all went on, and checkpoints, states and logs equal those of uninterrupted runs, bit for bit')
+    return (f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them '
+            'while a file was written: all went on, and checkpoints, states and logs equal those '
+            'of uninterrupted runs, bit for bit')
 
 
 def signals(folder, n=8):
-    """Ctrl-C and SIGTERM to a run and its worker end it with a message; it goes on to what an uninterrupted one is."""
+    """Ctrl-C and SIGTERM end a run and its worker with a message; it goes on to the same bits."""
     finish(start('train', folder, 'whole', '--workers=1'))
     expected = left_by(folder / 'whole')
     for i in range(n):
@@ -67,19 +72,22 @@ def signals(folder, n=8):
         wait_for_step(folder / 'stopped', dice.randint(1, STEPS - 3))
         os.killpg(child, number)
         status, said = finish(child), (folder / 'said').read_text()
-        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on from there', said)
-        assert status == 128 + number and match, f'signal {number}: exit status {status}, {said[-300:]!r}'
+        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on '
+                          'from there', said)
+        assert status == 128 + number, f'signal {number}: exit status {status}'
+        assert match, f'signal {number}: {said[-300:]!r}'
         metadata = read_metadata(folder / 'stopped/last/training.safetensors')
         assert json.loads(metadata['json'])['step'] == int(match[1])
         assert finish(start('train', folder, 'stopped', '--workers=1')) == 0
         assert left_by(folder / 'stopped') == expected, 'a stopped run ends otherwise'
         shutil.rmtree(folder / 'stopped')
     shutil.rmtree(folder / 'whole')
-    return f'{n} times Ctrl-C or SIGTERM: saved, said so, ended with status 130 or 143, and went on to the same bits'
+    return (f'{n} times Ctrl-C or SIGTERM: saved, said so, ended with status 130 or 143, and went '
+            'on to the same bits')
 
 
 def reader(folder):
-    """A process that reads last/ and best/ without a pause while another writes them in every step."""
+    """A process that reads last/ and best/ without a pause while another writes them."""
     child = start('train', folder, 'read', '--max_steps=40', '--eval_interval=1')
     n, steps = dict.fromkeys(['last', 'best'], 0), set()
     while os.waitpid(child, os.WNOHANG)[0] == 0:
@@ -88,17 +96,19 @@ def reader(folder):
                 SWCM.load(folder / 'read' / name)
                 n[name] += 1
         if (folder / 'read/last/training.safetensors').exists():
-            steps.add(json.loads(read_safetensors(folder / 'read/last/training.safetensors')[1]['json'])['step'])
+            _, metadata = read_safetensors(folder / 'read/last/training.safetensors')
+            steps.add(json.loads(metadata['json'])['step'])
     assert min(n.values()) > 20 and len(steps) > 10, f'too little was read: {n}, {len(steps)} steps'
     shutil.rmtree(folder / 'read')
-    return f'{n["last"]} times last/ and {n["best"]} times best/ were read while they were written, and {len(steps)} ' \
-           'states: all whole'
+    return (f'{n["last"]} times last/ and {n["best"]} times best/ were read while they were '
+            f'written, and {len(steps)} states: all whole')
 
 
 def disk(folder):
-    """A file system of its own that runs full at several points of a checkpoint, then is mounted read-only."""
+    """A file system runs full at several points of a checkpoint, then is mounted read-only."""
     inside = ['unshare', '-rm', sys.executable, __file__, '--disk', str(folder)]
-    if not shutil.which('unshare') or subprocess.run(['unshare', '-rm', 'true'], capture_output=True).returncode:
+    if not shutil.which('unshare') or subprocess.run(['unshare', '-rm', 'true'],
+                                                     capture_output=True).returncode:
         return 'not tried: needs Linux\'s unshare'
     done = subprocess.run(inside, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
@@ -111,7 +121,8 @@ def on_a_small_disk(folder):
     subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', out], check=True)
     assert finish(start('train', folder, 'disk/run', '--max_steps=2')) == 0
     before, lines = left_by(out / 'run'), []
-    for free in range(0, 8_000_000, 300_000):         # a checkpoint has 0.45 + 1.35 MB, and so has the one before
+    # a checkpoint has 0.45 + 1.35 MB, and so has the one before
+    for free in range(0, 8_000_000, 300_000):
         with open(out / 'filler', 'wb') as file:
             file.write(bytes(max(0, shutil.disk_usage(out).free - free)))
         status = finish(start('train', folder, 'disk/run', '--max_steps=3'))
@@ -119,26 +130,34 @@ def on_a_small_disk(folder):
         if status == 0:
             break
         lines.append((folder / 'said').read_text().strip().splitlines()[-1])
-        assert status == 1 and lines[-1].startswith('error: ') and 'No space left' in lines[-1], (status, lines[-1])
+        assert status == 1 and lines[-1].startswith('error: '), (status, lines[-1])
+        assert 'No space left' in lines[-1], lines[-1]
         now = left_by(out / 'run')
         SWCM.load(out / 'run/best')
-        changed = [name for name, value in before.items() if name.startswith('last') and now.get(name) != value]
+        changed = [name for name, value in before.items() if name.startswith('last')
+                   and now.get(name) != value]
         assert not changed, f'with {free:,} bytes free, {changed} changed'
         assert not list(out.rglob('*.tmp')), f'left behind: {list(out.rglob("*.tmp"))}'
-    assert len(lines) > 5 and status == 0, f'{len(lines)} times full, then exit status {status}: {lines[-1:]}'
+    assert len(lines) > 5, f'{len(lines)} times full'
+    assert status == 0, f'exit status {status}: {lines[-1:]}'
     subprocess.run(['mount', '-o', 'remount,ro', out], check=True)
-    status, said = finish(start('train', folder, 'disk/run', '--max_steps=4')), (folder / 'said').read_text().strip()
+    status = finish(start('train', folder, 'disk/run', '--max_steps=4'))
+    said = (folder / 'said').read_text().strip()
     assert status == 1 and said.splitlines()[-1].startswith('error: ') and 'Read-only' in said, said
-    print(f'{len(lines)} times a full disk, from which the run went on, then a read-only one: each time one line, exit '
-          f'status 1, and the checkpoint before whole. The line: {lines[-1].replace(str(out), "...")}')
+    last = lines[-1].replace(str(out), '...')
+    print(f'{len(lines)} times a full disk, from which the run went on, then a read-only one: each '
+          'time one line, exit status 1, and the checkpoint before whole. '
+          f'The line: {last}')
 
 
 def fuzz(folder):
-    """The properties of tests/test_hostile.py, with many cases each."""
-    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_hostile.py',
-                           '--hypothesis-show-statistics'], cwd=conftest.ROOT, capture_output=True, text=True,
+    """The properties of tests/robustness/test_hostile.py, with many cases each."""
+    done = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-m', 'full', '-x',
+                           'tests/robustness/test_hostile.py', '--hypothesis-show-statistics'],
+                          cwd=conftest.ROOT, capture_output=True, text=True,
                           env={**os.environ, 'CASES': 'many'})
-    assert done.returncode == 0, '\n'.join(line for line in done.stdout.splitlines() if re.match('E |FAILED', line))
+    assert done.returncode == 0, '\n'.join(line for line in done.stdout.splitlines()
+                                           if re.match('E |FAILED', line))
     n = [int(n) for n in re.findall(r'generate phase.*\n(?:.*\n)*?.*- (\d+) passing', done.stdout)]
     assert sum(n) >= 2000, f'{sum(n)} cases'
     return f'{sum(n):,} cases of {len(n)} properties: each a right result or one line'
@@ -176,21 +195,25 @@ def finish(child):
 
 def wait_for_step(out, step):
     started = time.perf_counter()
-    while not (out / 'log.jsonl').exists() or (out / 'log.jsonl').read_text().count('\n') < step + 2:
+    while not (out / 'log.jsonl').exists() or (out
+                                               / 'log.jsonl').read_text().count('\n') < step + 2:
         time.sleep(0.01)
         assert time.perf_counter() - started < 120, f'{out} comes to no step {step}'
 
 
 def training(folder):
-    return ['--dataset=text', f'--data_from={folder}/corpus', f'--encoder={folder}/encoder', '--block_size=64',
-            '--batch_tokens=400', '--accumulate=2', '--val_fraction=0.2', f'--max_steps={STEPS}', '--eval_interval=4',
-            '--save_interval=1', '--eval_segments=4', '--device=cpu']
+    return ['--dataset=text', f'--data_from={folder}/corpus', f'--encoder={folder}/encoder',
+            '--block_size=64', '--batch_tokens=400', '--accumulate=2', '--val_fraction=0.2',
+            f'--max_steps={STEPS}', '--eval_interval=4', '--save_interval=1', '--eval_segments=4',
+            '--device=cpu']
 
 
 def fine_tuning(folder):
-    return [f'--data={folder}/corpus/some.bo-zh.tsv', f'--encoder={folder}/encoder', '--max_source_len=60',
-            '--max_target_len=60', '--batch_tokens=400', '--val_fraction=0.1', '--test_fraction=0.1', '--beams=2',
-            f'--max_steps={STEPS}', '--eval_interval=4', '--save_interval=1', '--eval_examples=5', '--device=cpu']
+    return [f'--data={folder}/corpus/some.bo-zh.tsv', f'--encoder={folder}/encoder',
+            '--max_source_len=60', '--max_target_len=60', '--batch_tokens=400',
+            '--val_fraction=0.1', '--test_fraction=0.1', '--beams=2',
+            f'--max_steps={STEPS}', '--eval_interval=4', '--save_interval=1', '--eval_examples=5',
+            '--device=cpu']
 
 
 def left_by(out):

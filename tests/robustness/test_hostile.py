@@ -1,6 +1,7 @@
-"""Hostile text and files: a right result or one clear line, and nothing is lost, run or overwritten.
+"""Hostile text and files: a right result or one clear line; nothing is lost, run or overwritten.
 
-The properties are tried on a few cases here and on some thousands by `python tests/stress.py fuzz`.
+The properties are tried on a few cases here, and on some thousands by
+`python tests/robustness/stress.py fuzz`.
 """
 import json
 import os
@@ -39,6 +40,8 @@ from data.weights import SIZES, read_safetensors, write_tensors
 from model import SWCM, XLMR
 from train import STATE
 
+pytestmark = pytest.mark.full
+
 # fixtures are read only, but for the folders that each case makes anew
 settings.register_profile('few', max_examples=25, deadline=None, derandomize=True, database=None,
                           suppress_health_check=list(HealthCheck))
@@ -46,17 +49,20 @@ settings.register_profile('many', settings.get_profile('few'), max_examples=250,
                           print_blob=True)
 settings.load_profile(os.environ.get('CASES', 'few'))
 
-PARTS = ['\0', '\ufeff', '\u200b', '\u200f', '\u202e', '\u0301', '\u0f72', '\u2585', '\u2581', '\ufffd', '<mask>',
-         '<s>', '</s>', '<bo>', '😀', 'བོད་', '།', '我有', '。', 'كىتاب', 'бар. ', ' ', '\u3000', 'ﬁ', '\x1b', '"', ',', '\\']
+PARTS = ['\0', '\ufeff', '\u200b', '\u200f', '\u202e', '\u0301', '\u0f72', '\u2585', '\u2581',
+         '\ufffd', '<mask>', '<s>', '</s>', '<bo>', '😀', 'བོད་', '།', '我有', '。', 'كىتاب', 'бар. ',
+         ' ', '\u3000', 'ﬁ', '\x1b', '"', ',', '\\']
 ENDS = ['\n', '\r\n', '\r', '\u2028', '\x85', '\x0b', '\x0c', '\x1c', '\t']
 characters = st.sampled_from(PARTS) | st.characters(exclude_categories=['Cs'])
 lines = st.lists(characters, max_size=30).map(''.join)
 whole_texts = st.lists(characters | st.sampled_from(ENDS), max_size=60).map(''.join)
-contents = whole_texts.map(str.encode) | st.binary(max_size=80) | st.tuples(whole_texts, st.binary(max_size=3)).map(
-    lambda parts: parts[0].encode() + parts[1])
+mixed = st.tuples(whole_texts.map(str.encode), st.binary(max_size=3)).map(b''.join)
+contents = whole_texts.map(str.encode) | st.binary(max_size=80) | mixed
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | lines | st.sampled_from([10**12, 0, -1]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(lines, inner, max_size=3), max_leaves=5)
+    st.none() | st.booleans() | st.integers() | st.floats() | lines
+    | st.sampled_from([10**12, 0, -1]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(lines, inner, max_size=3),
+    max_leaves=5)
 
 
 class Code:
@@ -71,12 +77,16 @@ class Code:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, corpus, encoder_folder):
-    """The settings of a run of two steps; its out_dir has last/ and best/. Token files go to a temporary folder."""
-    folder, before = tmp_path_factory.mktemp('trained'), dataset.token_folder
-    dataset.token_folder = lambda dataset: folder / 'tokens' / dataset
-    cfg = config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder), languages=LANGUAGES,
-                       block_size=64, batch_tokens=400, val_fraction=0.2, max_steps=2, eval_interval=2, eval_segments=2,
-                       device='cpu', out_dir=str(folder / 'out'))
+    """The settings of a run of two steps; its out_dir has last/ and best/.
+
+    Token files go to a temporary folder.
+    """
+    folder, before = tmp_path_factory.mktemp('trained'), tokens.token_folder
+    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
+    cfg = config.Train(dataset='text', data_from=str(corpus), encoder=str(encoder_folder),
+                       languages=LANGUAGES, block_size=64, batch_tokens=400, val_fraction=0.2,
+                       max_steps=2, eval_interval=2, eval_segments=2, device='cpu',
+                       out_dir=str(folder / 'out'))
     train.train(cfg)
     yield cfg
     dataset.token_folder = before
@@ -116,7 +126,8 @@ def test_code_in_weights_is_not_run(trained, encoder_folder, tmp_path, old):
     for path, read in ((encoder / 'pytorch_model.bin', lambda: SWCM.from_encoder(encoder)),
                        (encoder / 'model.safetensors', lambda: XLMR.from_encoder(encoder)),
                        (run / 'best/model.safetensors', lambda: SWCM.load(run / 'best')),
-                       (run / 'last' / STATE, lambda: train.train(replace(trained, out_dir=str(run), max_steps=3)))):
+                       (run / 'last' / STATE,
+                        lambda: train.train(replace(trained, out_dir=str(run), max_steps=3)))):
         shutil.copy(tmp_path / 'evil', path)
         with pytest.raises(ValueError, match=f'{path.name} is damaged or no weight file') as error:
             read()
@@ -129,10 +140,10 @@ def test_weights_as_pickle_are_read_if_they_are_tensors(encoder_folder, tmp_path
     shutil.copytree(encoder_folder, encoder)
     state = {k: v.clone() for k, v in load_file(encoder / 'model.safetensors').items()}
     (encoder / 'model.safetensors').unlink()
+    huge = torch.zeros(1, 1).expand(10**9, 10**6)
     for change, message in ((lambda s: s, None), (lambda s: list(s), 'other things than tensors'),
                             (lambda s: {**s, 'epoch': 3}, 'other things than tensors'),
-                            (lambda s: {**s, 'lm_head.bias': torch.zeros(1, 1).expand(10**9, 10**6)},
-                             'larger than its data'),
+                            (lambda s: {**s, 'lm_head.bias': huge}, 'larger than its data'),
                             (lambda s: torch.nn.Linear(2, 2), 'is damaged or no weight')):
         torch.save(change(state), encoder / 'pytorch_model.bin')
         if message is None:
@@ -196,28 +207,34 @@ def test_a_damaged_state_is_refused(trained, tmp_path_factory, where):
 
 @given(st.data())
 def test_a_models_settings_may_be_anything(trained, tmp_path_factory, data):
-    """Any JSON in config.json: the same model, but for dropout, or one line; no memory for sizes it does not have."""
+    """Any JSON in config.json: the same model, but for dropout, or one line.
+
+    No memory is taken for sizes that the model does not have.
+    """
     folder = tmp_path_factory.getbasetemp() / 'settings'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(f'{trained.out_dir}/best', folder)
     written = json.loads((folder / 'config.json').read_text())
     key = data.draw(st.sampled_from(sorted(written)))
-    changed = {**written, key: data.draw(values)} if data.draw(st.integers(0, 9)) else data.draw(values)
+    changed = {**written,
+               key: data.draw(values)} if data.draw(st.integers(0, 9)) else data.draw(values)
     (folder / 'config.json').write_text(json.dumps(changed))
     try:
-        assert {**vars(SWCM.load(folder).config), 'dropout': 0} == {**vars(SWCM.load(f'{trained.out_dir}/best').config),
-                                                                    'dropout': 0}
+        assert {**vars(SWCM.load(folder).config),
+                'dropout': 0} == {**vars(SWCM.load(f'{trained.out_dir}/best').config),
+                                  'dropout': 0}
     except ValueError as error:
         one_line(error)
 
 
 @given(st.data())
 def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, data):
-    """As above, for files without the checksums that ours have: sizes are those of the tensors, or it is refused."""
+    """The same without checksums: sizes are those of the tensors, or the folder is refused."""
     folder = tmp_path_factory.getbasetemp() / 'encoder_settings'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(encoder_folder, folder)
-    save_file({k: v.clone() for k, v in load_file(folder / 'model.safetensors').items()}, folder / 'model.safetensors')
+    save_file({k: v.clone() for k, v in load_file(folder / 'model.safetensors').items()},
+              folder / 'model.safetensors')
     written = json.loads((folder / 'config.json').read_text())
     key = data.draw(st.sampled_from(sorted(written)))
     (folder / 'config.json').write_text(json.dumps({**written, key: data.draw(values)}))
@@ -231,12 +248,13 @@ def test_an_encoders_settings_may_be_anything(encoder_folder, tmp_path_factory, 
 
 @pytest.mark.parametrize('key', ['vocab_size', 'n_layer', 'n_embd', 'n_ffn', 'n_positions'])
 def test_sizes_that_the_weights_do_not_have(trained, encoder_folder, tmp_path, key):
-    """Refused before a model of that size is made, also where no checksum says that config.json was changed."""
+    """Refused before a model of that size is made, also where there is no checksum."""
     for source, read, name in ((encoder_folder, XLMR.from_encoder, SIZES[key]),
                                (f'{trained.out_dir}/best', SWCM.load, key)):
         folder = tmp_path / read.__name__
         shutil.copytree(source, folder)
-        save_file(load_file(f'{source}/model.safetensors'), folder / 'model.safetensors')             # without checksum
+        # without checksum
+        save_file(load_file(f'{source}/model.safetensors'), folder / 'model.safetensors')
         written = json.loads((folder / 'config.json').read_text())
         for n in (3_000_000, 10**12, 2**63, 10**400, 0, -1, None, '5', 1.5, True):
             (folder / 'config.json').write_text(json.dumps({**written, name: n}))
@@ -250,8 +268,10 @@ def test_sizes_that_the_weights_do_not_have(trained, encoder_folder, tmp_path, k
 def test_weights_that_are_none(trained, encoder_folder, tmp_path):
     for source, read in (encoder_folder, XLMR.from_encoder), (f'{trained.out_dir}/best', SWCM.load):
         tensors, folder = load_file(f'{source}/model.safetensors'), tmp_path / read.__name__
-        name = next(name for name in tensors if name.endswith('ffn.up.bias') or 'intermediate.dense.bias' in name)
-        for value, message in ((tensors[name] / 0, 'are not finite'), (tensors[name].long(), 'values of torch.int64')):
+        name = next(name for name in tensors if name.endswith('ffn.up.bias')
+                    or 'intermediate.dense.bias' in name)
+        for value, message in ((tensors[name] / 0, 'are not finite'),
+                               (tensors[name].long(), 'values of torch.int64')):
             shutil.copytree(source, folder, dirs_exist_ok=True)
             save_file({**tensors, name: value}, folder / 'model.safetensors')
             with pytest.raises(ValueError, match=message) as error:
@@ -260,18 +280,24 @@ def test_weights_that_are_none(trained, encoder_folder, tmp_path):
 
 
 def test_a_state_of_another_model_is_refused(trained, tmp_path):
-    """Its checksum is right, but AdamW's moments are not of this model's shapes: PyTorch would read past their end."""
+    """Its checksum is right, but AdamW's moments have other shapes than this model.
+
+    PyTorch would read past their end.
+    """
     out = tmp_path / 'out'
     shutil.copytree(trained.out_dir, out)
     tensors, metadata = read_safetensors(out / 'last' / STATE)
     metadata.pop('crc32')
-    for key in ('weight.head.bias', 'exp_avg.head.bias', 'exp_avg_sq.embeddings.word.weight', 'step.head.bias'):
-        for changed in ({**tensors, key: torch.zeros(1)}, {k: v for k, v in tensors.items() if k != key}):
+    for key in ('weight.head.bias', 'exp_avg.head.bias', 'exp_avg_sq.embeddings.word.weight',
+                'step.head.bias'):
+        for changed in ({**tensors, key: torch.zeros(1)},
+                        {k: v for k, v in tensors.items() if k != key}):
             write_tensors(out / 'last' / STATE, changed, metadata)
             with pytest.raises(ValueError, match='is of another model') as error:
                 train.train(replace(trained, out_dir=str(out), max_steps=3))
             one_line(error.value)
-    for change in (dict(step='3'), dict(step=-1), dict(best=[1.0]), dict(skipped=None), dict(config=[])):
+    for change in (dict(step='3'), dict(step=-1), dict(best=[1.0]), dict(skipped=None),
+                   dict(config=[])):
         state = json.dumps({**json.loads(metadata['json']), **change})
         write_tensors(out / 'last' / STATE, tensors, {**metadata, 'json': state})
         with pytest.raises(ValueError, match='has not what this version writes') as error:
@@ -289,7 +315,8 @@ def test_a_step_that_is_changed_in_a_state_is_noticed(trained, tmp_path):
 
 
 def test_as_many_predictions_are_shown_as_asked(tmp_path, capsys):
-    line = json.dumps(dict(test='t', direction='zh-bo', source=['x'], prediction='y', reference='z')) + '\n'
+    line = json.dumps(dict(test='t', direction='zh-bo', source=['x'], prediction='y',
+                           reference='z')) + '\n'
     (tmp_path / 'predictions.jsonl').write_text(line * 9)
     sample.show_predictions(tmp_path / 'predictions.jsonl', 2)
     assert capsys.readouterr().out.count('source') == 2
@@ -304,7 +331,8 @@ def test_a_run_that_lacks_files_is_not_begun_anew(trained, tmp_path):
         shutil.copytree(trained.out_dir, out, dirs_exist_ok=True)
         (out / 'last' / name).unlink()
         before = {path: path.read_bytes() for path in out.rglob('*.*')}
-        with pytest.raises(ValueError, match='cannot go on: .*--out_dir=NAME.*--resume=False') as error:
+        with pytest.raises(ValueError,
+                           match='cannot go on: .*--out_dir=NAME.*--resume=False') as error:
             train.train(replace(trained, out_dir=str(out), max_steps=3))
         one_line(error.value)
         assert {path: path.read_bytes() for path in out.rglob('*.*')} == before
@@ -315,7 +343,8 @@ def test_folders_of_others_are_left_alone(trained, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text('mine')
     train.train(replace(trained, out_dir=str(tmp_path)))
-    assert all((tmp_path / name).read_text() == 'mine' for name in ('best/thesis.txt', 'other/last/thesis.txt'))
+    assert all((tmp_path / name).read_text() == 'mine'
+               for name in ('best/thesis.txt', 'other/last/thesis.txt'))
 
 
 def test_a_zip_bomb_is_not_opened(encoder_folder, tmp_path):
@@ -326,14 +355,16 @@ def test_a_zip_bomb_is_not_opened(encoder_folder, tmp_path):
     with ZipFile(tmp_path / 'stored') as stored, ZipFile(path, 'w', ZIP_DEFLATED) as bomb:
         for name in stored.namelist():
             bomb.writestr(name, stored.read(name))
-    with pytest.raises(ValueError, match='pytorch_model.bin is damaged or no weight file .it is compressed'):
+    with pytest.raises(ValueError,
+                       match='pytorch_model.bin is damaged or no weight file .it is compressed'):
         XLMR.from_encoder(tmp_path / 'bomb')
 
 
 def test_a_run_does_not_write_over_what_it_begins_from(trained, tmp_path):
     out = tmp_path / 'out'
     shutil.copytree(trained.encoder, out / 'best')
-    with pytest.raises(ValueError, match='best lies in out_dir=.*, which this run would write over; --out_dir=NAME'):
+    message = 'best lies in out_dir=.*, which this run would write over; --out_dir=NAME'
+    with pytest.raises(ValueError, match=message):
         train.train(replace(trained, encoder=str(out / 'best'), out_dir=str(out)))
     assert XLMR.from_encoder(out / 'best')
 
@@ -341,7 +372,8 @@ def test_a_run_does_not_write_over_what_it_begins_from(trained, tmp_path):
 def test_deterministic(trained, tmp_path):
     try:
         train.train(replace(trained, out_dir=str(tmp_path / 'out'), deterministic=True))
-        assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
     finally:
         torch.use_deterministic_algorithms(False)
         del os.environ['CUBLAS_WORKSPACE_CONFIG']
@@ -350,20 +382,34 @@ def test_deterministic(trained, tmp_path):
 
 
 @given(st.data())
-def test_damaged_token_files(trained, tmp_path_factory, data):
-    """A file that was cut short, or is of something else, is one line that says what to do."""
-    [folder] = dataset.token_folder('text').iterdir()
+def test_damaged_token_files(trained, tokenizer, tmp_path_factory, data):
+    """Whatever happens to a file: ids in the vocabulary, segments in their file, or one line."""
+    [folder] = tokens.token_folder('text').iterdir()
     damaged = tmp_path_factory.getbasetemp() / 'damaged_tokens'
     shutil.rmtree(damaged, ignore_errors=True)
     shutil.copytree(folder, damaged)
-    path = data.draw(st.sampled_from(sorted(p for p in damaged.iterdir() if p.suffix in ('.bin', '.npy'))))
-    content = path.read_bytes()
-    n = data.draw(st.integers(0, len(content) - 1))
-    path.write_bytes(content[:n] if data.draw(st.booleans()) else content + b'x' * (n + 1) if path.suffix == '.bin'
-                     else data.draw(st.binary(max_size=40)))
-    with pytest.raises(ValueError, match='is damaged.*delete it') as error:
-        open_streams(damaged, path.name.split('.')[1])
-    one_line(error.value)
+    path = data.draw(st.sampled_from(sorted(damaged.iterdir())))
+    how = data.draw(st.sampled_from(['bit', 'array', 'bytes']))
+    if how == 'bit':
+        spoil(path, data.draw(positions))
+    elif how == 'array' and path.suffix == '.npy':
+        np.save(path, data.draw(st.sampled_from([
+            np.array([0, 5, 3], np.uint64), np.array([0, 2**63, 2**64 - 1], np.uint64),
+            np.zeros((2, 2), np.uint64), np.array([], np.uint64), np.array([0.0, 3.0]),
+            np.array([None, 'x'], object)])), allow_pickle=True)
+    elif path.suffix == '.npy' and how == 'bytes':    # a header that promises 8 TB
+        header = b"{'descr': '<u8', 'fortran_order': False, 'shape': (1000000000000,), }"
+        path.write_bytes((b'\x93NUMPY\x01\x00v\x00' + header).ljust(127) + b'\n')
+    else:
+        path.write_bytes(data.draw(st.binary(max_size=40)))
+    try:
+        for split in ('train', 'val'):
+            for stream in open_streams(damaged, split).values():
+                assert stream.ids.max() < tokenizer.vocab_size
+                assert sum(len(stream[i]) for i in range(len(stream))) == len(stream.ids)
+    except ValueError as error:
+        one_line(error)
+        assert 'is damaged' in str(error) and 'delete it' in str(error)
 
 
 # Files that are being written
@@ -388,11 +434,12 @@ def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path, monkeyp
         assert error.value.filename == str(path)      # which the system does not say
     with atomic_write(folder / 'b') as new:
         new.write_text('4')
-    assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'b', 'new'] and (folder / 'a').read_text() == '1'
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'b', 'new']
+    assert (folder / 'a').read_text() == '1'
 
 
 def test_a_model_can_be_read_while_it_is_written(trained, tmp_path, monkeypatch):
-    """Its file is replaced after it was opened: the reader finds the one or the other, and no mixture."""
+    """Its file is replaced after it was opened: the reader finds one or the other, no mixture."""
     old, new = (SWCM.load(f'{trained.out_dir}/best') for _ in range(2))
     with torch.no_grad():
         for p in new.parameters():
@@ -409,15 +456,16 @@ def test_a_model_can_be_read_while_it_is_written(trained, tmp_path, monkeypatch)
 
     monkeypatch.setattr(weights, 'safe_open', open_and_replace)
     found = SWCM.load(tmp_path / 'model').state_dict()
-    assert [all(torch.equal(found[k], v) for k, v in m.state_dict().items()) for m in (old, new)] == [False, True]
+    assert [all(torch.equal(found[k], v) for k, v in m.state_dict().items())
+            for m in (old, new)] == [False, True]
     assert len(opened) == 2
 
 
 def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
     out = tmp_path / 'out'
     shutil.copytree(trained.out_dir, out)
-    for name in ('last.12.tmp/model.safetensors', 'last.12.tmp.12.tmp/a', 'best.12.tmp/config.json', 'log.jsonl.tmp',
-                 'best/metrics.json.tmp', 'mine.tmp', 'other/last.12.tmp/a'):
+    for name in ('last.12.tmp/model.safetensors', 'last.12.tmp.12.tmp/a', 'best.12.tmp/config.json',
+                 'log.jsonl.tmp', 'best/metrics.json.tmp', 'mine.tmp', 'other/last.12.tmp/a'):
         (out / name).parent.mkdir(exist_ok=True, parents=True)
         (out / name).write_bytes(b'half')
     train.train(replace(trained, out_dir=str(out), max_steps=3))
@@ -457,7 +505,8 @@ def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
     encoded = tokenizer.encode(texts)
     segments = split_segments(encoded, tokenizer, limit)
     assert all(0 < len(s) <= limit for s in segments)
-    assert np.array_equal(np.concatenate([dataset.NO_IDS, *segments]), np.concatenate([dataset.NO_IDS, *encoded]))
+    assert np.array_equal(np.concatenate([tokens.NO_IDS, *segments]),
+                          np.concatenate([tokens.NO_IDS, *encoded]))
     rng = np.random.default_rng(seed)
     for ids in segments:
         permuted = permute_sentences(ids, tokenizer.sentence_starts(ids), rng)
@@ -465,19 +514,24 @@ def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
         noisy = infill(ids, tokenizer.mask, 0.35, 3.5, rng)
         assert (noisy != tokenizer.mask).sum() == len(ids) - round(0.35 * len(ids))
         noisy, chosen = mask_tokens(ids, tokenizer.mask, 0.15, 4, rng)
-        assert chosen.any() and np.array_equal(noisy[~chosen], ids[~chosen]) and noisy.max() <= tokenizer.mask
+        assert chosen.any()
+        assert np.array_equal(noisy[~chosen], ids[~chosen])
+        assert noisy.max() <= tokenizer.mask
 
 
-@given(st.lists(contents, min_size=1, max_size=3), st.sampled_from(['bo.txt', 'bo.jsonl', 'bo-zh.tsv']))
+@given(st.lists(contents, min_size=1, max_size=3),
+       st.sampled_from(['bo.txt', 'bo.jsonl', 'bo-zh.tsv']))
 def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts, name):
-    """Every token of what the corpus reads is in a token file, or counted as left out; else one line, and no files."""
+    """Every token is in a token file or counted as left out; or one line, and no files."""
     base = tmp_path_factory.getbasetemp()
     folder, content = fresh(base, 'corpus_any'), b'\n'.join(parts)
     if name == 'bo.jsonl':
-        content = b'\n'.join(json.dumps({'text': part.decode('utf-8', 'surrogateescape')}).encode() for part in parts)
+        content = b'\n'.join(json.dumps({'text': part.decode('utf-8', 'surrogateescape')}).encode()
+                             for part in parts)
     elif name == 'bo-zh.tsv':
-        content = b'\n'.join(part.replace(b'\n', b' ').replace(b'\t', b' ') + b'\t' + part[::-1].replace(
-            b'\n', b' ').replace(b'\t', b' ') for part in parts)
+        flat = [part.replace(b'\n', b' ').replace(b'\t', b' ') for part in parts]
+        turned = [part[::-1].replace(b'\n', b' ').replace(b'\t', b' ') for part in parts]
+        content = b'\n'.join(a + b'\t' + b for a, b in zip(flat, turned))
     (folder / name).write_bytes(content)
     before = set(dataset.token_folder('text').iterdir())
     try:
@@ -486,8 +540,9 @@ def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts,
         one_line(error)
         assert set(dataset.token_folder('text').iterdir()) == before
         return
-    found = sum(len(s.ids) for split in ('train', 'val') for s in open_streams(prepared, split).values())
-    meta, wanted = read_meta(prepared), 0
+    found = sum(len(s.ids) for split in ('train', 'val')
+                for s in open_streams(prepared, split).values())
+    stats, wanted = tokens.read_meta(prepared)['streams'], 0
     for _, texts in text.documents([folder / name]):
         wanted += sum(len(ids) for t in texts.values() for ids in tokenizer.encode(t.splitlines()))
     assert found <= wanted == sum(s['tokens'] for s in meta['streams'].values())
@@ -496,7 +551,8 @@ def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts,
     shutil.rmtree(prepared)
 
 
-@given(st.lists(lines, min_size=1, max_size=12), st.lists(lines, min_size=1, max_size=12), st.sampled_from(LANGUAGES))
+@given(st.lists(lines, min_size=1, max_size=12), st.lists(lines, min_size=1, max_size=12),
+       st.sampled_from(LANGUAGES))
 def test_scores_are_numbers(hypotheses, references, language):
     references = [reference if reference.strip() else 'x' for reference in references]
     n = min(len(hypotheses), len(references))
@@ -507,15 +563,17 @@ def test_scores_are_numbers(hypotheses, references, language):
     for name, scores in whole.items():
         assert all(-1e-9 <= x <= 100 + 1e-9 or x != x for x in (*scores, *each[name])), name
     perfect, _ = score(references[:n], references[:n], language)
-    assert perfect['chrF++'][0] == pytest.approx(100) and perfect['rouge_l_char_f'][0] == pytest.approx(100)
+    assert perfect['chrF++'][0] == pytest.approx(100)
+    assert perfect['rouge_l_char_f'][0] == pytest.approx(100)
 
 
-records = st.dictionaries(st.sampled_from(['source', 'target', 'text', 'title', 'question', 'context', 'answer', 'lang',
-                                           'bo', 'zh', 'data', 'qas']), values, max_size=5)
+records = st.dictionaries(st.sampled_from(['source', 'target', 'text', 'title', 'question',
+                                           'context', 'answer', 'lang', 'bo', 'zh', 'data', 'qas']),
+                          values, max_size=5)
 
 
-@given(st.sampled_from(['.tsv', '.jsonl']), contents | records.map(
-    lambda record: json.dumps(record).encode()) | values.map(lambda value: json.dumps(value).encode()))
+@given(st.sampled_from(['.tsv', '.jsonl', '.json', '.csv', '.txt']),
+       contents | (records | values).map(lambda value: json.dumps(value).encode()))
 def test_any_file_of_examples(tmp_path_factory, ending, content):
     path = tmp_path_factory.getbasetemp() / f'any{ending}'
     path.write_bytes(content)
@@ -537,7 +595,8 @@ class Lengths(Task):
         return tuple(np.full(n, 5) for n in self.lengths[:, i])
 
 
-@given(st.lists(st.lists(st.tuples(*[st.integers(3, 300)] * 2), min_size=1, max_size=40), min_size=1, max_size=3),
+@given(st.lists(st.lists(st.tuples(*[st.integers(3, 300)] * 2), min_size=1, max_size=40),
+                min_size=1, max_size=3),
        st.integers(1, 5000), st.integers(0, 2**31))
 def test_batches_have_something_in_them(of_tasks, batch_tokens, seed):
     found = [Lengths(lengths) for lengths in of_tasks]
@@ -552,8 +611,11 @@ def test_batches_have_something_in_them(of_tasks, batch_tokens, seed):
     assert max(counts) - min(counts) <= 1             # each task has its share
 
 
-@given(st.lists(st.sampled_from(['--lr', '--max_steps', '--languages', '--resume', '--seed', '--out_dir', '--x', '--'])
-                | lines | lines.map('--lr={}'.format) | lines.map('--out_dir={}'.format), max_size=4))
+@given(
+       st.lists(st.sampled_from(['--lr', '--max_steps', '--languages', '--resume', '--seed',
+                                 '--out_dir', '--x', '--'])
+                | lines | lines.map('--lr={}'.format) | lines.map('--out_dir={}'.format),
+                max_size=4))
 def test_any_command_line(argv):
     try:
         config.load(config.Train, [arg for arg in argv if arg not in ('-h', '--help')])
@@ -568,9 +630,11 @@ def test_training_on_any_text(trained, corpus, tmp_path_factory, parts):
     base = tmp_path_factory.getbasetemp()
     folder, out = fresh(base, 'corpus_to_train'), fresh(base, 'trained_on_any')
     for language in ('bo', 'zh'):
-        (folder / f'{language}.txt').write_bytes(b'\n'.join([*parts, (corpus / f'{language}.txt').read_bytes()]))
+        known = (corpus / f'{language}.txt').read_bytes()
+        (folder / f'{language}.txt').write_bytes(b'\n'.join([*parts, known]))
     try:
-        train.train(replace(trained, data_from=str(folder), languages=('bo', 'zh'), out_dir=str(out), max_steps=1))
+        train.train(replace(trained, data_from=str(folder), languages=('bo', 'zh'),
+                            out_dir=str(out), max_steps=1))
     except ValueError as error:
         one_line(error)
         assert not list(out.iterdir())
@@ -588,7 +652,8 @@ def test_any_text_is_answered(writer, texts):
 
 @pytest.fixture(scope='module')
 def writer(trained):
-    return sample.Writer(f'{trained.out_dir}/best', sample.Sample(device='cpu', beams=2, max_new_tokens=8))
+    return sample.Writer(f'{trained.out_dir}/best',
+                         sample.Sample(device='cpu', beams=2, max_new_tokens=8))
 
 
 # What hypothesis would not think of
@@ -622,10 +687,24 @@ def test_bad_corpora(trained, tokenizer, tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize('name, content, message', [
-    ('a.jsonl', b'[' * 100_000, 'is not JSON'),
-    ('a.jsonl', b'{"source": ["a", ["b"]], "target": "b"}', 'expected a string'),
+    ('a.json', b'[' * 100_000, 'is no JSON|nested too deeply'),
+    ('a.jsonl',
+     b'{"question": "q", "context": "c", "answer": ' + b'[' * 500 + b'"a"' + b']' * 500 + b'}',
+     'too deeply'),
+    ('a.jsonl', b'{"source": "a", "target": "b", "source_lang": ["zh"], "target_lang": "bo"}',
+     "language is .'zh'."),
+    ('a.jsonl', b'{"source": "a", "target": "b", "lang": "x\\ny"}', 'two or three letters'),
+    ('a.jsonl', b'[]\n', 'line 1 has no example'),
     ('a.jsonl', b'{"\\ud800": "a"}', r'its fields: .\\ud800'),
-    ('a.jsonl', b'{"source": {"text": {"x": "' + b'y' * 100_000 + b'"}}, "target": "b"}', 'expected a string')])
+    ('a.jsonl', b'{"source": {"text": {"x": "' + b'y' * 100_000 + b'"}}, "target": "b"}',
+     'not a text'),
+    ('a.csv', b'source,target\na,"b\nc,d\ne,f\n', 'row 2 is not as .csv has it'),
+    ('a.csv', b'source,source,target\na,b,c\n', 'two columns have one name'),
+    ('a.txt',
+     b'<doc id=0>\n<summary>a</summary>\n<short_text>b</short_text>\n</doc> '
+     b'<doc id=1>\n<summary>c</summary>\n<short_text>d</short_text>\n</doc>\n',
+     'has not one <summary>'),
+    ('a.txt', b'<doc>\n' + b'<summary></summary>' * 4000 + b'\n</doc>\n', 'has not one <summary>')])
 def test_bad_examples(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
@@ -635,7 +714,8 @@ def test_bad_examples(tmp_path, name, content, message):
 
 def test_pairs_with_nothing_on_one_side_are_counted(trained, tokenizer, tmp_path, capsys):
     rows = [f'{a}\t{b}' for a, b in zip(sentences('bo'), sentences('zh'))]
-    (tmp_path / 'bo-zh.tsv').write_text('\n'.join([*rows, '\t我', '\u200b\t我有', 'བོད།\t\ufffd']), encoding='utf-8')
+    (tmp_path / 'bo-zh.tsv').write_text('\n'.join([*rows, '\t我', '\u200b\t我有', 'བོད།\t\ufffd']),
+                                        encoding='utf-8')
     prepared = prepare('text', tokenizer, 64, 0.2, tmp_path)
     assert '  3 pairs with nothing on one side are left out' in capsys.readouterr().out
     assert all(stream.lengths.all() for stream in open_streams(prepared, 'train').values())
@@ -643,7 +723,14 @@ def test_pairs_with_nothing_on_one_side_are_counted(trained, tokenizer, tmp_path
 
 def test_two_runs_may_prepare_one_corpus_at_once(trained, tokenizer, tmp_path, monkeypatch):
     (tmp_path / 'bo.txt').write_text('\n'.join(sentences('bo')), encoding='utf-8')
-    original, other = dataset.write_streams, []
+    root, old, young = (tokens.token_folder('text') / name for name in ('', 'a.12.tmp', 'b.12.tmp'))
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / 'bo.train.bin').write_bytes(b'half')
+    # the young one has a file that was written just now
+    for path in (old / 'bo.train.bin', old, young):
+        os.utime(path, (time.time() - 4000,) * 2)
+    original, other = tokens.write_streams, []
 
     def meanwhile(folder, *args):
         original(folder, *args)
@@ -672,13 +759,17 @@ def test_a_line_of_10_megabytes(tokenizer, tmp_path):
     [line] = read_lines(path)
     segments = split_segments([tokenizer.encode(line)], tokenizer, 253)
     assert max(map(len, segments)) <= 253 and sum(map(len, segments)) == len(tokenizer.encode(line))
-    with pytest.raises(ValueError, match=r'a text of [\d,]+ characters; scores are for texts of at most 100,000'):
+    message = r'a text of [\d,]+ characters; scores are for texts of at most 100,000'
+    with pytest.raises(ValueError, match=message):
         score([line], ['x'], 'bo')
 
 
 def test_bytes_on_the_command_line_that_are_no_text(monkeypatch):
-    for main, argv in ((train.main, ['--data_from=/tmp/\udcff']), (train.main, ['--languages=\udcff']),
-                       (finetune.main, ['--data=\udcff.tsv']), (train.main, ['--max_steps=' + '-' * 6000 + '1']),
+    for main, argv in ((train.main, ['--data_from=/tmp/\udcff']),
+                       (train.main, ['--languages=\udcff']),
+                       (finetune.main, ['--data=\udcff.tsv']),
+                       (train.main, ['--max_steps=' + '-' * 6000 + '1']),
                        (train.main, ['--span_length=0.1'])):
-        assert call(monkeypatch, main, argv).startswith('error: --') or 'span_length=0.1: give at least 1' in \
+        assert call(monkeypatch, main,
+                    argv).startswith('error: --') or 'span_length=0.1: give at least 1' in \
             call(monkeypatch, main, argv)
