@@ -13,7 +13,7 @@ from pathlib import Path
 from config import FineTune, cli, runtime
 
 if __name__ == '__main__':
-    runtime.start(FineTune)                             # before torch, so that it answers at once
+    cli.start(FineTune)                             # before torch, so that it answers at once
 
 import numpy as np
 import torch
@@ -349,4 +349,4 @@ def or_null(value):
 
 
 if __name__ == '__main__':
-    runtime.run(lambda argv: runtime.with_processes(finetune, cli.load(FineTune, argv)))
+    cli.run(lambda argv: runtime.with_processes(finetune, cli.load(FineTune, argv)))

@@ -15,7 +15,7 @@ from pathlib import Path
 from config import FineTune, Sample, Train, cli, runtime
 
 if __name__ == '__main__':
-    runtime.start(Sample)                               # before torch, so that it answers at once
+    cli.start(Sample)                               # before torch, so that it answers at once
 
 import numpy as np
 import torch
@@ -433,4 +433,4 @@ def piped_lines():
 
 
 if __name__ == '__main__':
-    runtime.run(main)
+    cli.run(main)

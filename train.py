@@ -18,7 +18,7 @@ from pathlib import Path
 from config import Train, cli, runtime
 
 if __name__ == '__main__':
-    runtime.start(Train)                                # before torch, so that it answers at once
+    cli.start(Train)                                # before torch, so that it answers at once
 
 import numpy as np
 import torch
@@ -558,4 +558,4 @@ def weight_report(model):
 
 
 if __name__ == '__main__':
-    runtime.run(lambda argv: runtime.with_processes(train, cli.load(Train, argv)))
+    cli.run(lambda argv: runtime.with_processes(train, cli.load(Train, argv)))

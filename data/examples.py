@@ -90,12 +90,12 @@ def named_languages(path, directions):
 
 def read_records(path, named):
     """Yields (where it stands, {field: value}) for each record of a .tsv or .jsonl file."""
-    if path.suffix not in ('.tsv', '.jsonl'):
-        raise ValueError(f'{path}: examples come as .tsv or .jsonl; data/cmrc, data/lcsts and '
-                         'data/tibetanqa convert other files')
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist or is a folder; give files, separated by '
                                 'commas')
+    if path.suffix not in ('.tsv', '.jsonl'):
+        raise ValueError(f'{path}: examples come as .tsv or .jsonl; data/cmrc, data/lcsts and '
+                         'data/tibetanqa convert other files')
     if path.suffix == '.tsv':
         columns = named if len(set(named)) == 2 else ('source', 'target')
         for n, texts in read_pairs(path, named):

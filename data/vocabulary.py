@@ -18,7 +18,7 @@ import numpy as np
 import sentencepiece
 import torch
 
-from config import cli, runtime
+from config import cli
 from data.dataset import corpus_module
 from data.files import atomic_dir, read_lines, shorten
 from data.heldout import digest, splits
@@ -274,7 +274,7 @@ def usage(path, tokenizer):
 
 
 def fraction_changed(path, tokenizer, before):
-    """The fraction of the pieces of a text file, cut by `before`, that tokenizer does not cut so."""
+    """The fraction of the pieces that `before` cuts a file into and tokenizer does not."""
     n = n_changed = 0
     for line in read_lines(path):
         ours, theirs = spans(tokenizer.sp, line), spans(before.sp, line)
@@ -343,4 +343,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    runtime.run(main)
+    cli.run(main)

@@ -4,7 +4,7 @@
 """
 import json
 
-from config import runtime
+from config import cli
 from data.examples import convert
 from data.files import read_lines, shorten
 
@@ -35,4 +35,4 @@ def read(path):
 
 
 if __name__ == '__main__':
-    runtime.run(lambda argv: convert(read, __doc__, argv))
+    cli.run(lambda argv: convert(read, __doc__, argv))
