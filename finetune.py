@@ -10,7 +10,7 @@ from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from config import FineTune, cli, runtime
+from config import FineTune, cli
 
 if __name__ == '__main__':
     cli.start(FineTune)                             # before torch, so that it answers at once
@@ -18,6 +18,7 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 
+from config import runtime
 from config.cpu import pack
 from config.runtime import main_process_first, print0, rank_and_world
 from data.batches import Batches, task_probabilities, val_batches

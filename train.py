@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from config import Train, cli, runtime
+from config import Train, cli
 
 if __name__ == '__main__':
     cli.start(Train)                                # before torch, so that it answers at once
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
 from data.batches import Batches, task_probabilities, val_batches
 from data.dataset import identity, open_streams, prepare
