@@ -23,7 +23,7 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -434,7 +434,7 @@ def read_state(cfg):
         check_folder(last)
         with safe_open(last / STATE, 'pt') as file:
             state = json.loads(file.metadata()['json'])
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; '
                          '--out_dir=NAME starts another, --resume=False replaces both') from e
     ours = json.loads(json.dumps(asdict(cfg)))
