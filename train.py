@@ -312,8 +312,10 @@ class Checkpoints:
 
     def begin_log(self):
         """Removes what a run before left, from the step on that this one begins with."""
-        for path in self.out.glob('**/*.tmp'):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in ('last.*.tmp', 'best.*.tmp', 'best/*.json*.tmp', 'config.json.tmp',
+                     'log.jsonl.tmp'):              # not those of others, as in --out_dir=.
+            for path in self.out.glob(name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         step = self.progress.step
         if not step:
             remove_checkpoint(self.out / 'last')
