@@ -87,7 +87,7 @@ def convert(field, value, where):
         else:
             try:
                 value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except Exception:                                 # also TypeError, as of {[]}
                 pass                                          # the next check says what is wrong
     if kind is float and type(value) is int or kind is tuple and type(value) is list:
         value = kind(value)
