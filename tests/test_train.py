@@ -342,7 +342,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(cfg)
     shutil.move(own, tmp_path / 'away')
     train.train(replace(cfg, resume=True, max_steps=2))  # it is not needed any more
-    XLMR.from_encoder(tmp_path / 'away').save(own)
+    shutil.copytree(tmp_path / 'away', own)
     train.train(replace(cfg, resume=True, max_steps=3))                           # the same again
     other = XLMR.from_encoder(own)
     with torch.no_grad():
@@ -506,7 +506,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                               cwd=tmp_path, input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
     assert status == 0 and piped == out, err
     for args, message in ((['--text=x', '--to=fr'],
-                           "'fr' has no token in this model; it knows bo ug kk mn zh"),
+                           "'fr' has no token here; there are: bo ug kk mn zh"),
                           (['--text=x', '--to=zh'],
                            'translate from zh to zh: name another language'),
                           (['--file=none.txt'], 'none.txt'),
@@ -519,7 +519,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                           (['--task=sing'],
                            "task='sing': choose translate, denoise, summarise, answer"),
                           ([f'--checkpoint={encoder_folder}', '--to=bo'],
-                           'is not a nanoSWCM model')):
+                           'has no nanoSWCM model')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])
 
@@ -579,7 +579,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith('error: '), done.stderr
     assert 'Traceback' not in done.stderr, done.stderr
-    assert 'model.safetensors' in last or 'training.safetensors' in last
+    assert f'{cfg.out_dir}/best cannot be written' in last
     assert {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()} == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 

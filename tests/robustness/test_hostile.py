@@ -98,6 +98,11 @@ def fresh(folder, name):
     return folder / name
 
 
+def same_weights(*folders):
+    a, b = (load_file(folder / 'model.safetensors') for folder in folders)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def read_meta(folder):
     return json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
 
@@ -269,8 +274,7 @@ def test_deterministic(trained, tmp_path):
     finally:
         torch.use_deterministic_algorithms(False)
         del os.environ['CUBLAS_WORKSPACE_CONFIG']
-    assert (tmp_path / 'out/last/model.safetensors').read_bytes() == \
-        (Path(trained.out_dir) / 'last/model.safetensors').read_bytes()
+    assert same_weights(tmp_path / 'out/last', Path(trained.out_dir, 'last'))
 
 
 @pytest.mark.parametrize('ending', ['bin', 'npy'])
@@ -331,12 +335,10 @@ def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
 
 
 def test_the_number_of_workers_changes_no_bit(trained, tmp_path):
-    found = []
     for workers in (0, 2):
-        out = tmp_path / str(workers)
-        train.train(replace(trained, out_dir=str(out), max_steps=3, workers=workers))
-        found.append((out / 'last' / 'model.safetensors').read_bytes())
-    assert found[0] == found[1]
+        train.train(replace(trained, out_dir=str(tmp_path / str(workers)), max_steps=3,
+                            workers=workers))
+    assert same_weights(tmp_path / '0/last', tmp_path / '2/last')
 
 
 # Text
