@@ -139,8 +139,8 @@ def texts_by_field(record, where):
     for form in FORMS:
         if record.keys() >= {*form}:
             return {field: strings_of(record, field, where) for field in form}
-    raise ValueError(f'{where} has none of {"; ".join(map(", ".join, FORMS))}; its fields: '
-                     f'{shorten(", ".join(map(repr, record)))}')
+    raise ValueError(f'{where} has neither source, target nor question, context, answer, by a name '
+                     f'of FORMS; its fields: {shorten(", ".join(map(repr, record)))}')
 
 
 def strings_of(record, field, where):

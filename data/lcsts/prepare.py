@@ -22,6 +22,8 @@ def read(path):
                 raise ValueError(f'{path}: the <doc> that ends in line {n} has not one <summary> '
                                  'and then one <short_text>')
             yield f'line {n}', {name: text.strip() for name, text in fields}
+    if document.strip():
+        raise ValueError(f'{path}: the last <doc> has no end')
 
 
 if __name__ == '__main__':

@@ -15,10 +15,11 @@ def read(path):
     try:
         for row in rows:
             if None in row:
-                raise csv.Error('more cells than the header; a text with a comma stands in "..."')
+                raise csv.Error('more cells than the header')
             yield f'line {rows.line_num}', row
     except csv.Error as e:
-        raise ValueError(f'{path}: line {rows.line_num}: {e}') from e
+        raise ValueError(f'{path}: line {rows.reader.line_num}: {e}; a text with a comma or a quote '
+                         'stands in "...", with its quotes doubled') from e
 
 
 if __name__ == '__main__':
