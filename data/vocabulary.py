@@ -177,7 +177,7 @@ def with_pieces(encoder, tokenizer, kept, new, rows):
         state[name] = torch.cat([state[name][ids], added, state[name][mask, None]])
     config = replace(encoder.config, vocab_size=len(ids) + len(new) + 1)
     changed = XLMR(config, model.SerializeToString())
-    changed.copy_encoder(state, encoder.origin)
+    changed.copy_encoder(state, 'the encoder')
     return changed
 
 
