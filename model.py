@@ -231,11 +231,11 @@ class XLMR(nn.Module):
         word, n_new = tensors['embeddings.word.weight'], self.config.n_rows - self.config.vocab_size
         new = word.float().mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
         tensors = {**tensors, 'embeddings.word.weight': torch.cat([word, new])}
-        if self.head.has_transform and 'head.bias' in tensors:
+        if self.head.has_transform:
             tensors['head.bias'] = F.pad(tensors['head.bias'], (0, n_new))
         else:                                                               # it stays as it is
             tensors = {name: t for name, t in tensors.items() if not name.startswith('head.')}
-            tensors |= {x: p for x, p in self.named_parameters() if x.startswith('head.')}
+            tensors |= {f'head.{name}': p for name, p in self.head.named_parameters()}
         load_tensors(self, tensors, folder)
         self.origin = f'read from {folder}'
 
@@ -243,8 +243,6 @@ class XLMR(nn.Module):
         """Writes the encoder as a folder of the XLM-R family, which transformers reads too."""
         c, tensors = self.config, {}
         for name, p in self.named_parameters():
-            if name.startswith('head.') and not self.head.has_transform:
-                continue
             value = p.detach()[:c.vocab_size] if name in ROW_PER_ID else p.detach()
             for ours, theirs in NAMES.items():
                 name = name.replace(ours, theirs)
