@@ -12,15 +12,16 @@ from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
 
-from config import FineTune, Sample, Train, cli, runtime
+from config import FineTune, Sample, Train, cli
 
 if __name__ == '__main__':
-    runtime.start(Sample)                               # before torch, so that it answers at once
+    cli.start(Sample)                               # before torch, so that it answers at once
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from config import runtime
 from config.cpu import pack
 from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments
@@ -433,4 +434,4 @@ def piped_lines():
 
 
 if __name__ == '__main__':
-    runtime.run(main)
+    cli.run(main)

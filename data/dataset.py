@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Train, cli, runtime
+from config import Train, cli
 from data.heldout import digest, splits
 from data.files import atomic_dir, read_json_object
 from data.tokenizer import UNK, Tokenizer, normalize
@@ -296,4 +296,4 @@ def main(dataset):
                          args.source)
         print(f'the token files are in {folder}')
 
-    runtime.run(run)
+    cli.run(run)

@@ -86,6 +86,9 @@ def check_scripts(examples, path):
 
 def read_file(path, directions):
     """Yields the Examples of a .tsv or .jsonl file, also those in other directions."""
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist or is a folder; give files, separated by '
+                                'commas')
     match = NAME.fullmatch(path.name)
     named = tuple(filter(None, match.groups())) if match else ()
     if '.' not in path.stem and not {*named} <= {*'-'.join(directions).split('-')}:

@@ -16,7 +16,7 @@ from operator import eq, or_
 
 import numpy as np
 
-from config import runtime
+from config import cli
 from data.files import read_lines
 from data.languages import BY_CHARACTER, check_script, language_code, main_script
 from data.tokenizer import normalize
@@ -321,4 +321,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    runtime.run(main)
+    cli.run(main)

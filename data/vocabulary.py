@@ -19,7 +19,7 @@ import numpy as np
 import sentencepiece
 import torch
 
-from config import cli, runtime
+from config import cli
 from data.dataset import corpus_module
 from data.files import atomic_dir, read_lines, shorten
 from data.heldout import digest, splits
@@ -252,4 +252,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    runtime.run(main)
+    cli.run(main)

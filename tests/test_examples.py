@@ -183,7 +183,7 @@ def test_bad_languages(tmp_path):
     (tmp_path / 'a.jsonl').write_text('{"source": "x", "target": "y"}', encoding='utf-8')
     with pytest.raises(ValueError, match='line 1: nothing says which of bo kk it is'):
         read_examples(str(tmp_path / 'a.jsonl'), ['bo', 'kk'])
-    with pytest.raises(FileNotFoundError, match='no.jsonl'):
+    with pytest.raises(FileNotFoundError, match='no.jsonl does not exist'):
         read_examples(f'{tmp_path}/a.jsonl,{tmp_path}/no.jsonl', ['bo'])
 
 

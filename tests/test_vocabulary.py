@@ -212,7 +212,7 @@ def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
 def test_without_protobuf(texts, encoder_folder, tmp_path):
     """One line says what to install."""
     code = ('import sys; sys.modules["google.protobuf"] = None; sys.argv[0] = "vocabulary"\n'
-            'from config import runtime; from data.vocabulary import main; runtime.run(main)')
+            'from config import cli; from data.vocabulary import main; cli.run(main)')
     command = [sys.executable, '-c', code, 'trim', '--encoder', str(encoder_folder)]
     command += ['--text', str(texts / 'bo.txt'), '--out', str(tmp_path / 'out')]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -4,7 +4,7 @@
 """
 import json
 
-from config import runtime
+from config import cli
 from data.examples import convert
 from data.files import read_lines
 
@@ -32,4 +32,4 @@ def questions(node, around):
 
 
 if __name__ == '__main__':
-    runtime.run(lambda argv: convert(read, __doc__, argv))
+    cli.run(lambda argv: convert(read, __doc__, argv))

@@ -4,7 +4,7 @@
 """
 import re
 
-from config import runtime
+from config import cli
 from data.examples import convert
 from data.files import read_lines
 
@@ -27,4 +27,4 @@ def read(path):
 
 
 if __name__ == '__main__':
-    runtime.run(lambda argv: convert(read, __doc__, argv))
+    cli.run(lambda argv: convert(read, __doc__, argv))
