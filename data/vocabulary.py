@@ -100,19 +100,15 @@ def trim(encoder, tokenizer, paths):
 
 
 def extend(encoder, tokenizer, paths, n_pieces):
-    """The encoder with at most n_pieces new pieces, trained on the texts. Raises ValueError if
-    n_pieces is too small, or the texts yield no new ones."""
-    new, n_trained = new_pieces(tokenizer, paths, n_pieces)
-    if not new:
-        raise ValueError(f'the vocabulary has all {n_trained:,} pieces that these texts yield')
-    print(f'{n_trained:,} pieces were trained; {len(new):,} of these are new')
+    """The encoder with those of n_pieces pieces, trained on the texts, that it lacks."""
+    new = new_pieces(tokenizer, paths, n_pieces)
     rows = new_rows([piece for piece, _ in new], tokenizer, encoder.embeddings.word.weight.detach())
     return with_pieces(encoder, tokenizer, range(len(tokenizer.sp)), new, rows)
 
 
 def new_pieces(tokenizer, paths, n):
     """Trains n pieces on FILE_CHARACTERS of each text. Returns [(piece, score)] of those that
-    tokenizer lacks, among them all the texts' characters, and the number trained."""
+    tokenizer lacks, among them all the texts' characters. Raises ValueError if n is too small."""
     lines, counts = [], Counter()
     for path in paths:
         of_path = Counter()
@@ -121,19 +117,14 @@ def new_pieces(tokenizer, paths, n):
         limit = FILE_CHARACTERS / max(of_path.total(), 1) * 2**64
         lines += [x for x in parts_of(read_lines(path)) if digest('vocabulary', x) < limit]
         counts += of_path
-    try:                                              # 5: <s> <pad> </s> <unk> <mask>
-        model = train_sentencepiece(lines, counts, n + 5, COMMON,
-                                    required=characters_lacking(tokenizer, counts))
-    except ValueError as e:
-        raise ValueError(f'pieces={n}: too few for the {len(counts)} different characters of the '
-                         'texts, or too little text') from e
+    required = characters_lacking(tokenizer, counts)  # 5: <s> <pad> </s> <unk> <mask>
+    model = train_sentencepiece(lines, counts, n + 5, COMMON, required=required)
     trained = [piece for piece in proto(Tokenizer(model)).pieces if piece.type == NORMAL]
     old = {piece.piece: piece.score for piece in proto(tokenizer).pieces}
     new = [piece for piece in trained if piece.piece not in old]
-    # A score is a log probability among the pieces it was trained with. Beside the old ones a new
-    # piece is less likely; so old languages are cut nearly as before.
+    # Scores are log probabilities. With lower ones for new pieces old text is cut nearly as before
     shift, lowest = min(0, math.log(max(len(new), 1) / len(old))), min(old.values())
-    return [(piece.piece, max(piece.score + shift, lowest)) for piece in new], len(trained)
+    return [(piece.piece, max(piece.score + shift, lowest)) for piece in new]
 
 
 def characters_lacking(tokenizer, characters):
@@ -204,7 +195,7 @@ def check_texts(paths):
 
 
 def usage(path, tokenizer):
-    """Of a text file {character: n} and, for each id, how often it occurs (V,)."""
+    """Of a text file {character: n}, and how often each id occurs (V,)."""
     characters, counts = Counter(), np.zeros(tokenizer.vocab_size, np.int64)
     for line in read_lines(path):
         characters.update(line)
@@ -215,15 +206,14 @@ def usage(path, tokenizer):
 def report(paths, tokenizer):
     """Prints how a vocabulary fits each file."""
     width = max(4, *(len(str(path)) for path in paths))
-    header = 'characters', 'tokens', 'tokens/char', '<unk>', 'missing'
-    print(f'{"file":{width}}', *(f'{name:>12}' for name in header))
+    header = 'characters', 'tokens', 'tokens/character', '<unk> tokens', '<unk> characters'
+    print(f'{"file":{width}}', *(f'{name:>16}' for name in header))
     for path in paths:
         characters, counts = usage(path, tokenizer)
         n, n_tokens = characters.total(), max(counts.sum(), 1)
         n_missing = len(characters_lacking(tokenizer, characters))
-        print(f'{path:{width}} {n:12,} {n_tokens:12,} {n_tokens / n:12.3f} '
-              f'{counts[UNK] / n_tokens:12.2%} {n_missing:12,}')
-    print('missing: different characters that become <unk>')
+        print(f'{path:{width}} {n:16,} {n_tokens:16,} {n_tokens / n:16.3f} '
+              f'{counts[UNK] / n_tokens:16.2%} {n_missing:16,}')
 
 
 def main(argv):
@@ -233,7 +223,7 @@ def main(argv):
     parser.add_argument('--encoder', required=True, type=cli.find, help='folder of an encoder')
     parser.add_argument('--text', required=True, nargs='+', help='files of plain text, UTF-8')
     parser.add_argument('--out', help='folder for the new encoder')
-    parser.add_argument('--pieces', type=int, default=8000, help='how many to train (8000)')
+    parser.add_argument('--pieces', type=int, default=8000, help='for extend, to train (8000)')
     args = parser.parse_args(argv)
     check_texts(args.text)
     if args.command == 'report':
