@@ -49,11 +49,10 @@ def direction(source, target):
 
 
 def read_examples(paths, directions):
-    """Reads the Examples in `directions` from files, and counts those left out, by reason.
+    """The Examples in `directions` of files, and a Counter of those left out, by reason.
 
-    paths: file names, separated by commas. Returns (list, Counter). Raises OSError, and ValueError
-    that names file and line: for an example of no known form or language, for texts in another
-    language's script, and for a file without an example in `directions`.
+    paths: file names, separated by commas. Raises OSError, and ValueError for an example of no
+    known form or language, texts in another script, and a file without an example.
     """
     found, left_out = [], Counter()
     for path in (Path(part.strip()).expanduser() for part in paths.split(',')):
@@ -68,8 +67,8 @@ def read_examples(paths, directions):
             else:
                 kept.append(example)
         if not kept:
-            raise ValueError(f'{path} has no example of {" ".join(directions)}; left out: '
-                             f'{"; ".join(counts) or "none"}. See the languages in its name')
+            raise ValueError(f'{path}, see the languages in its name, has no example of '
+                             f'{" ".join(directions)}; left out: {"; ".join(counts) or "none"}')
         check_scripts(kept, path)
         found += kept
         left_out += counts
@@ -79,8 +78,9 @@ def read_examples(paths, directions):
 def check_scripts(examples, path):
     """Raises ValueError for texts in the script of another language, as of swapped columns."""
     for d in {e.direction for e in examples}:
-        first = [(e.source[-1][:1000], e.target[:1000]) for e in examples if e.direction == d]
-        for language, texts in zip(languages_of(d), zip(*first[:1000])):
+        first = [e for e in examples if e.direction == d][:1000]
+        sides = [e.source[-1][:1000] for e in first], [e.target[:1000] for e in first]
+        for texts, language in zip(sides, languages_of(d)):
             check_script(texts, language, path)
 
 
@@ -158,10 +158,7 @@ def strings_of(record, field, where):
 
 
 def convert(read, about, argv):
-    """The command of a converter: writes what read(path) yields, (place, {field: value}).
-
-    Raises ValueError that names file and place, and then leaves no file.
-    """
+    """The command of a converter: writes what read(path) yields, (place, {field: value})."""
     parser = argparse.ArgumentParser(description=about,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='+', type=Path)
@@ -185,11 +182,10 @@ def split_examples(examples, val_fraction, test_fraction):
     (data.heldout.Texts) with one for the test or, for training, with one for validation.
     """
     parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
-    for example in examples:
-        place = digest(example.key) / 2**64
-        part = ('test' if place < test_fraction else
-                'val' if place < test_fraction + val_fraction else 'train')
-        parts[part].append(example)
+    for e in examples:
+        place = digest(e.key) / 2**64
+        is_test, is_train = place < test_fraction, place >= test_fraction + val_fraction
+        parts['test' if is_test else 'train' if is_train else 'val'].append(e)
     for part in 'test', 'val', 'train':
         parts[part] = [e for e in parts[part] if not any(text in held_out for text in e.texts)]
         if part != 'train':
@@ -205,9 +201,8 @@ def truncate(ids, limit):
 class Examples:
     """Examples of one direction as token ids: a training task for data/batches.py.
 
-    `example(i, rng)` returns source and target ids with their special tokens; `lengths` (2,n) are
-    theirs. Sources are cut to max_source_len tokens, question and context together (`n_cut` are).
-    Examples whose target has more than max_target_len tokens (`n_long`) are not learned.
+    Sources are cut to max_source_len tokens, question and context together; `n_cut` are. `n_long`
+    targets have more than max_target_len tokens: these examples are not learned.
     """
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction

@@ -18,8 +18,8 @@ def read(path):
                 raise csv.Error('more cells than the header')
             yield f'line {rows.line_num}', row
     except csv.Error as e:
-        raise ValueError(f'{path}: line {rows.reader.line_num}: {e}; a text with a comma or a quote '
-                         'stands in "...", with its quotes doubled') from e
+        raise ValueError(f'{path}: line {rows.reader.line_num}: {e}; a text with a comma or a '
+                         'quote stands in "...", with its quotes doubled') from e
 
 
 if __name__ == '__main__':
