@@ -238,6 +238,8 @@ class XLMR(nn.Module):
         """Writes the encoder as a folder of the XLM-R family, which transformers reads too."""
         c, tensors = self.config, {}
         for name, p in self.named_parameters():
+            if name.startswith('head.') and not self.head.has_transform:
+                continue                                                    # it was read without
             value = p.detach()[:c.vocab_size] if name in ROW_PER_ID else p.detach()
             for ours, theirs in NAMES.items():
                 name = name.replace(ours, theirs)

@@ -2,8 +2,7 @@
 
     python -m data.metrics hypotheses.txt references.txt --lang=bo
 
-A score compares the units of a hypothesis (such as words) with those of its references. chrF and
-BLEU add up the counts of all texts; the other scores are means over texts.
+chrF and BLEU add up the counts of all texts; the other scores are means over texts.
 """
 import argparse
 import math
@@ -11,15 +10,15 @@ import re
 import string
 import unicodedata
 from collections import Counter, defaultdict
-from functools import cache, reduce
+from functools import partial, reduce
 from itertools import chain
 from operator import eq, or_
 
 import numpy as np
 
 from config import cli
-from data.languages import BY_CHARACTER, check_script, language_code, main_script
 from data.files import read_lines
+from data.languages import BY_CHARACTER, check_script, language_code, main_script
 from data.tokenizer import normalize
 
 TSHEG = '\u0f0b\u0f0c'                                # between syllables of Tibetan and Dzongkha
@@ -51,18 +50,14 @@ RATES = 'exact', 'cmrc_exact', 'empty', 'repeats', 'wrong_script', 'wrong_langua
 
 
 def units(text, language):
-    """A text's syllables between tshegs, characters (BY_CHARACTER), or words between spaces.
-
-    Punctuation marks and symbols are units of their own. White space is dropped, and tshegs, too,
-    unless there is nothing else.
-    """
+    """A text's syllables between tshegs, characters (BY_CHARACTER), or words between spaces, and
+    its marks. White space is dropped, and tshegs, too, unless there is nothing else."""
     if language in BY_CHARACTER:
         return list(characters(text))
     spaced = ''.join(' ' if c in TSHEG else f' {c} ' if is_mark(c) else c for c in text)
     return spaced.split() or list(characters(text))
 
 
-@cache
 def is_mark(character):
     return unicodedata.category(character)[0] in 'PS'
 
@@ -86,33 +81,26 @@ def chrf_words(text):
     return found
 
 
-def cmrc_text(text, marks):
-    """A text as CMRC 2018 compares answers: in lower case, without the marks."""
-    return text.lower().strip().translate(dict.fromkeys(map(ord, marks)))
-
-
 def ngrams(items, n):
     return Counter(tuple(items[i:i + n]) for i in range(len(items) - n + 1))
 
 
-def chrf(hypotheses, references, words=2, raw=False):
-    """chrF++ of a list of texts, 0 to 100 (Popović 2017, aclanthology.org/W17-4770), as sacrebleu.
-
-    words=0 gives chrF; references and raw are as for `score`. Raises ValueError for lists of
-    unequal length and for references without text.
-    """
+def chrf(hypotheses, references, raw=False):
+    """chrF++ of a list of texts, 0 to 100 (Popović 2017, aclanthology.org/W17-4770), as sacrebleu;
+    references and raw as for `score`. Raises ValueError where no reference has text."""
     hypotheses, references = normalize_all(hypotheses, references, raw)
-    counts = [chrf_counts(h, several, words) for h, several in zip(hypotheses, references)]
-    return float(chrf_of(sum(counts)))
+    if not any(r.strip() for r in chain(*references)):
+        raise ValueError('the references have no text to score against')
+    return float(chrf_of(sum(map(chrf_counts, hypotheses, references))))
 
 
-def chrf_counts(hypothesis, references, words=2):
-    """How many n-grams, of 1 to 6 characters and 1 to `words` words, the hypothesis has, the best
+def chrf_counts(hypothesis, references):
+    """How many n-grams, of 1 to 6 characters and 1 to 2 words, the hypothesis has, the best
     reference has, and both have: flat (3 * orders,)."""
-    splits = [(characters, n) for n in range(1, 7)] + [(chrf_words, n) for n in range(1, words + 1)]
-    ours, candidates = [ngrams(split(hypothesis), n) for split, n in splits], []
+    orders = [(characters, n) for n in range(1, 7)] + [(chrf_words, 1), (chrf_words, 2)]
+    ours, candidates = [ngrams(split(hypothesis), n) for split, n in orders], []
     for reference in references:
-        theirs = [ngrams(split(reference), n) for split, n in splits]
+        theirs = [ngrams(split(reference), n) for split, n in orders]
         # as sacrebleu, count nothing against a reference without n-grams
         candidates.append(np.ravel([(a.total(), b.total(), (a & b).total()) if b else (0, 0, 0)
                                     for a, b in zip(ours, theirs)]))
@@ -136,8 +124,7 @@ def bleu_counts(hypothesis, references):
     nearest = min(map(len, references), key=lambda n: (abs(n - len(hypothesis)), n))
     counts = [len(hypothesis), nearest]
     for n in range(1, 5):
-        ours = ngrams(hypothesis, n)
-        theirs = reduce(or_, (ngrams(r, n) for r in references))
+        ours, theirs = ngrams(hypothesis, n), reduce(or_, (ngrams(r, n) for r in references))
         counts += [ours.total(), (ours & theirs).total()]
     return np.array(counts)
 
@@ -155,77 +142,53 @@ def bleu_of(counts):
     return np.where((total[..., 3] == 0) & (length > 0), np.nan, value)
 
 
+def mean_of(counts):
+    """Counts (...,2), of a score's sum and of texts -> the score's mean (...)."""
+    return 100 * counts[..., 0] / counts[..., 1]
+
+
+FORMULAS = {'chrF++': chrf_of, 'bleu': bleu_of}       # of counts; the others have mean_of
+
+
+def f_measure(n, ours, theirs):
+    """F1, precision and recall of two lists with n items in common."""
+    return 2 * n / max(len(ours) + len(theirs), 1), n / max(len(ours), 1), n / max(len(theirs), 1)
+
+
 def rouge_l(hypothesis, reference):
-    """F1, precision, recall of two lists' longest common subsequence (Lin 2004, W04-1013)."""
-    if not hypothesis or not reference:
-        return 0.0, 0.0, 0.0
-    n = longest_common_subsequence(hypothesis, reference)
-    return 2 * n / (len(hypothesis) + len(reference)), n / len(hypothesis), n / len(reference)
-
-
-def longest_common_subsequence(a, b):
-    """Its length, by the bit-parallel rows of Hyyrö (2004): a bit for each item of a."""
-    positions = {}
-    for i, item in enumerate(a):
-        positions[item] = positions.get(item, 0) | 1 << i
-    full = (1 << len(a)) - 1
-    row = full
-    for item in b:
-        match = row & positions.get(item, 0)
+    """F1, precision, recall of two lists' longest common subsequence (Lin 2004, W04-1013), by the
+    bit-parallel rows of Hyyrö (2004): a bit for each item of the hypothesis."""
+    positions = defaultdict(int)
+    for i, item in enumerate(hypothesis):
+        positions[item] |= 1 << i
+    full = row = (1 << len(hypothesis)) - 1
+    for item in reference:
+        match = row & positions[item]
         row = (row + match | row - match) & full
-    return len(a) - row.bit_count()
+    return f_measure(len(hypothesis) - row.bit_count(), hypothesis, reference)
 
 
 def f1(hypothesis, reference):
-    """F1 of two lists whatever their order (SQuAD, Rajpurkar et al. 2016); 1 if both are empty."""
-    if not hypothesis or not reference:
-        return float(hypothesis == reference)
+    """F1 of two lists whatever their order (SQuAD, Rajpurkar et al. 2016)."""
     n = (Counter(hypothesis) & Counter(reference)).total()
-    return 2 * n / (len(hypothesis) + len(reference))
+    return f_measure(n, hypothesis, reference)[0]
 
 
 def cmrc_f1(hypothesis, reference):
-    """F1 of the longest common substring of two lists: CMRC 2018's (aclanthology.org/D19-1600).
-
-    The official script has nltk split what is not Chinese: 19 of the 601 such strings in the
-    validation set's answers otherwise than CMRC_SEGMENT.
-    """
+    """F1 of the longest common substring of two lists: CMRC 2018's (aclanthology.org/D19-1600). The
+    official script has nltk split what is not Chinese: 19 of the 601 such strings in the validation
+    set's answers otherwise than CMRC_SEGMENT."""
     codes, n = {}, 0                                  # a character for each item: `in` is fast
     ours, theirs = (''.join(chr(codes.setdefault(item, len(codes))) for item in side)
                     for side in (hypothesis, reference))
     for end in range(1, len(ours) + 1):               # does one longer than before end here?
         n += ours[end - n - 1:end] in theirs
-    return 2 * n / max(len(ours) + len(theirs), 1)
-
-
-def values_of(hypothesis, references, language, marks, script):
-    """{score: value from 0 to 1} of one text, where the best of its references counts.
-
-    marks: CMRC 2018's, as the texts have them. script: the references' main script.
-    """
-    def best(compare, split, *args):
-        return max(compare(split(hypothesis, *args), split(r, *args)) for r in references)
-
-    found = {}
-    for name, values in (('rouge_l', best(rouge_l, units, language)),
-                         ('rouge_l_char', best(rouge_l, characters))):
-        found[f'{name}_f'], found[f'{name}_p'], found[f'{name}_r'] = values
-    found['f1'] = best(f1, words_only, language)
-    found['exact'] = best(eq, words_only, language)
-    if language == 'zh':
-        found['cmrc_f1'] = best(cmrc_f1, lambda text: CMRC_SEGMENT.findall(cmrc_text(text, marks)))
-        found['cmrc_exact'] = best(eq, cmrc_text, marks)
-    found['empty'] = not hypothesis.strip()
-    found['repeats'] = REPEAT.search(hypothesis + ' ') is not None
-    found['wrong_script'] = main_script(hypothesis) not in (script, None)
-    return found
+    return f_measure(n, ours, theirs)[0]
 
 
 def likeliest_languages(texts, samples):
     """The likeliest language of each text, by samples {language: texts}; None if nothing tells.
-
-    Naive Bayes over trigrams of characters: enough to tell Kazakh from Mongolian by a sentence.
-    """
+    Naive Bayes over trigrams of characters tells Kazakh from Mongolian by a sentence."""
     def trigrams(text):
         return ngrams(f'  {normalize(text).casefold()} ', 3)
 
@@ -246,74 +209,76 @@ def normalize_all(hypotheses, references, raw):
     """Texts as they are scored: normalised unless `raw`, a list of references for each."""
     if len(hypotheses) != len(references):
         raise ValueError(f'{len(hypotheses)} hypotheses for {len(references)} references')
-    change = str if raw else normalize
-    several = [[r] if isinstance(r, str) else r for r in references]
-    changed = [[change(r) for r in found] for found in several]
-    changed = [[r for r in found if r.strip()] or found[:1] for found in changed]
-    if not any(r.strip() for r in chain(*changed)):
-        raise ValueError('the references have no text to score against')
-    return [change(h) for h in hypotheses], changed
+    change, several = str if raw else normalize, []
+    for found in references:
+        found = [change(r) for r in ([found] if isinstance(found, str) else found)]
+        several.append([r for r in found if r.strip()] or found[:1])
+    return [change(h) for h in hypotheses], several
+
+
+def values_of(hypothesis, references, language, marks):
+    """{score: value from 0 to 1, or counts} of one text, where the best of its references counts.
+    marks: CMRC 2018's, as the texts have them."""
+    def best(compare, split):
+        return max(compare(split(hypothesis), split(reference)) for reference in references)
+
+    def without_marks(text):                          # as CMRC 2018 compares answers
+        return text.lower().strip().translate(dict.fromkeys(map(ord, marks)))
+
+    split, words = partial(units, language=language), partial(words_only, language=language)
+    found = {'chrF++': chrf_counts(hypothesis, references),
+             'bleu': bleu_counts(split(hypothesis), list(map(split, references))),
+             'f1': best(f1, words), 'exact': best(eq, words), 'empty': not hypothesis.strip(),
+             'repeats': REPEAT.search(hypothesis + ' ') is not None}
+    found |= zip(('rouge_l_f', 'rouge_l_p', 'rouge_l_r'), best(rouge_l, split))
+    found |= zip(('rouge_l_char_f', 'rouge_l_char_p', 'rouge_l_char_r'), best(rouge_l, characters))
+    if language == 'zh':
+        found['cmrc_f1'] = best(cmrc_f1, lambda text: CMRC_SEGMENT.findall(without_marks(text)))
+        found['cmrc_exact'] = best(eq, without_marks)
+    return found
 
 
 def score(hypotheses, references, language, samples=None, raw=False):
     """All scores of ABOUT: {name: (value, low, high)} and {name: [value of each text]}, in percent.
 
     references: for each hypothesis a text, or several of which the best counts. samples: {language:
-    texts}, by which to tell languages apart; without them there is no wrong_language. raw: do not
-    normalise the texts as the vocabulary does (data.tokenizer.normalize).
-
-    Low and high are a 95 % interval. What a score cannot say is nan, never 0. Raises as `chrf`, for
-    a text without a reference, and for one of over LONGEST characters.
+    texts}, without which there is no wrong_language. raw: do not normalise the texts as the
+    vocabulary does (data.tokenizer.normalize). A score without a value is nan. Raises ValueError
+    for lists of unequal length, a text without a reference, and one of over LONGEST characters.
     """
     hypotheses, references = normalize_all(hypotheses, references, raw)
-    every = [*chain(*references)]
-    if empty := [i for i, found in enumerate(references, 1) if not ''.join(found).strip()]:
-        raise ValueError(f'reference {empty[0]} has no text to score against')
-    if (longest := max(map(len, hypotheses + every))) > LONGEST:
-        raise ValueError(f'a text of {longest:,} characters; scores are for texts of at most '
-                         f'{LONGEST:,}: cut it')
-    marks, script = CMRC_MARKS if raw else normalize(CMRC_MARKS), main_script(''.join(every))
-    pairs = list(zip(hypotheses, references))
-    rows = [values_of(h, several, language, marks, script) for h, several in pairs]
-    values = {name: [row[name] for row in rows] for name in ABOUT if name in rows[0]}
+    for i, several in enumerate(references, 1):
+        if not ''.join(several).strip():
+            raise ValueError(f'reference {i} has no text to score against')
+    if max(map(len, chain(hypotheses, *references))) > LONGEST:
+        raise ValueError(f'a text has over {LONGEST:,} characters; cut it')
+    marks = CMRC_MARKS if raw else normalize(CMRC_MARKS)
+    script = main_script(''.join(chain(*references)))
+    rows = [values_of(*pair, language, marks) for pair in zip(hypotheses, references)]
+    for row, text in zip(rows, hypotheses):
+        row['wrong_script'] = main_script(text) not in (script, None)
     if samples:
-        found = likeliest_languages(hypotheses, samples)
-        values['wrong_language'] = [wrong or likeliest not in (language, None)
-                                    for wrong, likeliest in zip(values['wrong_script'], found)]
-    split = [(units(h, language), [units(r, language) for r in several]) for h, several in pairs]
-    counts = {'chrF++': np.array([chrf_counts(*pair) for pair in pairs]),
-              'bleu': np.array([bleu_counts(*pair) for pair in split])}
-    each = {name: FORMULAS[name](of_texts).tolist() for name, of_texts in counts.items()}
-    for name, of_texts in values.items():
-        each[name] = [100.0 * value for value in of_texts]
-        if name not in RATES:
-            counts[name] = np.stack([np.array(of_texts, float), np.ones(len(pairs))], 1)
-    rates = {name: wilson(sum(values[name]), len(pairs)) for name in RATES if name in values}
-    return bootstrap(counts) | rates, each
+        for row, likeliest in zip(rows, likeliest_languages(hypotheses, samples)):
+            row['wrong_language'] = row['wrong_script'] or likeliest not in (language, None)
+    whole, each = {}, {}
+    for name in (name for name in ABOUT if name in rows[0]):
+        formula, values = FORMULAS.get(name, mean_of), [row[name] for row in rows]
+        counts = np.array(values if name in FORMULAS else [(value, 1) for value in values])
+        each[name] = formula(counts).tolist()
+        is_rate = name in RATES
+        whole[name] = wilson(sum(values), len(rows)) if is_rate else bootstrap(counts, formula)
+    return whole, each
 
 
-def mean_of(counts):
-    return 100 * counts[..., 0] / counts[..., 1]
-
-
-FORMULAS = defaultdict(lambda: mean_of, {'chrF++': chrf_of, 'bleu': bleu_of})
-
-
-def bootstrap(counts):
-    """{score: counts of each text (n,k)} -> {score: (value, low, high)}: the 2.5th and 97.5th
-    percentile over RESAMPLES samples of n texts with replacement (Koehn 2004, W04-3250)."""
-    n, rng = len(next(iter(counts.values()))), np.random.default_rng(0)
-    resampled, whole = defaultdict(list), {}
-    for _ in range(0, RESAMPLES, 20):                                    # 20 at a time, for memory
-        times = rng.multinomial(n, [1 / n] * n, 20)                      # (20,n): taken how often
-        for name, of_texts in counts.items():
-            resampled[name].append(FORMULAS[name](times @ of_texts))
-    for name, of_texts in counts.items():
-        scores = np.concatenate(resampled[name])                         # (RESAMPLES,)
-        finite = scores[np.isfinite(scores)]
-        bounds = np.percentile(finite, [2.5, 97.5]) if len(finite) else [np.nan] * 2
-        whole[name] = tuple(float(x) for x in (FORMULAS[name](of_texts.sum(0)), *bounds))
-    return whole
+def bootstrap(counts, formula):
+    """Counts of each text (n,k) -> value, low, high: the 2.5th and 97.5th percentile over RESAMPLES
+    samples of n texts with replacement (Koehn 2004, W04-3250)."""
+    n, rng = len(counts), np.random.default_rng(0)
+    scores = np.concatenate([formula(rng.multinomial(n, [1 / n] * n, 20) @ counts)
+                             for _ in range(0, RESAMPLES, 20)])          # 20 at a time, for memory
+    finite = scores[np.isfinite(scores)]
+    bounds = np.percentile(finite, [2.5, 97.5]) if len(finite) else [np.nan] * 2
+    return float(formula(counts.sum(0))), float(bounds[0]), float(bounds[1])
 
 
 def wilson(k, n):
@@ -327,14 +292,14 @@ def wilson(k, n):
 
 def signature(name, language, raw=False):
     """How a score splits and normalises texts, as sacrebleu says it: tok:word|norm:none."""
-    tibetan = language in ('bo', 'dz')
-    unit = 'char' if language in BY_CHARACTER else 'syllable' if tibetan else 'word'
+    unit = 'syllable' if language in ('bo', 'dz') else 'word'
+    unit = 'char' if language in BY_CHARACTER else unit
     return f'{ABOUT[name][0].format(unit)}norm:{"none" if raw else "nmt_nfkc"}'
 
 
-def report(whole, language, names=None, raw=False):
+def report(whole, language, names=ABOUT, raw=False):
     """Yields a line for each score of `names`: value, interval, signature, what it is."""
-    for name in whole if names is None else [name for name in whole if name in names]:
+    for name in (name for name in whole if name in names):
         value, low, high = whole[name]
         numbers = f'{value:6.1f}  [{low:5.1f}, {high:5.1f}]'.replace('nan', '  –')
         yield f'  {name:15}{numbers}  {signature(name, language, raw)}  {ABOUT[name][1]}'
@@ -345,20 +310,13 @@ def main(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('hypotheses', help='a text a line')
     parser.add_argument('references', help='as many lines')
-    parser.add_argument('--lang', required=True, type=language_code,
-                        help='as bo or bod_Tibt: says what a unit is')
-    parser.add_argument('--raw', action='store_true',
-                        help='without SentencePiece\'s nmt_nfkc, which makes ， a ,')
+    parser.add_argument('--lang', required=True, type=language_code, help='says what a unit is')
+    parser.add_argument('--raw', action='store_true', help='without normalising, as nmt_nfkc does')
     args = parser.parse_args(argv)
     hypotheses, references = (list(read_lines(path)) for path in (args.hypotheses, args.references))
     check_script(references, args.lang, args.references)
-    _, normalized = normalize_all(hypotheses, references, args.raw)
-    kept = [i for i, [text] in enumerate(normalized) if text.strip()]
-    if n_empty := len(references) - len(kept):
-        print(f'{n_empty} lines without a reference are not scored')
-    whole, _ = score([hypotheses[i] for i in kept], [references[i] for i in kept], args.lang,
-                     raw=args.raw)
-    print(f'{len(kept)} texts; percent, with 95 % intervals')
+    whole, _ = score(hypotheses, references, args.lang, raw=args.raw)
+    print(f'{len(references)} texts; percent, with 95 % intervals')
     print('\n'.join(report(whole, args.lang, raw=args.raw)))
 
 

@@ -6,20 +6,7 @@ import json
 
 from config import cli
 from data.examples import convert
-from data.files import read_lines, shorten
-
-
-def questions(node, around=None):
-    """Yields the innermost objects of nested data, paragraphs, qas, with the fields around them."""
-    if isinstance(node, list):
-        for child in node:
-            yield from questions(child, around)
-    elif isinstance(node, dict):
-        fields = {**(around or {}), **node}
-        inner = [fields.pop(name) for name in ('data', 'paragraphs', 'qas') if fields.get(name)]
-        yield from questions(inner[0], fields) if inner else [fields]
-    else:
-        raise ValueError(f'{shorten(ascii(node))} stands where an object should')
+from data.files import read_lines
 
 
 def read(path):
@@ -27,11 +14,21 @@ def read(path):
     lines = list(read_lines(path))
     texts = lines if path.suffix == '.jsonl' else ['\n'.join(lines)]
     try:
-        found = list(questions([json.loads(text) for text in texts if text.strip()]))
-    except ValueError as e:
+        found = list(questions([json.loads(text) for text in texts if text.strip()], {}))
+    except (ValueError, TypeError) as e:
         raise ValueError(f"{path} is not JSON in SQuAD's form: {e}") from e
-    for n, question in enumerate(found, 1):
-        yield f'question {n}', question
+    return ((f'question {n}', fields) for n, fields in enumerate(found, 1))
+
+
+def questions(node, around):
+    """Yields the innermost objects of nested data, paragraphs, qas, with the fields around them."""
+    if isinstance(node, list):
+        for child in node:
+            yield from questions(child, around)
+    else:
+        fields = {**around, **node}
+        inner = [fields.pop(name) for name in ('data', 'paragraphs', 'qas') if name in fields]
+        yield from questions(inner, fields) if inner else [fields]
 
 
 if __name__ == '__main__':

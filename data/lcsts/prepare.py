@@ -12,17 +12,16 @@ FIELD = re.compile(r'<(summary|short_text)>(.*?)</\1>', re.DOTALL)
 
 
 def read(path):
-    """Yields (its last line, {'source': string, 'target': string}) for each <doc>."""
+    """Yields (its last line, {field: string}) for each <doc>."""
     document = ''
     for n, line in enumerate(read_lines(path), 1):
         document += line + '\n'
         if line.strip() == '</doc>':
-            fields = FIELD.findall(document)
+            fields, document = FIELD.findall(document), ''
             if [name for name, _ in fields] != ['summary', 'short_text']:
                 raise ValueError(f'{path}: the <doc> that ends in line {n} has not one <summary> '
                                  'and then one <short_text>')
-            yield f'line {n}', {'target': fields[0][1].strip(), 'source': fields[1][1].strip()}
-            document = ''
+            yield f'line {n}', {name: text.strip() for name, text in fields}
     if document.strip():
         raise ValueError(f'{path}: the last <doc> has no end')
 

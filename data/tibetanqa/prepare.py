@@ -10,17 +10,16 @@ from data.files import read_lines
 
 
 def read(path):
-    """Yields (row, {field: string}); the header is row 1."""
-    rows, n = csv.DictReader((line + '\n' for line in read_lines(path)), strict=True), 1
+    """Yields (where, {field: string}) for each row but the first."""
+    rows = csv.DictReader((line + '\n' for line in read_lines(path)), strict=True)
     try:
-        for n, row in enumerate(rows, 2):
+        for row in rows:
             if None in row:
-                raise ValueError(f'{path}: row {n} has more cells than the header; a text with a '
-                                 'comma stands in "..."')
-            yield f'row {n}', row
+                raise csv.Error('more cells than the header')
+            yield f'line {rows.line_num}', row
     except csv.Error as e:
-        raise ValueError(f'{path}: row {n + 1} is not .csv ({e}); a text with a comma, a quote or '
-                         'an end of line stands in "...", and each of its quotes is doubled') from e
+        raise ValueError(f'{path}: line {rows.reader.line_num}: {e}; a text with a comma or a '
+                         'quote stands in "...", with its quotes doubled') from e
 
 
 if __name__ == '__main__':
