@@ -49,6 +49,7 @@ class SWCMConfig:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
             raise ValueError(f"share='alternate' takes pairs of layers; n_layer={self.n_layer}")
+        self.languages = tuple(self.languages)                              # a list in JSON
         self.n_ids = self.vocab_size + len(self.languages)
         self.n_rows = -(-self.n_ids // 64) * 64         # V: a multiple of 64 makes products fast
         self.max_length = self.n_positions - PAD - 1    # tokens; positions start after <pad>
@@ -73,8 +74,7 @@ class Embeddings(nn.Module):
     def forward(self, ids, position=None):
         """ids (B,T) -> (B,T,C). position (B,T), from 1: where ids are not a whole sequence."""
         if position is None:
-            most = self.position.num_embeddings - PAD - 1
-            assert ids.shape[1] <= most, f'{ids.shape[1]} tokens; the model reads at most {most}'
+            assert ids.shape[1] < self.position.num_embeddings - PAD, 'more than max_length tokens'
             position = (ids != PAD).cumsum(1) * (ids != PAD)
         x = self.word(ids) + self.token_type.weight[0] + self.position(position + PAD)
         return self.dropout(self.norm(x))
@@ -211,7 +211,6 @@ class XLMR(nn.Module):
         """src (B,S) has masked tokens, tgt (B,S) their ids there and 1 elsewhere; as SWCM.loss."""
         real = tgt != PAD
         return self.head.loss(self.encode(src)[real], tgt[real]), real.sum()
-
     forward = loss                                                          # what DDP calls
 
     @classmethod
@@ -224,26 +223,25 @@ class XLMR(nn.Module):
 
     def copy_encoder(self, tensors, folder):
         """Takes over tensors by our names. The rows of language tokens begin near the mean row."""
-        word, n_new = tensors['embeddings.word.weight'], self.config.n_rows - self.config.vocab_size
-        new = word.float().mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
-        known = {name: t for name, t in tensors.items()
-                 if self.head.has_transform or not name.startswith('head.')}
-        if 'head.bias' in known:
-            known['head.bias'] = F.pad(known['head.bias'], (0, n_new))
-        known['embeddings.word.weight'] = torch.cat([word, new])
-        own = {name: p for name, p in self.named_parameters() if name.startswith('head.')}
-        load_tensors(self, {**own, **known}, folder)
+        own, n_new = dict(self.named_parameters()), self.config.n_rows - self.config.vocab_size
+        word = tensors.get('embeddings.word.weight', own['embeddings.word.weight'][:0]).float()
+        new = word.mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
+        known = {name: t for name, t in own.items() if name.startswith('head.')}
+        known |= {name: t for name, t in tensors.items()
+                  if self.head.has_transform or not name.startswith('head.')}
+        if self.head.has_transform and 'head.bias' in tensors:
+            known['head.bias'] = F.pad(tensors['head.bias'], (0, n_new))
+        load_tensors(self, {**known, 'embeddings.word.weight': torch.cat([word, new])}, folder)
 
     def save(self, folder):
         """Writes the encoder as a folder of the XLM-R family, which transformers reads too."""
         c, tensors = self.config, {}
         for name, p in self.named_parameters():
-            if name.startswith('head.') and not self.head.has_transform:
-                continue                                                    # it was read without
             value = p.detach()[:c.vocab_size] if name in ROW_PER_ID else p.detach()
             for ours, theirs in NAMES.items():
                 name = name.replace(ours, theirs)
-            tensors[name] = value.contiguous()
+            if c.mlm_head or not name.startswith('lm_head'):
+                tensors[name] = value.contiguous()
         write_folder(folder, {**XLMR_CONFIG, 'architectures': ['XLMRobertaForMaskedLM'],
                               **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()}},
                      tensors, self.sentencepiece)
@@ -300,7 +298,6 @@ class SWCM(nn.Module):
         real = labels != PAD
         x = self.states(tgt[:, :-1], self.encoder.encode(src), src)[:, 1:]  # (B,T-2,C)
         return self.encoder.head.loss(x[real], labels[real]), real.sum()
-
     forward = loss                                                          # what DDP calls
 
     @torch.inference_mode()
@@ -385,8 +382,8 @@ def read_encoder(folder):
         if config.get(key, value) != value:
             raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; XLM-R has {value!r}')
     sizes, tensors = {ours: config.get(theirs) for ours, theirs in SIZES.items()}, {}
-    if None in sizes.values():
-        raise ValueError(f'{folder}/config.json lacks one of {", ".join(SIZES.values())}')
+    if lacking := [SIZES[name] for name, size in sizes.items() if size is None]:
+        raise ValueError(f'{folder}/config.json lacks {", ".join(lacking)}')
     for name, tensor in found.items():
         name = name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}'
         if not name.startswith(UNUSED):

@@ -58,7 +58,7 @@ class PackedAttention(Attention):
         self.sdpa = aligned_sdpa if bits == 8 else attn.sdpa
 
     def qkv(self, x, kv):
-        return [self.heads(y) for y in self.fused(x).chunk(3, -1)]
+        return [self.heads(y) for y in self.fused(x).chunk(3, -1)] if kv is x else super().qkv(x, kv)
 
 
 def aligned_sdpa(q, k, v, mask, p, causal):
@@ -69,7 +69,8 @@ def aligned_sdpa(q, k, v, mask, p, causal):
     n = q.shape[2]
     if n % 4:
         rows = 0, 0, 0, -n % 4
-        q, mask = F.pad(q, rows), F.pad(mask, rows) if mask.shape[2] > 1 else mask
+        q = F.pad(q, rows)
+        mask = F.pad(mask, rows) if mask is not None and mask.shape[2] > 1 else mask
     return F.scaled_dot_product_attention(q, k, v, mask, p, causal)[:, :, :n]
 
 

@@ -9,12 +9,13 @@ from conftest import CHOICES, LANGUAGES, ROOT, make_model, make_sources, sentenc
 from safetensors.torch import load_file, save_file
 
 import model as module
+from config import Train
 from config.cpu import pack
 from data.batches import collate
 from data.files import SENTENCEPIECE
 from data.noise import mask_tokens
 from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from model import SWCM, XLMR, Attention, DecoderLayer, SWCMConfig
+from model import SWCM, XLMR, Attention, Layer, SWCMConfig
 from sample import search
 from train import weight_report
 
@@ -222,7 +223,8 @@ def test_every_part_is_accounted_for(encoder_folder, options):
         assert same == [model.shared[name]] if name in model.shared else not same
         assert not same or (ours[0] is encoder_parts[same[0]][0]) == (options.get('share') == 'tie')
     total = sum(p.numel() for p in model.parameters())
-    assert f'{total:,}' in weight_report(model).splitlines()[-1]
+    report = weight_report(model, Train(encoder=str(encoder_folder)), None)
+    assert f'{total:,}' in report.splitlines()[-1]
 
 
 @pytest.mark.parametrize('options', CHOICES)
@@ -258,7 +260,7 @@ def test_loss_is_plain_cross_entropy(encoder_folder, options):
     parameters = list(model.parameters())
     for ours, theirs in zip(torch.autograd.grad(3 * loss, parameters),
                             torch.autograd.grad(3 * plain, parameters)):
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-6
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 3e-6
 
 
 @torch.no_grad()
@@ -414,5 +416,5 @@ def test_bad_options(encoder_folder):
     model = make_model(encoder_folder)
     with pytest.raises(ValueError, match="language 'xx': the model has bo zh"):
         model.generate(make_sources(model), 'xx', 9)
-    with pytest.raises(AssertionError, match='the model reads 64 tokens'):
+    with pytest.raises(AssertionError, match='more than max_length tokens'):
         model.encoder.encode(torch.full((1, 70), 5))
