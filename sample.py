@@ -12,7 +12,7 @@ from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
 
-from config import FineTune, Sample, Train, cli, runtime
+from config import FineTune, Sample, Train, cli
 
 if __name__ == '__main__':
     cli.start(Sample)                               # before torch, so that it answers at once
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from config import runtime
 from config.cpu import pack
 from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from config import Train, cli, runtime
+from config import Train, cli
 
 if __name__ == '__main__':
     cli.start(Train)                                # before torch, so that it answers at once
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
 from data.batches import Batches, task_probabilities, val_batches
 from data.dataset import identity, open_streams, prepare
@@ -60,13 +61,13 @@ def train(cfg):
     with main_process_first():
         folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from,
                          needed=True)
-    check_data(cfg, state, folder.name)
+    origin = check_origin(cfg, state, folder.name)
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     tests = translation_tests(val, tokenizer, cfg, model.config.max_length)
     print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model)}')
     batches = Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg)
     fit(cfg, model, batches, lambda model, is_last: evaluate(
-        model, val, tests if is_last else {}, tokenizer, cfg), state, folder.name)
+        model, val, tests if is_last else {}, tokenizer, cfg), state, origin)
 
 
 def build(cfg, state):
@@ -140,13 +141,13 @@ class Stats:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def fit(cfg, model, batches, evaluate, state=None, data='', metric=mean_loss):
+def fit(cfg, model, batches, evaluate, state=None, origin=None, metric=mean_loss):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes cfg.out_dir.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
     `batches[k]` a pair of int64 arrays; `evaluate(model, is_last)` a dict of losses per token, one
     of scores, and lines to show. The checkpoint of least `metric(losses, scores)` is the best.
-    `data` names the text. On a CPU the same settings give the same bits, stopped or not.
+    `origin`: see check_origin. On a CPU the same settings give the same bits, stopped or not.
     """
     if cfg.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -155,7 +156,7 @@ def fit(cfg, model, batches, evaluate, state=None, data='', metric=mean_loss):
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     model.to(device).train()
     optimizer = make_optimizer(model, cfg)
-    run = Checkpoints(cfg, model, optimizer, state, data)
+    run = Checkpoints(cfg, model, optimizer, state, origin)
     progress, forward = run.progress, model
     if cfg.compile:                                     # by layer: few shapes, quick to compile
         for layer in model.modules():
@@ -271,26 +272,19 @@ def flops(model, n_sources, n_targets):
 
 class Checkpoints:
     """What a run keeps in out_dir: last/ to resume, best/ to use, and log.jsonl."""
-    def __init__(self, cfg, model, optimizer, state, data):
-        self.cfg, self.model, self.optimizer, self.data = cfg, model, optimizer, data
+    def __init__(self, cfg, model, optimizer, state, origin):
+        self.cfg, self.model, self.optimizer, self.origin = cfg, model, optimizer, origin
         self.out, self.is_main = Path(cfg.out_dir), rank_and_world()[0] == 0
-        self.progress, self.start = Progress(), start_of(cfg)
+        self.progress = Progress(**state['progress']) if state else Progress()
+        self.saved = self.progress.step                 # the step of last/
         if state:
             self.restore(state)
-        elif self.start and Path(start_folder(cfg)).resolve().parent == self.out.resolve():
-            raise ValueError(f'{start_folder(cfg)} lies in out_dir={self.out}, which this run '
-                             'would write over; --out_dir=NAME')
-        self.saved = self.progress.step                 # the step of last/
         if self.is_main:
             self.begin_log()
 
     def restore(self, state):
         """Fills in weights and AdamW's moments from last/."""
-        if self.start not in ('', state['start']):
-            raise ValueError(f'{self.out}: the weights from which this run began have changed. '
-                             '--resume=False starts over, --out_dir=NAME starts another beside it')
-        self.progress, self.start = Progress(**state['progress']), state['start']
-        self.saved, tensors = self.progress.step, load_file(self.out / 'last' / STATE)
+        tensors = load_file(self.out / 'last' / STATE)
         names = {p: name for name, p in self.model.named_parameters()}
         moments, order = {}, [p for group in self.optimizer.param_groups for p in group['params']]
         for i, p in enumerate(order):
@@ -312,8 +306,8 @@ class Checkpoints:
 
     def begin_log(self):
         """Removes what a run before left, from the step on that this one begins with."""
-        for path in self.out.glob('**/*.tmp'):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in (*self.out.glob('last.*.tmp'), *self.out.glob('best.*.tmp')):
+            shutil.rmtree(path)                         # of a run that was killed
         step = self.progress.step
         if not step:
             remove_checkpoint(self.out / 'last')
@@ -390,7 +384,7 @@ class Checkpoints:
                 tensors['weight.' + name] = p.detach()
                 for key, t in self.optimizer.state[p].items():
                     tensors[f'{key}.{name}'] = t
-            figures = {'progress': asdict(self.progress), 'data': self.data, 'start': self.start,
+            figures = {'progress': asdict(self.progress), 'origin': self.origin,
                        'config': asdict(self.cfg)}
             with atomic_dir(self.out / 'last') as new:
                 self.model.save(new)
@@ -410,20 +404,13 @@ def peak_flops(cfg):
     return next(known, None) if dtype == torch.bfloat16 else None
 
 
-def start_of(cfg):
-    """What tells the weights that a run begins from from changed ones; '' where there are none."""
-    files = [Path(start_folder(cfg), name) for name in ('model.safetensors', 'pytorch_model.bin')]
-    found = [path for path in files if start_folder(cfg) and path.is_file()]
-    return identity(found[0]) if found else ''
-
-
 def start_folder(cfg):
     """The folder whose weights a run begins from; '' for none."""
     return getattr(cfg, 'checkpoint', '') or cli.find(cfg.encoder)
 
 
 def read_state(cfg):
-    """What last/ says of a run, {'progress', 'data', 'start', 'config'}; None if it starts anew.
+    """What last/ says of a run, {'progress', 'origin', 'config'}; None if it starts anew.
 
     Raises ValueError for a damaged file, and where a setting is another that the result depends on.
     """
@@ -448,10 +435,23 @@ def read_state(cfg):
     return state
 
 
-def check_data(cfg, state, data):
-    if state and state['data'] != data:
-        raise ValueError(f'{cfg.out_dir}: the text has changed since this run began. '
-                         '--resume=False starts over, --out_dir=NAME starts another beside it')
+def check_origin(cfg, state, text):
+    """What a run begins from, {'text': ..., 'weights': ...}: hashes, '' of weights not there.
+
+    Raises ValueError where they have changed since, or where the run would write over its weights.
+    """
+    start, out = Path(start_folder(cfg)), Path(cfg.out_dir)
+    files = [start / name for name in ('model.safetensors', 'pytorch_model.bin')]
+    there = [file for file in files if start_folder(cfg) and file.is_file()]
+    origin = {'text': text, 'weights': identity(there[0]) if there else ''}
+    for what, now in origin.items() if state else ():
+        if now not in ('', state['origin'][what]):
+            raise ValueError(f'{out}: the {what} with which this run began changed. --resume=False '
+                             'starts over, --out_dir=NAME starts another beside it')
+    if there and not state and start.resolve().parent == out.resolve():
+        raise ValueError(f'{start} lies in out_dir={out}, which this run would write over; '
+                         '--out_dir=NAME')
+    return state['origin'] if state else origin
 
 
 def evaluate(model, val, tests, tokenizer, cfg):
