@@ -259,7 +259,7 @@ def learn(cfg, model, tokenizer, sets, state, origin):
     tasks, metric = list(train.values()), TASKS[cfg.task].scores[0]
     print0(f'  best checkpoint: by {metric} of greedy outputs, at most {cfg.eval_examples} '
            f'examples of each of {" ".join(task.direction for task in chosen)}; then by loss')
-    print0(weight_report(model))
+    print0(weight_report(model, cfg, state))
     fit(cfg, model, Batches(tasks, task_probabilities(tasks, 0, cfg.alpha), cfg),
         lambda model, is_last: evaluate(model, chosen, tokenizer, cfg), state, origin,
         metric=lambda losses, scores: -sum(scores.values()) / len(scores))

@@ -49,7 +49,6 @@ class SWCMConfig:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
             raise ValueError(f"share='alternate' takes pairs of layers; n_layer={self.n_layer}")
-        self.languages = tuple(self.languages)
         self.n_ids = self.vocab_size + len(self.languages)
         self.n_rows = -(-self.n_ids // 64) * 64         # V: a multiple of 64 makes products fast
         self.max_length = self.n_positions - PAD - 1    # tokens; positions start after <pad>
@@ -70,12 +69,12 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(1, c.n_embd)
         self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
         self.dropout = nn.Dropout(c.dropout)
-        self.max_length = c.max_length
 
     def forward(self, ids, position=None):
         """ids (B,T) -> (B,T,C). position (B,T), from 1: where ids are not a whole sequence."""
         if position is None:
-            assert ids.shape[1] <= self.max_length, f'the model reads {self.max_length} tokens'
+            most = self.position.num_embeddings - PAD - 1
+            assert ids.shape[1] <= most, f'{ids.shape[1]} tokens; the model reads at most {most}'
             position = (ids != PAD).cumsum(1) * (ids != PAD)
         x = self.word(ids) + self.token_type.weight[0] + self.position(position + PAD)
         return self.dropout(self.norm(x))
@@ -83,7 +82,7 @@ class Embeddings(nn.Module):
 
 class Attention(nn.Module):
     """Multi-head attention, its residual, and LayerNorm after it (post-LN, as XLM-R)."""
-    sdpa = staticmethod(F.scaled_dot_product_attention)                     # sample.pack has another
+    sdpa = staticmethod(F.scaled_dot_product_attention)                     # pack has another
 
     def __init__(self, c):
         super().__init__()
@@ -109,13 +108,12 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x, x if kv is None else kv)
         else:
             q, k, v, mask, causal = cache.qkv(self, x, kv, mask)
-        p = self.dropout.p if self.training else 0.0
-        y = self.sdpa(q, k, v, mask, p, causal)                             # (B,H,T,D)
+        y = self.sdpa(q, k, v, mask, self.dropout.p * self.training, causal)    # (B,H,T,D)
         return self.norm(x + self.dropout(self.out(y.transpose(1, 2).flatten(2))))
 
 
 class FFN(nn.Module):
-    """Two linear layers with exact GELU between them, residual, LayerNorm after it."""
+    """Two linear layers with exact GELU between them, residual, LayerNorm."""
     def __init__(self, c):
         super().__init__()
         self.up = nn.Linear(c.n_embd, c.n_ffn)
@@ -127,26 +125,24 @@ class FFN(nn.Module):
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
-class EncoderLayer(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.attn, self.ffn = Attention(c), FFN(c)
-
-    def forward(self, x, mask):
-        return self.ffn(self.attn(x, mask=mask))
-
-
-class DecoderLayer(nn.Module):
-    """A kind of decoder layer is a subclass with SOURCES and `forward`, entered in LAYERS. SOURCES:
-    {part: (the part of an encoder layer that it is made of, which of two source layers)}; parts
-    that read the source text begin with `cross`. x (B,T,C), memory (B,S,C) -> (B,T,C)."""
+class Layer(nn.Module):
+    """A kind of layer: a subclass with SOURCES and `forward` (B,T,C) -> (B,T,C), and, for the
+    decoder, a row of LAYERS. SOURCES: {part: (the part of an encoder layer that it is made of,
+    which of two source layers)}; a part that reads the source text is named `cross...`."""
     def __init__(self, c):
         super().__init__()
         for part, (kind, _) in self.SOURCES.items():
             setattr(self, part, Attention(c) if kind == 'attn' else FFN(c))
 
 
-class CustomDecoderLayer(DecoderLayer):
+class EncoderLayer(Layer):
+    SOURCES = {'attn': ('attn', 0), 'ffn': ('ffn', 0)}
+
+    def forward(self, x, mask):
+        return self.ffn(self.attn(x, mask=mask))
+
+
+class CustomDecoderLayer(Layer):
     """The paper's layer: an encoder layer used twice, for what is written and for what is read."""
     SOURCES = {'self_attn': ('attn', 0), 'ffn1': ('ffn', 0),
                'cross_attn': ('attn', 1), 'ffn2': ('ffn', 1)}
@@ -156,7 +152,7 @@ class CustomDecoderLayer(DecoderLayer):
         return self.ffn2(self.cross_attn(x, memory, mask, cache=cache))
 
 
-class NormalDecoderLayer(DecoderLayer):
+class NormalDecoderLayer(Layer):
     """A standard Transformer decoder layer, which the paper inserts between custom ones."""
     SOURCES = {'self_attn': ('attn', 0), 'cross_attn': ('attn', 1), 'ffn': ('ffn', 1)}
 
@@ -195,11 +191,10 @@ class Head(nn.Module):
 
 
 class XLMR(nn.Module):
-    """The encoder with its masked-token head; equal to transformers' XLMRobertaForMaskedLM.
-    `sentencepiece`: the bytes of the vocabulary's file, so that a saved folder is complete."""
+    """The encoder and its masked-token head; equal to transformers' XLMRobertaForMaskedLM."""
     def __init__(self, config, sentencepiece=b''):
         super().__init__()
-        self.config, self.sentencepiece, self.origin = config, sentencepiece, 'random'
+        self.config, self.sentencepiece = config, sentencepiece             # bytes of the file
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layer))
         self.head = Head(config, self.embeddings.word)
@@ -231,14 +226,13 @@ class XLMR(nn.Module):
         """Takes over tensors by our names. The rows of language tokens begin near the mean row."""
         word, n_new = tensors['embeddings.word.weight'], self.config.n_rows - self.config.vocab_size
         new = word.float().mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
-        tensors = {**tensors, 'embeddings.word.weight': torch.cat([word, new])}
-        if self.head.has_transform:
-            tensors['head.bias'] = F.pad(tensors['head.bias'], (0, n_new))
-        else:                                                               # it stays as it is
-            tensors = {name: t for name, t in tensors.items() if not name.startswith('head.')}
-            tensors |= {f'head.{name}': p for name, p in self.head.named_parameters()}
-        load_tensors(self, tensors, folder)
-        self.origin = f'read from {folder}'
+        known = {name: t for name, t in tensors.items()
+                 if self.head.has_transform or not name.startswith('head.')}
+        if 'head.bias' in known:
+            known['head.bias'] = F.pad(known['head.bias'], (0, n_new))
+        known['embeddings.word.weight'] = torch.cat([word, new])
+        own = {name: p for name, p in self.named_parameters() if name.startswith('head.')}
+        load_tensors(self, {**own, **known}, folder)
 
     def save(self, folder):
         """Writes the encoder as a folder of the XLM-R family, which transformers reads too."""
@@ -257,13 +251,13 @@ class SWCM(nn.Module):
     """The encoder, and a decoder of layers made from it, with normal layers inserted between."""
     def __init__(self, config, sentencepiece=b''):
         super().__init__()
-        self.config, self.encoder, self.origin = config, XLMR(config, sentencepiece), 'random'
+        self.config, self.encoder = config, XLMR(config, sentencepiece)
         self.decoder, self.shared = nn.ModuleList(), {}             # decoder part: its encoder part
         step = 2 if config.share == 'alternate' else 1              # DeltaLM, arXiv 2106.13736
         for i in range(0, config.n_layer, step):
             self.add_layer(LAYERS[config.layer], (i, i + step - 1), config.share)
-            n, is_last = i // step + 1, i + step == config.n_layer
-            if config.insert_every and n % config.insert_every == 0 and not is_last:
+            every, is_last = config.insert_every, i + step == config.n_layer
+            if every and (i // step + 1) % every == 0 and not is_last:
                 self.add_layer(NormalDecoderLayer, (i, i + step - 1), config.inserted)
 
     def add_layer(self, kind, sources, share):
@@ -285,8 +279,8 @@ class SWCM(nn.Module):
         model = cls(SWCMConfig(**{**sizes, **options}), sentencepiece)
         model.encoder.copy_encoder(tensors, folder)
         for part, source in model.shared.items():
-            weights = model.encoder.get_submodule(source).state_dict()
-            model.decoder.get_submodule(part).load_state_dict(weights)
+            source = model.encoder.get_submodule(source)
+            model.decoder.get_submodule(part).load_state_dict(source.state_dict())
         return model.eval()
 
     def states(self, tgt, memory, src, cache=None):
@@ -309,9 +303,8 @@ class SWCM(nn.Module):
 
     @torch.inference_mode()
     def generate(self, src, language, max_new_tokens=128, temperature=0.0):
-        """src (B,S) -> for each row a list of ids in `language`, without special tokens; greedy, or
-        sampled. Simple and slow: for each token it reads again all that it wrote. sample.search has
-        a cache and beams; a test compares the two."""
+        """src (B,S) -> for each row a list of ids without special tokens; greedy, or sampled. Slow,
+        as it reads all again for each token; a test compares it with sample.search."""
         memory, c = self.encoder.encode(src), self.config
         tgt = torch.tensor([[BOS, c.language_id(language)]] * len(src), device=src.device)
         for _ in range(max_new_tokens):
@@ -322,8 +315,7 @@ class SWCM(nn.Module):
             tgt = torch.cat([tgt, token], 1)
             if (tgt == EOS).any(1).all():
                 break
-        rows = [[*ids, EOS] for ids in tgt[:, 2:].tolist()]
-        return [ids[:ids.index(EOS)] for ids in rows]
+        return [ids[:[*ids, EOS].index(EOS)] for ids in tgt[:, 2:].tolist()]
 
     def save(self, folder):
         """Writes config.json, model.safetensors and the SentencePiece file."""
@@ -335,15 +327,11 @@ class SWCM(nn.Module):
         """Reads what `save` wrote, onto the CPU; options such as dropout=0.0 replace its own.
         Raises OSError for a missing file, and ValueError for a damaged one or another program's."""
         config, tensors, sentencepiece = read_folder(folder)
-        try:
-            config = SWCMConfig(**{**config, **options})
-        except TypeError as e:
-            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one ({e})') from e
+        if 'share' not in config:
+            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one of an encoder')
         with NoInit():
-            model = cls(config, sentencepiece)
+            model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
         load_tensors(model, tensors, folder)
-        model.shared, model.origin = {}, f'read from {folder}'
-        model.encoder.origin = model.origin
         return model.eval()
 
 
@@ -394,9 +382,9 @@ def read_encoder(folder):
     for key, value in XLMR_CONFIG.items():
         if config.get(key, value) != value:
             raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; XLM-R has {value!r}')
-    if missing := [key for key in SIZES.values() if key not in config]:
-        raise ValueError(f'{folder}/config.json lacks {", ".join(missing)}')
-    sizes, tensors = {ours: config[theirs] for ours, theirs in SIZES.items()}, {}
+    sizes, tensors = {ours: config.get(theirs) for ours, theirs in SIZES.items()}, {}
+    if None in sizes.values():
+        raise ValueError(f'{folder}/config.json lacks one of {", ".join(SIZES.values())}')
     for name, tensor in found.items():
         name = name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}'
         if not name.startswith(UNUSED):
@@ -439,12 +427,10 @@ def write_folder(folder, config, tensors, sentencepiece):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The sum of cross-entropies of h W^T + b, with logits of 512 rows at a time in memory. Their
-    gradient, softmax - one-hot, is formed with them: to compute them again takes a product more."""
+    """The sum of cross-entropies of h W^T + b, of 512 rows at a time, with their gradients."""
     @staticmethod
     def forward(ctx, h, weight, bias, labels, n_ids, with_grad):
-        device = h.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
+        dtype = F.linear(h[:1], weight[:1]).dtype                           # autocast may be on
         ctx.types = h.dtype, weight.dtype, bias.dtype
         h, w, total = h.to(dtype), weight.to(dtype), torch.zeros((), device=h.device)
         dh, dw, db = (torch.zeros_like(x) if with_grad else None for x in (h, weight, bias))

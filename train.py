@@ -64,7 +64,7 @@ def train(cfg):
     origin = check_origin(cfg, state, folder.name)
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     tests = translation_tests(val, tokenizer, cfg, model.config.max_length)
-    print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model)}')
+    print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model, cfg, state)}')
     batches = Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg)
     fit(cfg, model, batches, lambda model, is_last: evaluate(
         model, val, tests if is_last else {}, tokenizer, cfg), state, origin)
@@ -539,16 +539,19 @@ def table(figures):
             yield f'  {kind:9} ' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
 
 
-def weight_report(model):
+def weight_report(model, cfg, state):
     """Lines that say how many weights each part of a model has, and where they come from."""
-    encoder, counts, seen = getattr(model, 'encoder', model), {}, set()
+    folder = f'{cfg.out_dir}/last' if state else start_folder(cfg)
+    origin_of_encoder = f'read from {folder}' if folder else 'random'
+    is_loaded, counts, seen = state or getattr(cfg, 'checkpoint', ''), {}, set()
     for name, p in model.named_parameters(remove_duplicate=False):
         part, *rest = name.removeprefix('encoder.').split('.')
-        origin = encoder.origin
+        origin = origin_of_encoder
         if part == 'decoder':
             part = type(model.decoder[int(rest[0])]).__name__
-            shared = '.'.join(rest[:2]) in model.shared
-            origin = 'copied from the encoder' if shared else model.origin
+            if not is_loaded:
+                is_shared = '.'.join(rest[:2]) in model.shared
+                origin = 'copied from the encoder' if is_shared else 'random'
         if p in seen:
             origin = 'tied'
         counts[part, origin] = counts.get((part, origin), 0) + (p not in seen) * p.numel()
