@@ -413,8 +413,9 @@ def read_folder(folder):
         config = json.loads((path / 'config.json').read_bytes())
         tensors = (load_file(path / 'model.safetensors') if (path / 'model.safetensors').is_file()
                    else torch.load(path / 'pytorch_model.bin', 'cpu', weights_only=True))
-    except (ValueError, RuntimeError, SafetensorError, UnpicklingError) as e:
-        raise ValueError(f'{folder} has a damaged file: {e}') from e
+    except (ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:
+        why = str(e).split('\n')[0].split('. ')[0]     # torch goes on with how to run a file's code
+        raise ValueError(f'{folder} has a damaged file: {why}') from e
     return config, tensors, (path / 'sentencepiece.bpe.model').read_bytes()
 
 

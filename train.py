@@ -23,7 +23,7 @@ if __name__ == '__main__':
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -306,8 +306,10 @@ class Checkpoints:
 
     def begin_log(self):
         """Removes what a run before left, from the step on that this one begins with."""
-        for path in (*self.out.glob('last.*.tmp'), *self.out.glob('best.*.tmp')):
-            shutil.rmtree(path)                         # of a run that was killed
+        for name in ('last.*.tmp', 'best.*.tmp', 'best/*.json*.tmp', 'config.json.tmp',
+                     'log.jsonl.tmp'):              # not those of others, as in --out_dir=.
+            for path in self.out.glob(name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         step = self.progress.step
         if not step:
             remove_checkpoint(self.out / 'last')
@@ -421,7 +423,7 @@ def read_state(cfg):
         check_folder(last)
         with safe_open(last / STATE, 'pt') as file:
             state = json.loads(file.metadata()['json'])
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; '
                          '--out_dir=NAME starts another, --resume=False replaces both') from e
     ours = json.loads(json.dumps(asdict(cfg)))

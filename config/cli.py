@@ -91,13 +91,13 @@ def convert(field, value, where):
         else:
             try:
                 value = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except Exception:                                 # also TypeError, as of {[]}
                 pass                                          # the next check says what is wrong
     if kind is float and type(value) is int or kind is tuple and type(value) is list:
         value = kind(value)
     if type(value) is not kind or kind is tuple and not all(type(x) is str for x in value):
         raise ValueError(f'{where}={wanted!r}: expected {KINDS[kind]}')
-    if kind is tuple and field.default and not value:
+    if (kind is tuple and field.default or field.name == 'out_dir') and not value:
         raise ValueError(f'{where} is empty')
     low, above, high = (field.metadata[name] for name in ('low', 'above', 'high'))
     if kind in (int, float) and not (

@@ -21,19 +21,19 @@ import config
 import finetune
 import sample
 import train
-from data import dataset, vocab
-from data.batches import Batches, collate, task_probabilities, val_batches
+from config import cli, runtime
+from data import dataset, vocabulary
+from data.batches import collate, val_batches
 from data.tasks import tasks
-from data.tokenizer import PAD
-from data.tokenizer import Tokenizer
+from data.tokenizer import PAD, Tokenizer
 from model import SWCM, XLMR
 
 
 @pytest.fixture(scope='module')
 def run_root(tmp_path_factory):
     """Token files go to a temporary folder that the module keeps, so that they are made once."""
-    folder, before = tmp_path_factory.mktemp('runs'), tokens.token_folder
-    tokens.token_folder = lambda dataset: folder / 'tokens' / dataset
+    folder, before = tmp_path_factory.mktemp('runs'), dataset.token_folder
+    dataset.token_folder = lambda dataset: folder / 'tokens' / dataset
     yield folder
     dataset.token_folder = before
 
@@ -131,11 +131,11 @@ def test_training_learns_and_keeps_the_best(cfg, capsys):
     means = {line['step']: line['val_mean'] for line in log(cfg) if 'val_mean' in line}
     assert means[60] < 0.9 * means[0]
     printed = capsys.readouterr().out
-    for word in ('copied from encoder', 'held-out loss', 'mt zh-bo', 'source', 'output',
+    for word in ('copied from the encoder', 'held-out loss', 'mt zh-bo', 'source', 'output',
                  'reference'):
         assert word in printed
     best, src = SWCM.load(f'{cfg.out_dir}/best'), torch.tensor([[0, 161, 30, 40, 2]])
-    assert best.generate(src, 'zh', beams=2, max_new_tokens=5)
+    assert best.generate(src, 'zh', 5)
 
 
 @pytest.mark.full
@@ -148,7 +148,7 @@ def test_scores_of_translations(cfg, tmp_path, monkeypatch):
     directions = {f'{a}-{b}' for x in LANGUAGES if x != 'zh' for a, b in ((x, 'zh'), ('zh', x))}
     known = {(a, to): b for x in LANGUAGES for pair in zip(sentences(x), sentences('zh'))
              for (a, b), to in ((pair, 'zh'), (pair[::-1], x))}
-    known['བོད།', 'zh'] = '藏语'  # <unk> for this vocabulary: the reference is the text itself
+    known['བོད།', 'zh'] = '藏语'  # <unk> for this vocabulary, and yet in the reference
     for shift in (0, 1):
         with monkeypatch.context() as patch:
             patch.setattr(train, 'write', lambda model, tok, sources, to: [
@@ -159,9 +159,9 @@ def test_scores_of_translations(cfg, tmp_path, monkeypatch):
         assert scores.keys() == {*(f'chrF++ {d}' for d in directions),
                                  'chrF++/text bo-zh', 'chrF++/text zh-bo'}
         assert all(value == pytest.approx(100) for value in scores.values()) == (shift == 0)
-    train.train(replace(cfg, mt_fraction=0.0, resume=False))                 # has nothing to translate
+    train.train(replace(cfg, mt_fraction=0.0, resume=False))    # has nothing to translate
     assert log(cfg)[-1]['scores'] == {}
-    with pytest.raises(ValueError, match="test_dataset='text' has no pairs of languages=kk,zh"):
+    with pytest.raises(ValueError, match="test_dataset='text' has no pairs of the languages kk,zh"):
         train.train(replace(cfg, languages=('kk', 'zh'), out_dir=str(tmp_path / 'kk')))
     train.train(replace(cfg, resume=False))
     assert log(cfg)[-1]['scores'].keys() == scores.keys()
@@ -171,21 +171,21 @@ def test_scores_of_translations(cfg, tmp_path, monkeypatch):
 
 def test_scores_of_masked_tokens(cfg, run_root, monkeypatch):
     # a model that knows them all
-    monkeypatch.setattr(train, 'guess', lambda model, src, tgt: tgt[tgt != PAD])
+    monkeypatch.setattr(train, 'likeliest', lambda model, src, tgt: tgt[tgt != PAD])
     mlm = replace(cfg, objective='mlm', max_steps=1)
     train.train(mlm)
     scores = log(cfg)[-1]['scores']
-    assert scores.keys() == {f'{kind} {x}' for kind in ('right', 'commonest') for x in LANGUAGES}
+    assert scores.keys() == {f'{kind} {x}' for kind in ('accuracy', 'commonest') for x in LANGUAGES}
     for task in tasks(next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent, 'val',
                       Tokenizer(cfg.encoder), mlm):
         labels = [t for _, tgt in val_batches(task, mlm, mlm.eval_segments)
                   for t in tgt[tgt != PAD].tolist()]
-        assert scores[f'right {task.source}'] == 1
+        assert scores[f'accuracy {task.source}'] == 1
         [(_, commonest)] = Counter(labels).most_common(1)
         assert scores[f'commonest {task.source}'] == pytest.approx(commonest / len(labels))
     monkeypatch.undo()
     train.train(replace(mlm, resume=False))
-    assert all(log(cfg)[-1]['scores'][f'right {x}'] < 1 for x in LANGUAGES)
+    assert all(log(cfg)[-1]['scores'][f'accuracy {x}'] < 1 for x in LANGUAGES)
 
 
 @pytest.mark.full
@@ -225,23 +225,19 @@ def test_curves(cfg, tmp_path):
 
 
 @pytest.mark.full
-def test_readme_has_the_table_of_the_logs():
-    """The README's tables of runs are what its commands print from committed logs and scores."""
-    for pattern, arms in (('config/ablation/logs/*.jsonl', 10),
-                          ('config/ablation/logs/long/*.jsonl', 4),
-                          ('docs/scores/vocab/*.jsonl', 6)):
-        logs = sorted(str(path) for path in ROOT.glob(pattern))
-        status, out, err = call('tests/tools/curves.py', *logs, cwd=ROOT)
+def test_studies_have_the_tables_of_their_logs():
+    """A study's README has what its commands print from committed logs and scores."""
+    for study, pattern, more in (
+            ('ablation', 'logs/*.jsonl', ()), ('ablation', 'logs/long/*.jsonl', ()),
+            ('vocabulary', 'logs/*.jsonl', ()),
+            ('finetune', 'scores/translate/*.json', ['--score=chrF++']),
+            ('finetune', 'scores/transfer/*.json', ['--score=chrF++']),
+            ('finetune', 'scores/transfer/*.json', ['--score=wrong_script'])):
+        folder = ROOT / 'config' / study
+        files = sorted(str(path) for path in folder.glob(pattern))
+        status, out, err = call('tests/tools/curves.py', *files, *more, cwd=ROOT)
         assert status == 0, err
-        assert len(out.splitlines()) == 2 + arms
-        assert out in (ROOT / 'README.md').read_text(encoding='utf-8')
-    for folder, score, runs in (('translate', 'chrF++', 8), ('transfer', 'chrF++', 5),
-                                ('transfer', 'wrong_script', 5)):
-        files = sorted(str(path) for path in (ROOT / 'docs/scores' / folder).glob('*.json'))
-        status, out, err = call('tests/tools/curves.py', *files, f'--score={score}', cwd=ROOT)
-        assert status == 0, err
-        assert len(out.splitlines()) == 2 + runs
-        assert out in (ROOT / 'README.md').read_text(encoding='utf-8')
+        assert out.count('\n') > 4 and out in (folder / 'README.md').read_text(encoding='utf-8')
 
 
 def spoil(monkeypatch, kinds):
@@ -274,7 +270,7 @@ def test_steps_without_a_finite_loss_are_skipped(cfg, monkeypatch, tmp_path, cap
     train.train(cfg)
     whole = replace(cfg, out_dir=str(tmp_path / 'whole'))
     train.train(whole)
-    assert repr(log(whole)) == repr(log(cfg))                             # nan differs from itself
+    assert log(whole) == log(cfg)
     assert all(torch.equal(weights(whole)[k], value) and value.isfinite().all()
                for k, value in weights(cfg).items())
     steps = [line for line in log(cfg) if 'lr' in line]
@@ -282,7 +278,7 @@ def test_steps_without_a_finite_loss_are_skipped(cfg, monkeypatch, tmp_path, cap
     more = [b['tokens'] > a['tokens'] for a, b in zip(steps, steps[1:])]
     assert more == [False, True, False, False, True]
     out = capsys.readouterr().out
-    assert 'step 2 is skipped: its loss is nan' in out and '(3 skipped in all, 2 in a row)' in out
+    assert 'step 2 is skipped: its loss is nan' in out and '(3 skipped in all)' in out
     assert re.search(r'step 4 is skipped: its loss is \d\.\d+, the norm of its gradient nan', out)
 
 
@@ -316,29 +312,15 @@ def test_a_signal_to_all_processes_saves(cfg, number, tmp_path):
 
 
 @pytest.mark.full
-def test_a_diverging_run_ends(cfg, run_root, monkeypatch, capsys):
-    """... with its last good checkpoint, and says which segments it could not learn."""
+def test_a_diverging_run_ends(cfg, monkeypatch):
+    """... with its last good checkpoint, and so does the same command again."""
     spoil(monkeypatch, {step: float('inf') for step in range(4, 20)})
     cfg = replace(cfg, max_steps=20, save_interval=1)
     message = 'step 8: 5 steps in a row without a finite loss and gradient.*last, of step 3'
-    for _ in range(2):  # the same when it is resumed
+    for _ in range(2):
         with pytest.raises(ValueError, match=message):
             train.train(cfg)
-        pattern = r'step (\d+), batch (\d+): (dae|mt) (\w\w)\S*, segments ([\d+ ]+) of (\S+)'
-        found = re.findall(pattern, capsys.readouterr().out)
-        numbers = {(int(step), int(k)) for step, k, *_ in found}
-        assert numbers == {(k // 2 + 1, k) for k in range(6, 16)}
         assert all(w.isfinite().all() for w in weights(cfg).values())
-    tokenizer = Tokenizer(cfg.encoder, LANGUAGES)
-    folder = next((run_root / 'tokens/text').glob('*/bo.val.bin')).parent
-    of_train = tasks(folder, 'train', tokenizer, cfg)
-    batches = Batches(of_train, task_probabilities(of_train, cfg.mt_fraction, cfg.alpha), cfg)
-    for _, k, kind, language, segments, path in found:
-        targets = [row[2:row.tolist().index(2)].tolist() for row in batches[int(k)][1]]
-        stream = dataset.open_streams(folder, 'train')[path.split('/')[-1].split('.')[0]]
-        for segment in segments.split():
-            sides = [stream[int(i)].tolist() for i in segment.split('+')]
-            assert any(side in targets for side in sides) and len(sides) == 1 + (kind == 'mt')
 
 
 @pytest.mark.full
@@ -352,7 +334,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in printed
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
-    with pytest.raises(ValueError, match='the text of text has changed since this run began'):
+    with pytest.raises(ValueError, match='the text has changed since this run began'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
     own = tmp_path / 'encoder'
     shutil.copytree(cfg.encoder, own)
@@ -360,7 +342,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(cfg)
     shutil.move(own, tmp_path / 'away')
     train.train(replace(cfg, resume=True, max_steps=2))  # it is not needed any more
-    XLMR.from_encoder(tmp_path / 'away').save(own)
+    shutil.copytree(tmp_path / 'away', own)
     train.train(replace(cfg, resume=True, max_steps=3))                           # the same again
     other = XLMR.from_encoder(own)
     with torch.no_grad():
@@ -395,7 +377,7 @@ def test_help_lists_every_key(tmp_path):
         status, out, _ = call(script, '--help', cwd=tmp_path)
         assert status == 0
         for name in cls.__dataclass_fields__:
-            assert re.search(rf'--{name}=\S+ .*\w', out), name
+            assert re.search(rf'--{name}=\S* .*\w', out), name
     assert time.perf_counter() - started < 5
     status, out, _ = call('train.py', 'config/tibetan_base.py', '-h', cwd=tmp_path)
     # the file's, and a default
@@ -430,44 +412,44 @@ def test_answers_before_torch_is_imported(script, tmp_path):
 def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'stdin', open(os.devnull))
-    cfg = config.load(config.Train, ['config/ablation/tie.py'])
+    cfg = cli.load(config.Train, ['config/ablation/tie.py'])
     assert train.start_of(cfg) and train.build(cfg, None)
-    assert finetune.build(config.FineTune(), ['zh-bo'], None)
+    assert finetune.build(config.FineTune(), None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
-    for main, args in ((vocab.main, ['report', '--text', 'zh.txt', '--before=data/nano']),
+    for main, args in ((vocabulary.main, ['report', '--text', 'zh.txt', '--before=data/nano']),
                        (lambda args: dataset.main('text'), ['--from=zh.txt'])):
         monkeypatch.setattr(sys, 'argv', ['', *args, '--encoder=data/nano'])
         main(sys.argv[1:])
     (tmp_path / 'data/nano').mkdir(parents=True)      # a folder of one's own comes first
-    with pytest.raises(FileNotFoundError, match='data/nano/config.json does not exist'):
+    with pytest.raises(FileNotFoundError, match='data/nano/config.json'):
         train.build(cfg, None)
 
 
 @pytest.mark.parametrize('args, message', [
     (['--max_step=3'], '--max_step: unknown key; did you mean max_steps?'),
-    (['--max_steps=many'], "--max_steps='many': the value must be a whole number"),
-    (['--lr=True'], "--lr=True: the value must be a number"),
-    (['--resume=1'], '--resume=1: the value must be True or False'),
+    (['--max_steps=many'], "--max_steps='many': expected a whole number"),
+    (['--lr=True'], "--lr='True': expected a number"),
+    (['--resume=1'], "--resume='1': expected True or False"),
     (['config/tibetian.py'],
-     'config file config/tibetian.py does not exist; there are config/finetune_answer.py, '),
-    (['--accumulate=0'], 'accumulate=0: give a number above 0'),
-    (['--lr=1e999'], 'lr=inf: give a number above 0'),
-    (['--seed=99999999999'], 'seed=99999999999: give a number'),
+     'config file config/tibetian.py does not exist; there are config/ablation/alternate.py, '),
+    (['--accumulate=0'], 'accumulate=0: expected a number of at least 1'),
+    (['--lr=1e999'], 'lr=1e999: expected a number above 0'),
+    (['--seed=99999999999'], 'seed=99999999999: expected a number'),
     (['--out_dir='], 'out_dir is empty'), (['--languages='], 'languages is empty'),
-    (['--warmup=2'], 'warmup=2.0: give a number of at least 0'),
-    (['--mlm_ratio=0'], 'mlm_ratio=0.0: give a number above 0 and at most 1'),
-    (['--block_size=3'], 'block_size=3: give at least 8 tokens'),
+    (['--warmup=2'], 'warmup=2: expected a number of at least 0'),
+    (['--mlm_ratio=0'], 'mlm_ratio=0: expected a number above 0 and at most 1'),
+    (['--block_size=3'], 'block_size=3: expected a number of at least 8'),
     (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'],
                                            "'x.py': one config file comes first"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
     (['--encoder='], "encoder='': objective=swcm starts from"),
-    (['--encoder=nowhere'], 'the folder nowhere does not exist'),
+    (['--encoder=nowhere'], "nowhere/config.json: No such file"),
     (['--device=cuda:9'], "device='cuda:9' is not there"),
     (['--dtype=int8'], "dtype='int8': choose auto"),
-    (['--block_size=600'], 'block_size=600: the encoder reads at most 64'),
+    (['--block_size=600'], 'block_size=600: the encoder reads 64 tokens'),
     (['--languages=bo,xx'],
      'no text in xx, or all is held out (--val_fraction); it has bo kk mn ug zh'),
-    (['--share=all'], "share='all': choose one of copy"),
+    (['--share=all'], "share='all': choose copy or none"),
     (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
     (['--data_from=nowhere'], 'nowhere does not exist')])
 def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
@@ -479,7 +461,7 @@ def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'stderr', open(os.devnull, 'w', encoding='utf-8'))
     monkeypatch.setattr(sys, 'argv', ['train.py', *argv])
     with pytest.raises(SystemExit) as stopped:
-        config.run(train.main)
+        runtime.run(lambda argv: train.train(cli.load(config.Train, argv)))
     assert stopped.value.code.startswith('error: ') and '\n' not in stopped.value.code
     assert message in stopped.value.code
     assert not os.path.exists(f'{cfg.out_dir}/last')
@@ -524,7 +506,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                               cwd=tmp_path, input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
     assert status == 0 and piped == out, err
     for args, message in ((['--text=x', '--to=fr'],
-                           "'fr' has no token in this model; it knows bo ug kk mn zh"),
+                           "'fr' has no token here; there are: bo ug kk mn zh"),
                           (['--text=x', '--to=zh'],
                            'translate from zh to zh: name another language'),
                           (['--file=none.txt'], 'none.txt'),
@@ -537,7 +519,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                           (['--task=sing'],
                            "task='sing': choose translate, denoise, summarise, answer"),
                           ([f'--checkpoint={encoder_folder}', '--to=bo'],
-                           'is not a nanoSWCM model')):
+                           'has no nanoSWCM model')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             sample.main([f'--checkpoint={tmp_path}/out/mine/best', *args])
 
@@ -563,7 +545,7 @@ def test_chinese_is_translated_where_it_is_the_first_language(cfg, capsys):
 def test_bits_of_the_weights_to_write_with(cfg, monkeypatch):
     train.train(replace(cfg, max_steps=1))
     packed = []
-    monkeypatch.setattr(sample.SWCM, 'pack', lambda model, bits: packed.append(bits))
+    monkeypatch.setattr(sample, 'pack', lambda model, bits: packed.append(bits))
     for options in ({}, dict(dtype='float32'), dict(int8=True), dict(dtype='bfloat16')):
         sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', **options))
     assert packed == [16, 32, 8]
@@ -587,17 +569,17 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     before = {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()}
     code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
             'resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, 350_000));'
-            'import config, train; from data import tokens; from pathlib import Path;'
-            'tokens.token_folder = '
-            f'lambda dataset: Path({str(tokens.token_folder("text").parent)!r}) / dataset;'
-            'config.run(train.main)')
+            'import config, train; from config import cli, runtime; from data import dataset;'
+            'from pathlib import Path; dataset.token_folder = '
+            f'lambda name: Path({str(dataset.token_folder("text").parent)!r}) / name;'
+            'runtime.run(lambda argv: train.train(cli.load(config.Train, argv)))')
     settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
     done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True,
                           text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith('error: '), done.stderr
     assert 'Traceback' not in done.stderr, done.stderr
-    assert 'model.safetensors' in last or 'training.safetensors' in last
+    assert f'{cfg.out_dir}/best cannot be written' in last
     assert {p.name: p.read_bytes() for p in (ROOT / cfg.out_dir / 'last').iterdir()} == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
@@ -629,6 +611,7 @@ ACCIDENTS = f'''
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import config, train
+from config import cli, runtime
 build, schedule = train.build, train.schedule
 
 def build_in_double(cfg, state):
@@ -641,7 +624,7 @@ def accident(step, cfg):
     return schedule(step, cfg)
 
 train.build, train.schedule = build_in_double, accident
-config.run(train.main)
+runtime.run(lambda argv: runtime.with_processes(train.train, cli.load(config.Train, argv)))
 '''
 
 
@@ -669,7 +652,7 @@ def test_processes_compute_the_same(cfg, tmp_path):
             assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-9)
     moved = [weights(one)[k] - w
              for k, w in SWCM.from_encoder(cfg.encoder, languages=LANGUAGES).state_dict().items()
-             if k.startswith('encoder.0') and w.dim() == 2]
+             if k.startswith('encoder.layers.0') and w.dim() == 2]
     assert min(w.abs().mean() for w in moved) > 1e-4
     assert all((weights(several)[k] - w).abs().max() < 1e-9 for k, w in weights(one).items())
 

@@ -20,15 +20,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import conftest  # first: it limits the threads
+from safetensors import safe_open
 
 import config
 import finetune
 import train
+from config import cli, runtime
 from data import dataset
-from data.weights import read_metadata, read_safetensors
+from data.files import check_folder
 from model import SWCM
 
-MAINS = {'train': train.main, 'finetune': finetune.main}
+MAINS = {'train': (config.Train, train.train), 'finetune': (config.FineTune, finetune.finetune)}
 STEPS = 12
 dice = random.Random(0)
 
@@ -52,11 +54,11 @@ def kills(folder, n=50):
                 assert status in (0, -signal.SIGKILL), message
                 done += status != 0
                 while_writing += any((folder / 'killed').rglob('*.tmp'))
-            assert left_by(folder
-                           / 'killed') == expected, f'a killed run of {script}.py ends otherwise'
+            same = left_by(folder / 'killed') == expected
+            assert same, f'a killed run of {script}.py ends otherwise'
             shutil.rmtree(folder / 'killed')
         shutil.rmtree(folder / 'whole')
-    assert while_writing > 3, f'only {while_writing} kills while a file was written'
+    assert while_writing > n // 16, f'only {while_writing} kills while a file was written'
     return (f'{done} kills in {n_runs} runs of train.py and finetune.py, {while_writing} of them '
             'while a file was written: all went on, and checkpoints, states and logs equal those '
             'of uninterrupted runs, bit for bit')
@@ -72,12 +74,11 @@ def signals(folder, n=8):
         wait_for_step(folder / 'stopped', dice.randint(1, STEPS - 3))
         os.killpg(child, number)
         status, said = finish(child), (folder / 'said').read_text()
-        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on '
-                          'from there', said)
+        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on',
+                          said)
         assert status == 128 + number, f'signal {number}: exit status {status}'
         assert match, f'signal {number}: {said[-300:]!r}'
-        metadata = read_metadata(folder / 'stopped/last/training.safetensors')
-        assert json.loads(metadata['json'])['step'] == int(match[1])
+        assert step_of(folder / 'stopped/last') == int(match[1])
         assert finish(start('train', folder, 'stopped', '--workers=1')) == 0
         assert left_by(folder / 'stopped') == expected, 'a stopped run ends otherwise'
         shutil.rmtree(folder / 'stopped')
@@ -93,11 +94,11 @@ def reader(folder):
     while os.waitpid(child, os.WNOHANG)[0] == 0:
         for name in n:
             if (folder / 'read' / name).exists():
+                check_folder(folder / 'read' / name)
                 SWCM.load(folder / 'read' / name)
                 n[name] += 1
-        if (folder / 'read/last/training.safetensors').exists():
-            _, metadata = read_safetensors(folder / 'read/last/training.safetensors')
-            steps.add(json.loads(metadata['json'])['step'])
+        if (folder / 'read/last').exists():
+            steps.add(step_of(folder / 'read/last'))
     assert min(n.values()) > 20 and len(steps) > 10, f'too little was read: {n}, {len(steps)} steps'
     shutil.rmtree(folder / 'read')
     return (f'{n["last"]} times last/ and {n["best"]} times best/ were read while they were '
@@ -176,7 +177,8 @@ def start(script, folder, out, *more):
                     f'--out_dir={folder / out}', *more]
         status = 0
         try:
-            config.run(MAINS[script])
+            cls, main = MAINS[script]
+            runtime.run(lambda argv: main(cli.load(cls, argv)))
         except SystemExit as e:
             if isinstance(e.code, str):
                 print(e.code)
@@ -195,8 +197,8 @@ def finish(child):
 
 def wait_for_step(out, step):
     started = time.perf_counter()
-    while not (out / 'log.jsonl').exists() or (out
-                                               / 'log.jsonl').read_text().count('\n') < step + 2:
+    log = out / 'log.jsonl'
+    while not log.exists() or log.read_text().count('\n') < step + 2:
         time.sleep(0.01)
         assert time.perf_counter() - started < 120, f'{out} comes to no step {step}'
 
@@ -216,6 +218,19 @@ def fine_tuning(folder):
             '--device=cpu']
 
 
+def read_safetensors(path):
+    """The metadata, with their `json` as a dict, and the bytes of the tensors by name."""
+    with safe_open(path, 'np') as file:
+        metadata = {name: json.loads(value) if name == 'json' else value
+                    for name, value in file.metadata().items()}
+        return metadata, {name: file.get_tensor(name).tobytes() for name in file.keys()}
+
+
+def step_of(last):
+    metadata, _ = read_safetensors(last / train.STATE)
+    return metadata['json']['progress']['step']
+
+
 def left_by(out):
     """What a run has left, by file, but for what depends on the clock or has the folder's name."""
     found = {}
@@ -224,10 +239,11 @@ def left_by(out):
         if path.name == 'log.jsonl':
             lines = map(json.loads, path.read_text(encoding='utf-8').splitlines())
             found[name] = [{k: v for k, v in line.items() if k != 'tokens_per_s'} for line in lines]
-        elif path.name == 'training.safetensors':
-            tensors, metadata = read_safetensors(path)
-            state = {k: v for k, v in json.loads(metadata['json']).items() if k != 'config'}
-            found[name] = state, {k: t.numpy().tobytes() for k, t in tensors.items()}
+        elif path.suffix == '.safetensors':
+            metadata, tensors = read_safetensors(path)
+            metadata.pop('crc32')         # the library writes metadata in an order of its own
+            metadata.get('json', {}).pop('config', None)
+            found[name] = metadata, tensors
         else:
             found[name] = path.read_bytes().replace(str(out).encode(), b'OUT')
     return found
