@@ -448,8 +448,8 @@ def check_origin(cfg, state, text):
     origin = {'text': text, 'weights': identity(there[0]) if there else ''}
     for what, now in origin.items() if state else ():
         if now not in ('', state['origin'][what]):
-            raise ValueError(f'{out}: the {what} with which this run began changed. --resume=False '
-                             'starts over, --out_dir=NAME starts another beside it')
+            raise ValueError(f'{out}: this run began with other {what}. --resume=False starts over, '
+                             '--out_dir=NAME starts another beside it')
     if there and not state and start.resolve().parent == out.resolve():
         raise ValueError(f'{start} lies in out_dir={out}, which this run would write over; '
                          '--out_dir=NAME')
@@ -471,7 +471,7 @@ def evaluate(model, val, tests, tokenizer, cfg):
     for name, task in tests.items():
         scores[name] = score_translations(model, task, tokenizer, cfg)
     for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
-        src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])    # of middle length
+        src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])
         if task.kind == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:

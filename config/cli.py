@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+OURS = '__init__.py', 'cli.py', 'cpu.py', 'runtime.py'      # no configs, of the files here
 KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a string',
          tuple: 'a list like bo,zh'}
 
@@ -52,7 +53,7 @@ def read_config(cls, path):
     path = find(path)
     if not Path(path).is_file():
         known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'config').rglob('*.py')
-                       if p.parent.name != 'config' or p.stem not in ('__init__', 'cli', 'runtime'))
+                       if str(p.relative_to(ROOT / 'config')) not in OURS)
         raise FileNotFoundError(f'config file {path} does not exist; there are {", ".join(known)}')
     values = {}
     try:

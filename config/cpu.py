@@ -58,7 +58,9 @@ class PackedAttention(Attention):
         self.sdpa = aligned_sdpa if bits == 8 else attn.sdpa
 
     def qkv(self, x, kv):
-        return [self.heads(y) for y in self.fused(x).chunk(3, -1)] if kv is x else super().qkv(x, kv)
+        if kv is not x:
+            return super().qkv(x, kv)
+        return [self.heads(y) for y in self.fused(x).chunk(3, -1)]
 
 
 def aligned_sdpa(q, k, v, mask, p, causal):

@@ -68,10 +68,11 @@ def corpus_module(dataset):
 
     Raises ValueError, which lists the corpora, where there is none of that name.
     """
-    if not dataset.isidentifier() or not (ROOT / dataset / 'prepare.py').is_file():
-        known = ', '.join(sorted(path.parent.name for path in ROOT.glob('*/prepare.py')))
-        raise ValueError(
-            f'dataset={dataset!r}: there is no data/{dataset}/prepare.py; there are {known}')
+    known = sorted(path.parent.name for path in ROOT.glob('*/prepare.py')
+                   if b'def fetch(' in path.read_bytes())
+    if dataset not in known:
+        raise ValueError(f'dataset={dataset!r}: there is no data/{dataset}/prepare.py; there are '
+                         f'{", ".join(known)} (the others convert examples)')
     return importlib.import_module(f'data.{dataset}.prepare')
 
 

@@ -334,7 +334,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in printed
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
-    with pytest.raises(ValueError, match='the text has changed since this run began'):
+    with pytest.raises(ValueError, match='this run began with other text'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
     own = tmp_path / 'encoder'
     shutil.copytree(cfg.encoder, own)
@@ -348,7 +348,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     with torch.no_grad():
         other.embeddings.word.weight[5] += 1
     other.save(own)
-    with pytest.raises(ValueError, match='weights from which this run began have changed'):
+    with pytest.raises(ValueError, match='this run began with other weights'):
         train.train(replace(cfg, resume=True, max_steps=4))
     train.train(replace(cfg, share='none', resume=False, max_steps=1))
 
@@ -461,7 +461,7 @@ def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'stderr', open(os.devnull, 'w', encoding='utf-8'))
     monkeypatch.setattr(sys, 'argv', ['train.py', *argv])
     with pytest.raises(SystemExit) as stopped:
-        runtime.run(lambda argv: train.train(cli.load(config.Train, argv)))
+        cli.run(lambda argv: train.train(cli.load(config.Train, argv)))
     assert stopped.value.code.startswith('error: ') and '\n' not in stopped.value.code
     assert message in stopped.value.code
     assert not os.path.exists(f'{cfg.out_dir}/last')
@@ -572,7 +572,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
             'import config, train; from config import cli, runtime; from data import dataset;'
             'from pathlib import Path; dataset.token_folder = '
             f'lambda name: Path({str(dataset.token_folder("text").parent)!r}) / name;'
-            'runtime.run(lambda argv: train.train(cli.load(config.Train, argv)))')
+            'cli.run(lambda argv: train.train(cli.load(config.Train, argv)))')
     settings = [f'--{k}={",".join(v) if isinstance(v, tuple) else v}' for k, v in vars(cfg).items()]
     done = subprocess.run([sys.executable, '-c', code, *settings], cwd=ROOT, capture_output=True,
                           text=True)
@@ -624,7 +624,7 @@ def accident(step, cfg):
     return schedule(step, cfg)
 
 train.build, train.schedule = build_in_double, accident
-runtime.run(lambda argv: runtime.with_processes(train.train, cli.load(config.Train, argv)))
+cli.run(lambda argv: runtime.with_processes(train.train, cli.load(config.Train, argv)))
 '''
 
 

@@ -178,7 +178,7 @@ def start(script, folder, out, *more):
         status = 0
         try:
             cls, main = MAINS[script]
-            runtime.run(lambda argv: main(cli.load(cls, argv)))
+            cli.run(lambda argv: main(cli.load(cls, argv)))
         except SystemExit as e:
             if isinstance(e.code, str):
                 print(e.code)

@@ -518,7 +518,7 @@ def call(monkeypatch, main, argv):
         monkeypatch.setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
     monkeypatch.setattr(sys, 'argv', ['command', *argv])
     try:
-        runtime.run(main)
+        cli.run(main)
     except SystemExit as e:
         one_line(str(e.code).encode('ascii', 'backslashreplace').decode())
         return str(e.code)

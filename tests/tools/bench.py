@@ -42,12 +42,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 import config
-import data.tokens
-from data import PAD
-from data.batches import Batches, shares, tasks
-from data.tokenizer import Tokenizer
-from data.tokens import read_lines
-from model import SWCM, SWCMConfig, n_weights
+import data.dataset
+from config import cli, runtime
+from config.cpu import PackedHead, pack
+from data.batches import Batches, task_probabilities
+from data.files import read_lines
+from data.tasks import tasks
+from data.tokenizer import BOS, EOS, PAD, Tokenizer
+from model import SWCM, SWCMConfig
+from sample import search
+from train import flops
 
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target
 CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
@@ -77,8 +81,9 @@ class Ours(System):
 
     def __init__(self, vocab):
         self.module = SWCM(SWCMConfig(vocab_size=vocab, languages=('bo',), insert_every=3))
+        self.module.encoder.head.bias.data[EOS] = -1e4      # outputs end at their limit only
         if self.compiled:
-            for layer in (*self.module.encoder, *self.module.decoder):
+            for layer in (*self.module.encoder.layers, *self.module.decoder):
                 layer.compile(dynamic=True)
 
     def cost(self, job, batch, beams, length):
@@ -86,29 +91,28 @@ class Ours(System):
             return 0, 0
         model, n = self.module, batch * length
         if job == 'head':
-            return 6 * n * model.head.weight.numel(), 0
-        flops = model.flops(n, n * beams)  # forward and backward
-        weights = n_weights(model.decoder) + n_weights(model.head) - sum(
-            n_weights(part) for layer in model.decoder
-            for part in (layer.cross_attn.key, layer.cross_attn.value))
-        return (flops, 0) if job == 'train' else (flops / 3, 4 * length * weights)
+            return 6 * n * model.encoder.head.word.weight.numel(), 0
+        operations = flops(model, n, n * beams)             # forward and backward
+        read = 4 * flops(model, 0, 1) / 6                   # bytes for a token
+        return (operations, 0) if job == 'train' else (operations / 3, length * read)
 
     def decode(self, src, new, beams):
         """src (B,S) -> a list of `new` ids a sentence."""
-        if src.device.type == 'cpu' and not self.module.head.packed:
-            self.module.pack(self.bits)
-        return [best[0][0] for best in self.module.generate(src, 'bo', beams, new, new)]
+        if src.device.type == 'cpu' and not isinstance(self.module.encoder.head, PackedHead):
+            pack(self.module, self.bits)
+        found = search(self.module, src, ['bo'] * len(src), [new] * len(src), beams)
+        return [best[0][0] for best in found]
 
     def loss(self, src, tgt):
         """src (B,S), tgt (B,T), all of it predicted -> loss per token."""
-        given = torch.tensor([0, self.module.config.language_id('bo')],
+        given = torch.tensor([BOS, self.module.config.language_id('bo')],
                              device=tgt.device).expand(len(tgt), 2)
         loss, n = self.module.loss(src, torch.cat([given, tgt], 1))
         return loss / n
 
     def head(self, x, labels):
         """x (N,C), labels (N,) -> loss per token."""
-        return self.module.head.loss(x, labels) / len(labels)
+        return self.module.encoder.head.loss(x, labels) / len(labels)
 
 
 class Half(Ours):
@@ -294,8 +298,8 @@ def head_and_loss(system, tgt, mixed):
 
 def measure(name, vocab, work, device, runs, profile):
     """The row of one system and work, in a process of its own: a dict of figures."""
-    config.keep_memory()  # as config.run does
-    device, dtype = config.find_device(device, 'auto')
+    cli.keep_memory()                                       # as cli.run does
+    device, dtype = runtime.find_device(device, 'auto')
     before = rates(device, dtype)
     torch.manual_seed(1)
     job, batch, beams = work.split('/')
@@ -360,13 +364,13 @@ def measure_text(path, encoder, runs):
         documents = ['\n'.join(lines[i:i + n]) for i in range(0, len(lines), n)]
         with tempfile.TemporaryDirectory() as folder:
             text, times = Path(folder, 'bo.txt'), []
-            data.tokens.token_folder = lambda dataset: Path(folder, 'tokens')
+            data.dataset.token_folder = lambda dataset: Path(folder, 'tokens')
             text.write_text(('\n' if n == 1 else '\n\n').join(documents) + '\n', encoding='utf-8')
             megabytes = text.stat().st_size / 1e6
             for i in range(runs):
                 started = time.perf_counter()
                 held_out = 0.01 + i / 1e6  # another fraction, so that nothing is there yet
-                tokens = data.tokens.prepare('text', tokenizer, 256, held_out, str(text))
+                tokens = data.dataset.prepare('text', tokenizer, 256, held_out, str(text))
                 times.append(time.perf_counter() - started)
             print(f'{megabytes:.0f} MB, {n} lines a document: SentencePiece line by line '
                   f'{megabytes / plain:.1f} MB/s, prepare '
@@ -377,7 +381,7 @@ def measure_text(path, encoder, runs):
 def measure_batches(tokens, tokenizer):
     cfg = config.Train(languages=('bo',), batch_tokens=16384)
     found = tasks(tokens, 'train', tokenizer, cfg)
-    batches = Batches(found, shares(found, cfg.mt_share, cfg.alpha), cfg)
+    batches = Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg)
     started = time.perf_counter()
     made = [batches[k] for k in range(256)]
     seconds = time.perf_counter() - started
