@@ -448,8 +448,8 @@ def check_origin(cfg, state, text):
     origin = {'text': text, 'weights': identity(there[0]) if there else ''}
     for what, now in origin.items() if state else ():
         if now not in ('', state['origin'][what]):
-            raise ValueError(f'{out}: this run began with other {what}. --resume=False starts over, '
-                             '--out_dir=NAME starts another beside it')
+            raise ValueError(f'{out}: this run began with other {what}. --resume=False starts '
+                             'over, --out_dir=NAME starts another beside it')
     if there and not state and start.resolve().parent == out.resolve():
         raise ValueError(f'{start} lies in out_dir={out}, which this run would write over; '
                          '--out_dir=NAME')
