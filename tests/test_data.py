@@ -22,7 +22,7 @@ from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
 from data.tasks import TASKS, Task, tasks
 from data.text import prepare as text
-from data.text import read_lines
+from data.files import read_lines
 from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from data.udhr import prepare as udhr
 from data.vocabulary import train_sentencepiece
