@@ -14,26 +14,21 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, islice, pairwise
+from functools import cached_property, partial
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
 
-from config import Train, cli
-from data.heldout import digest, splits
+from config import cli
 from data.files import atomic_dir, read_json_object
+from data.heldout import digest, splits
 from data.tokenizer import UNK, Tokenizer, normalize
 
 ROOT = Path(__file__).parent
 SPECIALS = 3                      # <s> <lang> </s>, which stand around a segment in the model
 NO_IDS = np.array([], np.int64)
-# Notes on documents, which `report` counts
-EMPTY = 'pairs with nothing on one side are left out'
-HELD_OUT = 'with a text that stands in the validation part are left out'
-SHORTENED = 'are shortened by lines and sentences that stand there'
 
 
 def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=False):
@@ -48,14 +43,12 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=Fa
     files = corpus.fetch(source)
     settings = tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
     folder = token_folder(dataset) / f'{digest(*settings, *map(identity, files)):016x}'
-    if (folder / 'meta.json').exists():
-        report(read_json_object(folder / 'meta.json'))
-        return folder
-    names = [file.name for file in files]
-    print(f'preparing {dataset} from {", ".join(names[:9])}{" ..." if len(names) > 9 else ""}')
-    with atomic_dir(folder) as new:
-        split_of = splits(corpus.documents(files), val_fraction, needed)
-        write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
+    if not (folder / 'meta.json').exists():
+        print(f'preparing {dataset} from {len(files)} files, such as {files[0].name}')
+        with atomic_dir(folder) as new:
+            split_of = splits(corpus.documents(files), val_fraction, needed)
+            write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
+    report(read_meta(folder))
     return folder
 
 
@@ -87,58 +80,45 @@ def identity(path):
 
 @dataclass
 class Document:
-    """A document or pair on its way to the token files; each stage below fills in a field more."""
-    split: str                    # 'train', 'val', or None: not used
-    texts: dict                   # {language: text}, two of a pair
-    lines: dict = None            # {language: [ids (n,) of each line]}
-    segments: list = ()           # ids (n,) each
-    notes: list = ()              # what `report` counts and prints
-
-
-def write_streams(folder, documents, split_of, tokenizer, block_size):
-    """Writes token files of documents (key, {language: text}), prints a line per stream."""
-    documents = split_documents(documents, split_of)
-    documents = encode_documents(documents, tokenizer)
-    documents = cut_documents(documents, tokenizer, block_size - SPECIALS)
-    report(write_documents(folder, documents, tokenizer.vocab_size))
+    """A document, or a pair, on its way to the token files."""
+    split: str                    # 'train', 'val', or None: left out
+    texts: dict                   # {language: text} in the order of the names, two of a pair
+    is_shortened: bool            # held-out sentences are left out
+    lines: list = ()              # for each text, the ids (n,) of each of its lines
 
 
 def split_documents(documents, split_of):
     """(key, {language: text}) -> Documents, less the sentences that are held out."""
     for key, texts in documents:
         split, left = split_of(key, texts)
-        yield Document(split, left, notes=[] if left == texts else [SHORTENED])
+        yield Document(split, dict(sorted(left.items())), is_shortened=left != texts)
 
 
 def encode_documents(documents, tokenizer, n=256):
     """Adds `lines`, encoded n documents at a time, for SentencePiece's threads."""
     documents = iter(documents)
     while batch := list(islice(documents, n)):
-        texts = [text for document in batch for text in document.texts.values()]
-        ids = iter(tokenizer.encode([line for text in texts for line in text.splitlines()]))
+        texts = [text.splitlines() for document in batch for text in document.texts.values()]
+        ids = iter(tokenizer.encode(list(chain(*texts))))
+        lines = ([next(ids) for _ in text] for text in texts)
         for document in batch:
-            document.lines = {language: [next(ids) for _ in text.splitlines()]
-                              for language, text in document.texts.items()}
+            document.lines = list(islice(lines, len(document.texts)))
             yield document
 
 
-def cut_documents(documents, tokenizer, limit):
-    """Adds `segments` of at most `limit` tokens: a pair's two sides, or a text's parts."""
-    too_long = f'pairs of over {limit} tokens a side are left out'
-    for document in documents:
-        sides = [np.concatenate([NO_IDS, *lines]) for _, lines in sorted(document.lines.items())]
-        lengths = [len(ids) for ids in sides]
-        if len(sides) == 2 and not all(lengths):
-            document.notes = [EMPTY]
-        elif document.split is None:
-            document.notes = [HELD_OUT]
-        elif len(sides) == 1:
-            document.segments = split_segments(*document.lines.values(), tokenizer, limit)
-        elif max(lengths) <= limit:
-            document.segments = sides
-        else:                                     # half a pair has no translation
-            document.notes = [too_long]
-        yield document
+def cut_document(document, tokenizer, limit):
+    """A text's segments, or the two of a pair, of at most `limit` tokens; and what is left out."""
+    sides = [np.concatenate([NO_IDS, *lines]) for lines in document.lines]
+    is_pair = len(sides) == 2
+    if is_pair and not all(map(len, sides)):
+        return [], 'pairs with nothing on one side are left out'
+    if document.split is None:
+        return [], 'with a text that stands in the validation part are left out'
+    if is_pair and max(map(len, sides)) > limit:  # half a pair has no translation
+        return [], f'pairs of over {limit} tokens a side are left out'
+    segments = sides if is_pair else split_segments(document.lines[0], tokenizer, limit)
+    shortened = 'are shortened by lines and sentences that stand there'
+    return segments, shortened if document.is_shortened else None
 
 
 def split_segments(lines, tokenizer, limit, gather=None):
@@ -163,61 +143,57 @@ def split_segments(lines, tokenizer, limit, gather=None):
     return segments
 
 
-def write_documents(folder, documents, vocab_size):
-    """Writes the Documents' segments, references and meta.json, and returns what that says.
+def write_streams(folder, documents, split_of, tokenizer, block_size):
+    """Writes the token files of documents (key, {language: text}), and meta.json.
 
     Raises ValueError where there is no document.
     """
-    dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    files, lengths, references = {}, {}, defaultdict(list)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
-    with ExitStack() as stack:
-        for document in documents:
-            languages = sorted(document.texts)
-            stream = '-'.join(languages)
-            lines = [ids for lines in document.lines.values() for ids in lines]
-            counts[stream].update(
-                documents=1, characters=sum(map(len, document.texts.values())),
-                tokens=sum(map(len, lines)),
-                unknown=sum(int(np.count_nonzero(ids == UNK)) for ids in lines))
-            notes[stream].update(document.notes)
-            if not document.segments:             # left out, or without a token, as U+200B is
-                continue
+    lengths, references = defaultdict(partial(array, 'Q')), defaultdict(list)
+    for document in encode_documents(split_documents(documents, split_of), tokenizer):
+        ids = np.concatenate([NO_IDS, *chain(*document.lines)])
+        stream = '-'.join(document.texts)
+        counts[stream].update(
+            documents=1, characters=sum(map(len, document.texts.values())), tokens=len(ids),
+            unknown=int(np.count_nonzero(ids == UNK)))
+        segments, note = cut_document(document, tokenizer, block_size - SPECIALS)
+        notes[stream].update([note] if note else [])
+        if segments:                              # else left out, or no token, as of U+200B
             name = f'{stream}.{document.split}'
-            if name not in files:
-                files[name] = stack.enter_context(open(folder / f'{name}.bin', 'wb'))
-                lengths[name] = array('Q')
-            for ids in document.segments:
-                files[name].write(ids.astype(dtype))
-                lengths[name].append(len(ids))
-            if len(languages) == 2 and document.split == 'val':
-                references[name] += [normalize(document.texts[x]) for x in languages]
+            lengths[name].extend(map(len, segments))
+            with open(folder / f'{name}.bin', 'ab') as file:
+                file.write(np.concatenate(segments).astype(dtype))
+            if document.split == 'val' and len(document.texts) == 2:
+                references[name] += map(normalize, document.texts.values())
     if not counts:
         raise ValueError('the corpus has no text')
-    for name in files:
+    for name in lengths:
         np.save(folder / f'{name}.npy', np.cumsum([0, *lengths[name]], dtype=np.uint64))
     for name, texts in references.items():
         (folder / f'{name}.txt').write_text('\n'.join(texts), encoding='utf-8')
-    meta = {'vocab_size': vocab_size, 'dtype': dtype.name, 'streams': counts, 'notes': notes,
-            'segments': {name: len(lengths[name]) for name in files}}
+    meta = {'vocab_size': tokenizer.vocab_size, 'dtype': dtype.name, 'streams': counts,
+            'notes': notes, 'segments': {name: len(lengths[name]) for name in lengths}}
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
-    return meta
+
+
+def read_meta(folder):
+    return read_json_object((folder / 'meta.json').read_bytes(), folder / 'meta.json')
 
 
 def report(meta):
     """Prints a line per stream, in segments or pairs; warns where the vocabulary does not fit."""
+    row = '{:8}{:>10,}{:>13,}{:>14,}{:>10,}{:13.2f}{:9.2%}'
     print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"for training":>14}{"held out":>10}'
           f'{"tokens/char":>13}{"<unk>":>9}')
-    for stream, counts in meta['streams'].items():
-        n_sides = len(stream.split('-'))
-        train, val = (meta['segments'].get(f'{stream}.{split}', 0) // n_sides
+    for stream, n in meta['streams'].items():
+        train, val = (meta['segments'].get(f'{stream}.{split}', 0) // len(stream.split('-'))
                       for split in ('train', 'val'))
-        per_character = counts['tokens'] / max(counts['characters'], 1)
-        unknown = counts['unknown'] / max(counts['tokens'], 1)
-        print(f'{stream:8}{counts["documents"]:10,}{counts["tokens"]:13,}{train:14,}{val:10,}'
-              f'{per_character:13.2f}{unknown:9.2%}')
-        for note, n in meta.get('notes', {}).get(stream, {}).items():
-            print(f'  {n} {note}')
+        unknown = n['unknown'] / max(n['tokens'], 1)
+        print(row.format(stream, n['documents'], n['tokens'], train, val,
+                         n['tokens'] / max(n['characters'], 1), unknown))
+        for note, times in meta['notes'][stream].items():
+            print(f'  {times} {note}')
         if unknown > 0.01:
             print(f'warning: {unknown:.1%} of the tokens of {stream} are <unk>: the vocabulary '
                   'lacks its characters. Use an encoder that has them (for Tibetan: CINO), or add '
@@ -234,16 +210,13 @@ class Stream:
         self.path, self.dtype = folder / f'{name}.bin', np.dtype(meta['dtype'])
         try:
             self.offsets = np.load(folder / f'{name}.npy')
-        except (ValueError, EOFError) as e:
-            raise damaged(folder, f'{name}.npy is not an array') from e
+            is_whole = len(self.ids) == self.offsets[-1] and self.ids.max() < meta['vocab_size']
+        except (ValueError, EOFError):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(f'{self.path} or .npy is damaged; delete {folder}, and the next run '
+                             'prepares the text again')
         self.lengths = np.diff(self.offsets).astype(np.int64)
-        n_tokens = self.path.stat().st_size / self.dtype.itemsize
-        if len(self) != meta['segments'][name] or n_tokens != self.offsets[-1]:
-            raise damaged(folder, f'{self.path.name} has {n_tokens:g} tokens, and {name}.npy is '
-                                  'not their offsets')
-        if (largest := self.ids.max()) >= meta['vocab_size']:
-            raise damaged(folder, f'{self.path.name} has id {largest}, and the vocabulary ends at '
-                                  f'{meta["vocab_size"] - 1}')
 
     @cached_property
     def ids(self):
@@ -267,14 +240,9 @@ class Stream:
 
 def open_streams(folder, split):
     """{name: Stream} of a prepared folder; names are languages, or pairs like bo-zh."""
-    meta = read_json_object(folder / 'meta.json')
+    meta = read_meta(folder)
     return {name.removesuffix(f'.{split}'): Stream(folder, name, meta)
             for name in sorted(meta['segments']) if name.endswith(f'.{split}')}
-
-
-def damaged(folder, why):
-    return ValueError(
-        f'{folder} is damaged ({why}); delete it, and the next run prepares the text again')
 
 
 def main(dataset):
@@ -285,16 +253,10 @@ def main(dataset):
     parser.add_argument('--from', dest='source', help='where the corpus lies')
     parser.add_argument('--encoder', required=True, type=cli.find,
                         help='a folder with a SentencePiece file, or the file')
-    parser.add_argument('--block_size', type=int, default=256,
-                        help='longest sequence in tokens (256)')
-    parser.add_argument('--val_fraction', type=float, default=0.1, help='documents held out (0.1)')
 
     def run(argv):
         args = parser.parse_args(argv)
-        for key in ('block_size', 'val_fraction'):
-            cli.from_dict(Train, {key: getattr(args, key)}, '--')
-        folder = prepare(dataset, Tokenizer(args.encoder), args.block_size, args.val_fraction,
-                         args.source)
+        folder = prepare(dataset, Tokenizer(args.encoder), 256, 0.1, args.source)
         print(f'the token files are in {folder}')
 
     cli.run(run)

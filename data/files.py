@@ -7,10 +7,8 @@ import shutil
 import sys
 import zlib
 from contextlib import contextmanager, nullcontext
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from data.languages import SCRIPTS, language_code
 
@@ -29,11 +27,9 @@ def read_lines(path):
             try:
                 yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')
             except UnicodeDecodeError as e:
-                is_utf16 = position == 0 and line.startswith((b'\xff\xfe', b'\xfe\xff'))
                 raise ValueError(
                     f'{path}: byte {position + e.start} (0x{line[e.start]:02x}) is not UTF-8; '
-                    'convert the file, for example with iconv '
-                    f'-f {"UTF-16" if is_utf16 else "GB18030"} -t UTF-8 OLD > NEW') from e
+                    'convert it: iconv -f GB18030 (or UTF-16) -t UTF-8 OLD > NEW') from e
             position += len(line)
 
 
@@ -42,36 +38,26 @@ def read_pairs(path, languages):
 
     Raises ValueError for another number of columns, a header, or columns in quotes.
     """
-    rows = pair_rows(path, languages)
-    first = list(islice(rows, 100))
-    texts = [text for _, columns in first for text in columns]
-    if texts and all(len(text) > 1 and text[0] == text[-1] == '"' for text in texts):
-        raise ValueError(f'{path}: each text stands in quotes; remove them, or give the file a '
-                         'header and name it .csv')
-    yield from chain(first, rows)
-
-
-def pair_rows(path, languages):
+    first = [line.split('\t') for line in islice(read_lines(path), 100) if line.strip()]
     header_names = {*languages, *HEADERS, *SCRIPTS}
+    if first and {language_code(text.strip()) for text in first[0]} <= header_names:
+        raise ValueError(f'{path}: line 1 is a header, {" ".join(first[0])!r}; remove it')
+    texts = [text for columns in first for text in columns]
+    if texts and all(len(text) > 1 and text[0] == text[-1] == '"' for text in texts):
+        raise ValueError(f'{path}: each text stands in quotes; remove them')
     for n, line in enumerate(read_lines(path), 1):
         columns = line.split('\t')
         if line and len(columns) != 2:
             raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, '
                              'separated by a tab')
-        if n == 1 and {language_code(text.strip()) for text in columns} <= header_names:
-            raise ValueError(f'{path}: line 1 is a header, {line!r}; remove it')
         if line.strip():
             yield n, columns
 
 
-def read_json_object(source, where=None):
-    """The dict in a JSON file (a Path) or string (str or bytes).
-
-    Raises ValueError, which names `where` it stands, for what is not JSON or not an object.
-    """
-    where = where or source
+def read_json_object(content, where):
+    """The dict in JSON (str or bytes). Raises ValueError that names `where` it stands."""
     try:
-        found = json.loads(source.read_bytes() if isinstance(source, Path) else source)
+        found = json.loads(content)
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{where} is not JSON: {e}') from e
     if not isinstance(found, dict):
@@ -95,7 +81,6 @@ def atomic_dir(folder):
     A new folder appears at once with all its files. In an existing one each file is replaced
     atomically, one after the other.
     """
-    folder = folder.resolve() if folder.is_symlink() else folder
     temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
     temporary.mkdir(parents=True)
     try:
@@ -106,13 +91,11 @@ def atomic_dir(folder):
                     path.chmod(temporary.stat().st_mode & 0o666)      # the library's is 0o600
                     add_checksum(path)
                 sync(path)
-        try:
-            temporary.rename(folder)
-        except OSError:                           # it exists, perhaps only just
-            if not folder.is_dir():
-                raise
+        if folder.is_dir():
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
+        else:
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -135,17 +118,23 @@ def path_in_errors(path):
     """Puts the path into the error of a full disk, which does not name a file."""
     try:
         yield
-    except OSError as e:
-        if e.errno and e.filename is None:
+    except Exception as e:
+        if type(e).__name__ == 'SafetensorError':     # no OSError, also of a full disk
+            raise OSError(f'{path} cannot be written: {e}') from e
+        if isinstance(e, OSError) and e.errno and e.filename is None:
             e.filename = str(path)
         raise
-    except SafetensorError as e:
-        raise OSError(f'{path} cannot be written: {e}') from e
+
+
+def sync(path):
+    """Waits until a file is on the disk, so that no power failure leaves an empty one in place."""
+    with open(path, 'rb+') as file:
+        os.fsync(file.fileno())
 
 
 def add_checksum(path):
     """Writes the CRC-32 of a safetensors file into its metadata `crc32`, eight zeros so far."""
-    value, position, _ = checksum(path)
+    value, _, position = checksum(path)
     with open(path, 'rb+') as file:
         file.seek(position)
         file.write(value)
@@ -154,26 +143,20 @@ def add_checksum(path):
 def check_folder(folder):
     """Raises ValueError for a safetensors file of another checksum than it had when written."""
     for path in Path(folder).glob('*.safetensors'):
-        value, _, noted = checksum(path)
+        value, noted, _ = checksum(path)
         if noted not in (value, b'00000000'):
             raise ValueError(f'{path} is damaged: its checksum is another; take a whole copy')
 
 
 def checksum(path):
-    """(CRC-32 of a safetensors file without its metadata `crc32`, where that stands, its value)."""
+    """CRC-32 of a safetensors file without its metadata `crc32`, the value of that, its place."""
     with open(path, 'rb') as file:
         n = int.from_bytes(file.read(8), 'little')
         header = file.read(min(n, path.stat().st_size))     # n may be damaged
         noted = re.search(rb'"crc32":"(.{8})"', header)
         if not noted:
-            return b'', 0, b'00000000'
+            return b'', b'00000000', 0
         value = zlib.crc32(header[:noted.start(1)] + header[noted.end(1):])
         while block := file.read(2**20):
             value = zlib.crc32(block, value)
-    return f'{value:08x}'.encode(), 8 + noted.start(1), noted[1]
-
-
-def sync(path):
-    """Waits until a file is on the disk, so that no power failure leaves an empty one in place."""
-    with open(path, 'rb+') as file:
-        os.fsync(file.fileno())
+    return f'{value:08x}'.encode(), noted[1], 8 + noted.start(1)
