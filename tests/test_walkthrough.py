@@ -8,11 +8,11 @@ import math
 import numpy as np
 import torch
 
-from data import BOS, EOS, PAD
 from data.batches import collate
 from data.noise import infill
-from data.tokenizer import Tokenizer
+from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import SWCM
+from sample import search
 
 
 def test_walkthrough(tmp_path):
@@ -34,17 +34,17 @@ def test_walkthrough(tmp_path):
     assert tokenizer.decode(bo) == tibetan
 
     # The model reads and writes sequences of the form <s> <zh> ... </s>.
-    whole = tokenizer.dress('zh', zh)
+    whole = tokenizer.add_special_tokens('zh', zh)
     assert whole.tolist() == [BOS, 12001, 700, 29, 359, 437, 449, 6, EOS]
 
     # Denoising: the source lacks 35 % of its tokens, and the target is the whole sentence. Here a
     # span of two tokens became one <mask>, so the model has to find out how many are missing, too.
     noisy = infill(zh, tokenizer.mask, ratio=0.35, length=3.5, rng=np.random.default_rng(0))
     assert tokenizer.decode(noisy) == '<mask>两本书。'
-    denoising = tokenizer.dress('zh', noisy), whole
+    denoising = tokenizer.add_special_tokens('zh', noisy), whole
 
     # Translation: the source is the Chinese sentence, and the target is the Tibetan one.
-    translation = whole, tokenizer.dress('bo', bo)
+    translation = whole, tokenizer.add_special_tokens('bo', bo)
 
     # A batch is two arrays, sources and targets. Shorter rows are padded with <pad>, which is 1.
     src, tgt = map(torch.from_numpy, collate([denoising, translation]))
@@ -57,9 +57,9 @@ def test_walkthrough(tmp_path):
     # paper's idea: self-attention and cross-attention both start as the encoder's self-attention.
     torch.manual_seed(0)
     model = SWCM.from_encoder('data/nano', languages=('bo', 'zh'))
-    for attention in 'self_attn', 'cross_attn':
-        name = f'decoder.0.{attention}.query.weight'
-        assert model.origins[name] == 'copied from encoder.0.attn.query.weight'
+    copied = model.encoder.layers[0].attn.query.weight
+    for attention in model.decoder[0].self_attn, model.decoder[0].cross_attn:
+        assert torch.equal(attention.query.weight, copied)
 
     # The loss is the sum of -log p over the tokens of the targets: 7 and 6. <s> and the language
     # are given, and padding does not count. At first the model is hardly better than a guess among
@@ -86,12 +86,16 @@ def test_walkthrough(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ['config.json', 'model.safetensors', 'sentencepiece.bpe.model']
 
-    # The loaded model fills the gap and translates. For each source it returns a list of
-    # hypotheses, the best first, with their scores: the mean of log p, here near 0. Greedy search,
-    # the default, has only one.
-    outputs = SWCM.load(tmp_path).generate(src, ['zh', 'bo'], max_new_tokens=20)
-    (filled, score), = outputs[0]
-    (translated, _), = outputs[1]
+    # The loaded model fills the gap and translates. `generate` writes the likeliest token, again and
+    # again, until it writes </s>.
+    loaded = SWCM.load(tmp_path)
+    [filled] = loaded.generate(src[:1], 'zh', max_new_tokens=20)
+    [translated] = loaded.generate(src[1:], 'bo', max_new_tokens=20)
     assert tokenizer.decode(filled) == chinese
     assert tokenizer.decode(translated) == tibetan
-    assert -0.1 < score < 0
+
+    # sample.py writes faster. For each source `search` returns several texts, the best first, each
+    # with its score, the mean of log p, which is near 0 here.
+    found = search(loaded, src, ['zh', 'bo'], limits=[20, 20], beams=3)
+    assert [texts[0][0] for texts in found] == [filled, translated]
+    assert all(len(texts) == 3 and -0.1 < texts[0][1] < 0 for texts in found)
