@@ -82,7 +82,7 @@ class Embeddings(nn.Module):
 
 class Attention(nn.Module):
     """Multi-head attention, its residual, and LayerNorm after it (post-LN, as XLM-R)."""
-    sdpa = staticmethod(F.scaled_dot_product_attention)                     # sample.pack has another
+    sdpa = staticmethod(F.scaled_dot_product_attention)        # config/cpu.py has another
 
     def __init__(self, c):
         super().__init__()
@@ -235,7 +235,7 @@ class XLMR(nn.Module):
             tensors['head.bias'] = F.pad(tensors['head.bias'], (0, n_new))
         else:                                                               # it stays as it is
             tensors = {name: t for name, t in tensors.items() if not name.startswith('head.')}
-            tensors |= {f'head.{name}': p for name, p in self.head.named_parameters()}
+            tensors |= {name: p for name, p in self.named_parameters() if name.startswith('head.')}
         load_tensors(self, tensors, folder)
         self.origin = f'read from {folder}'
 
@@ -395,6 +395,8 @@ def read_encoder(folder):
             for ours, theirs in NAMES.items():
                 name = name.replace(theirs, ours)
             tensors[name] = tensor
+    if 'embeddings.word.weight' not in tensors:
+        raise ValueError(f'{folder} has no tensor {NAMES["embeddings.word"]}.weight')
     return {**sizes, 'mlm_head': 'head.bias' in tensors}, tensors, sentencepiece
 
 
@@ -417,8 +419,8 @@ def read_folder(folder):
         config = json.loads((path / 'config.json').read_bytes())
         tensors = (load_file(path / 'model.safetensors') if (path / 'model.safetensors').is_file()
                    else torch.load(path / 'pytorch_model.bin', 'cpu', weights_only=True))
-    except (ValueError, RuntimeError, SafetensorError, UnpicklingError) as e:
-        raise ValueError(f'{folder} has a damaged file: {e}') from e
+    except (ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:
+        raise ValueError(f'{folder} has a damaged file: {str(e).partition(". ")[0]}') from e
     return config, tensors, (path / 'sentencepiece.bpe.model').read_bytes()
 
 
