@@ -15,9 +15,9 @@ sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
 from data.files import SENTENCEPIECE  # noqa: E402
-from data.tokenizer import Tokenizer  # noqa: E402
+from data.tokenizer import BOS, EOS, PAD, Tokenizer  # noqa: E402
 from data.vocabulary import train_sentencepiece  # noqa: E402
-from model import XLMR, SWCMConfig  # noqa: E402
+from model import SWCM, XLMR, SWCMConfig  # noqa: E402
 
 LANGUAGES = ('bo', 'kk', 'mn', 'ug', 'zh')
 # two sentences, "I have N X." and "He saw N X.", with the words for N and X
@@ -38,6 +38,11 @@ SENTENCES = {
 HARD = ['', ' ', '  two  spaces ', 'Ａｂｃ ﬁne ½', '<s> </s> <mask> <pad>', '3.5 Tb', '😀 བོད།',
         '\u200bx\u00a0y', 'عربي كىتاب', 'རྒྱལ་ཁབ་ཀྱི༎ །', '我有两本书。他看见了', 'Ол екі кітап көрді.',
         'Ё й ё', '＜s＞']
+
+# ways to make a decoder from an encoder
+CHOICES = [dict(insert_every=3), dict(), dict(insert_every=1, inserted='duplicate'),
+           dict(share='none'), dict(share='tie'), dict(share='alternate', insert_every=1),
+           dict(head='untied'), dict(layer='normal')]
 
 
 def sentences(language):
@@ -73,6 +78,21 @@ def make_encoder(folder, pieces):
         p.data += 0.1 * torch.randn_like(p)
     model.save(folder)
     assert (folder / SENTENCEPIECE).exists()
+
+
+def make_model(encoder_folder, **options):
+    torch.manual_seed(1)
+    return SWCM.from_encoder(encoder_folder, languages=('bo', 'zh'), **options)
+
+
+def make_sources(model, lengths=(20, 13, 7, 1), seed=0):
+    """Random sources with <s> <bo> ... </s>, padded: (B,S)."""
+    g, n_ids = torch.Generator().manual_seed(seed), model.config.vocab_size
+    src = torch.full((len(lengths), max(lengths) + 3), PAD)
+    for row, n in zip(src, lengths):
+        ids = torch.randint(4, n_ids - 1, (n,), generator=g).tolist()
+        row[:n + 3] = torch.tensor([BOS, n_ids, *ids, EOS])
+    return src
 
 
 def pytest_collection_modifyitems(items):
