@@ -9,12 +9,11 @@ import pytest
 import torch
 from conftest import LANGUAGES, sentences
 
-import config
-import finetune
 import sample
-from data.tokenizer import UNK
+from config import FineTune
 from data.languages import full_width
-from data.tokenizer import Tokenizer
+from data.tokenizer import UNK, Tokenizer
+from finetune import finetune
 from model import SWCM, SWCMConfig
 
 
@@ -51,8 +50,8 @@ def test_translation_is_by_sentence(folder, asked):
     assert answers == [' '.join(map(str, range(60))), '', '60']
     assert asked[0] == ['我有两本书。', '他看见了三只羊。'] * 30 + ['我有两本书']
     nano = Tokenizer('data/nano')
-    starts = nano.sentence_starts(nano.encode('你好！我有3.5两本书？他看见了。'))  # ！？ are !? for the vocabulary
-    assert len(starts) == 3
+    ids = nano.encode('你好！我有3.5两本书？他看见了。')  # ！？ are !? for the vocabulary
+    assert len(nano.sentence_starts(ids)) == 3
     asked.clear()
     together = writer(folder, gather=40).answer([text], 'zh', 'bo')[0]
     assert ''.join(asked[0]) == text
@@ -63,12 +62,14 @@ def test_translation_is_by_sentence(folder, asked):
     assert asked[1] == ['我有两本书。', '他看见了三只羊。'] * 30
 
 
-def test_room_for_output(encoder_folder, tokenizer):
+def test_room_for_output(encoder_folder, tokenizer, monkeypatch):
     """Three times the source and 20, or what is asked for, and never beyond the positions."""
     model, limits = SWCM.from_encoder(encoder_folder, languages=LANGUAGES), []
-    generate, model.generate = model.generate, lambda *args, **options: (
-        limits.append(options['max_new_tokens']) or generate(*args, **options))
-    sources = [tokenizer.add_special_tokens('zh', tokenizer.encode(text)) for text in ('我', '我有两本书。' * 4)]
+    search = sample.search
+    monkeypatch.setattr(sample, 'search', lambda *args, **options: (
+        limits.append(args[3]) or search(*args, **options)))
+    sources = [tokenizer.add_special_tokens('zh', tokenizer.encode(text))
+               for text in ('我', '我有两本书。' * 4)]
     for asked, expected in ((0, [3 * len(sources[0]) + 20, 62]), (7, [7, 7]), (99, [62, 62])):
         sample.write(model, tokenizer, sources, ['bo'] * 2, asked)
         assert limits.pop() == expected
@@ -77,16 +78,15 @@ def test_room_for_output(encoder_folder, tokenizer):
 
 def test_what_is_cut_off_is_said(folder, capsys):
     """... and a limit of the output is none of the source."""
-    sample.main([f'--checkpoint={folder}', '--text=我有两本书。他看见了三只羊。', '--to=bo', '--max_new_tokens=2',
-                 '--beams=1'])
+    sample.main([f'--checkpoint={folder}', '--text=我有两本书。他看见了三只羊。', '--to=bo',
+                 '--max_new_tokens=2', '--beams=1'])
     captured = capsys.readouterr()
     assert captured.out.count('\n') == 1
-    warning = 'warning: 2 outputs came to the limit of their length and may lack their end'
-    assert warning in captured.err
+    assert 'warning: 2 outputs have as many tokens as they may; see' in captured.err
     long = writer(folder, beams=1, max_new_tokens=2)
     long.answer(['我' * 100, '我'], 'zh', 'bo')
     long.warn('zh')
-    warning = 'warning: 1 sentences were cut in parts, as they are longer than the 64 tokens'
+    warning = 'warning: 1 sentences were split: longer than the 64 tokens that the model reads'
     assert warning in capsys.readouterr().err
     long.warn('zh')
     assert not capsys.readouterr().err
@@ -97,11 +97,11 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
     lines = sentences('bo')
     rows = [{'article': ' '.join(lines[i:i + 3]), 'title': lines[i]} for i in range(88)]
     (tmp_path / 'a.bo.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
-    finetune.main([f'--data={tmp_path}/a.bo.jsonl', f'--encoder={encoder_folder}',
-                   '--task=summarise', '--learn=bo', '--max_source_len=24', '--max_target_len=30',
-                   '--max_steps=2', '--test_fraction=0.2', '--beams=3',
-                   '--val_fraction=0.2', '--batch_tokens=300', '--length_penalty=0.5',
-                   f'--out_dir={tmp_path}/out', '--force_script=bo:TIBETAN'])
+    finetune(FineTune(
+        data=f'{tmp_path}/a.bo.jsonl', encoder=str(encoder_folder), out_dir=f'{tmp_path}/out',
+        task='summarise', learn=('bo',), max_source_len=24, max_target_len=30, max_steps=2,
+        batch_tokens=300, val_fraction=0.2, test_fraction=0.2, beams=3, length_penalty=0.5,
+        force_script=('bo:TIBETAN',)))
     best = tmp_path / 'out/best'
     predictions = (best / 'predictions.jsonl').read_text(encoding='utf-8')
     found = [json.loads(line) for line in predictions.splitlines()]
@@ -114,7 +114,8 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [p['prediction'] for p in found] and len(found) > 9
     assert scores['cut'] > 0
-    assert f'warning: {scores["cut"]} texts lost what is longer than the 24 tokens' in captured.err
+    warning = f'warning: {scores["cut"]} texts lost their ends: longer than the 24 tokens'
+    assert warning in captured.err
     sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--beams=1',
                  '--max_new_tokens=3'])
     assert capsys.readouterr().out != captured.out    # what is typed counts
@@ -154,7 +155,7 @@ def test_no_row_behind_the_pieces_is_written(pieces):
     torch.manual_seed(0)
     model = SWCM(SWCMConfig(mask + 20, 2, 2, 16, 16, 40, languages=LANGUAGES), pieces).eval()
     with torch.no_grad():
-        model.head.bias[mask:mask + 20] += 50
+        model.encoder.head.bias[mask:mask + 20] += 50
     tokenizer.decode = lambda ids: written.extend(ids) or ''
     sample.write(model, tokenizer, [np.array([0, mask + 20, 9, 2])] * 2, ['bo', 'zh'], 12)
     assert len(written) > 12 and max(written) < mask
@@ -168,9 +169,9 @@ def test_newest_is_newest(folder, tmp_path, monkeypatch):
         for file in ('config.json', 'model.safetensors'):
             (target / file).write_bytes((folder / file).read_bytes())
         os.utime(target / 'model.safetensors', (n, n))
-        assert str(sample.newest()) == f'out/{name}'
+        assert str(sample.newest_checkpoint()) == f'out/{name}'
     os.utime('out/newest/last/model.safetensors', (9, 9))  # its best is the model of the newest run
-    assert str(sample.newest()) == 'out/newest/best'
+    assert str(sample.newest_checkpoint()) == 'out/newest/best'
 
 
 def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
@@ -183,7 +184,8 @@ def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
 
 
 def test_full_width_punctuation():
-    for text, expected in (('我有书,他也有。', '我有书，他也有。'), ('你好!!(注:3.5)', '你好！！（注：3.5）'),
+    for text, expected in (('我有书,他也有。', '我有书，他也有。'),
+                           ('你好!!(注:3.5)', '你好！！（注：3.5）'),
                            ('3,000 a, b', '3,000 a, b'),
                            ('打开(Ctrl+O)?', '打开（Ctrl+O）？'), ('Ctrl+O(打开):', 'Ctrl+O（打开）：'),
                            ('f(x)', 'f(x)'),
@@ -204,5 +206,5 @@ def test_standard_input(folder, capsys, monkeypatch):
     assert run('我\n我有\n').count('\n') == 2
     assert run('', '--text=') == '\n'
     with pytest.raises(FileNotFoundError,
-                       match='so the held-out text of .* is not known; give --text'):
+                       match='its held-out text is not known; give --text'):
         run('')
