@@ -469,7 +469,7 @@ def evaluate(model, val, tests, tokenizer, cfg):
     for name, task in tests.items():
         scores[name] = score_translations(model, task, tokenizer, cfg)
     for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
-        src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])    # of middle length
+        src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])  # of middle length
         if task.kind == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:

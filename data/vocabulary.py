@@ -274,7 +274,7 @@ def usage(path, tokenizer):
 
 
 def fraction_changed(path, tokenizer, before):
-    """The fraction of the pieces of a text file, cut by `before`, that `tokenizer` cuts otherwise."""
+    """The fraction of the pieces of a text file, cut by `before`, that tokenizer cuts otherwise."""
     n = n_changed = 0
     for line in read_lines(path):
         ours, theirs = spans(tokenizer.sp, line), spans(before.sp, line)
