@@ -1,4 +1,4 @@
-"""model.py: equal to transformers' encoder, weights in place, masks, loss, kinds of layers, files."""
+"""model.py: equal to transformers' encoder, weights in place, masks, loss, new layers, files."""
 import json
 
 import numpy as np
@@ -211,10 +211,10 @@ def test_parameters_of_the_published_layout():
 
 @pytest.mark.parametrize('options', CHOICES)
 def test_every_part_is_accounted_for(encoder_folder, options):
-    """`shared` names the encoder's part for each decoder part that has its weights, and no other."""
+    """`shared` has each decoder part that has the weights of an encoder part, and no other."""
     model = make_model(encoder_folder, **options)
-    encoder_parts = {name: list(part.parameters())
-                     for name, part in model.encoder.named_modules() if name.endswith(('attn', 'ffn'))}
+    encoder_parts = {name: list(part.parameters()) for name, part in model.encoder.named_modules()
+                     if name.endswith(('attn', 'ffn'))}
     for name in (f'{i}.{part}' for i, layer in enumerate(model.decoder) for part in layer.SOURCES):
         ours = list(model.decoder.get_submodule(name).parameters())
         same = [source for source, theirs in encoder_parts.items()
