@@ -1,4 +1,4 @@
-"""model.py: equal to transformers' encoder; weights, masks, loss, kinds of layers, files."""
+"""model.py: equal to transformers' encoder, weights in place, masks, loss, new layers, files."""
 import json
 
 import numpy as np
@@ -9,13 +9,12 @@ from conftest import CHOICES, LANGUAGES, ROOT, make_model, make_sources, sentenc
 from safetensors.torch import load_file, save_file
 
 import model as module
-from config import Train
 from config.cpu import pack
 from data.batches import collate
 from data.files import SENTENCEPIECE
 from data.noise import mask_tokens
 from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from model import SWCM, XLMR, Attention, Layer, SWCMConfig
+from model import SWCM, XLMR, Attention, DecoderLayer, SWCMConfig
 from sample import search
 from train import weight_report
 
@@ -212,10 +211,9 @@ def test_parameters_of_the_published_layout():
 
 @pytest.mark.parametrize('options', CHOICES)
 def test_every_part_is_accounted_for(encoder_folder, options):
-    """`shared` names the encoder's part for each decoder part with its weights, and no other."""
+    """`shared` has each decoder part that has the weights of an encoder part, and no other."""
     model = make_model(encoder_folder, **options)
-    encoder_parts = {name: list(part.parameters())
-                     for name, part in model.encoder.named_modules()
+    encoder_parts = {name: list(part.parameters()) for name, part in model.encoder.named_modules()
                      if name.endswith(('attn', 'ffn'))}
     for name in (f'{i}.{part}' for i, layer in enumerate(model.decoder) for part in layer.SOURCES):
         ours = list(model.decoder.get_submodule(name).parameters())
@@ -224,8 +222,7 @@ def test_every_part_is_accounted_for(encoder_folder, options):
         assert same == [model.shared[name]] if name in model.shared else not same
         assert not same or (ours[0] is encoder_parts[same[0]][0]) == (options.get('share') == 'tie')
     total = sum(p.numel() for p in model.parameters())
-    report = weight_report(model, Train(encoder=str(encoder_folder)), None)
-    assert f'{total:,}' in report.splitlines()[-1]
+    assert f'{total:,}' in weight_report(model).splitlines()[-1]
 
 
 @pytest.mark.parametrize('options', CHOICES)
@@ -261,7 +258,7 @@ def test_loss_is_plain_cross_entropy(encoder_folder, options):
     parameters = list(model.parameters())
     for ours, theirs in zip(torch.autograd.grad(3 * loss, parameters),
                             torch.autograd.grad(3 * plain, parameters)):
-        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 3e-6
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 5e-6
 
 
 @torch.no_grad()
@@ -276,7 +273,7 @@ def test_rows_behind_the_vocabulary_never_win(encoder_folder):
     assert max(map(max, filter(None, model.generate(src, 'bo', 5)))) < c.vocab_size
 
 
-class TwoReadsLayer(Layer):
+class TwoReadsLayer(DecoderLayer):
     """Reads the source twice."""
     SOURCES = {'self_attn': ('attn', 0), 'cross_attn': ('attn', 0), 'cross_attn2': ('attn', 1),
                'ffn': ('ffn', 1)}
@@ -358,9 +355,10 @@ def damage(folder, how):
     elif how == 'no embeddings':
         del state['roberta.embeddings.word_embeddings.weight']
         save_file({**state, 'lm_head.decoder.weight': torch.zeros(9, 32)}, weights)
-    elif how == 'pickle':
+    elif how in ('pickle', 'empty'):
         weights.unlink()
-        (folder / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n(S"touch hacked"\ntR.')
+        content = b'' if how == 'empty' else b'cos\nsystem\n(S"touch hacked"\ntR.'
+        (folder / 'pytorch_model.bin').write_bytes(content)
 
 
 @pytest.mark.parametrize('how, message', [
@@ -371,9 +369,10 @@ def damage(folder, how):
     ('missing', 'missing, unknown, .* config.json asks for: layers.2.ffn.down.bias$'),
     ('surplus', 'missing, unknown, .* config.json asks for: layers.4.ffn.down.bias$'),
     ('shape', 'not of the shape that config.json asks for: embeddings.word.weight$'),
-    ('no embeddings', 'embeddings.word.weight'),
+    ('no embeddings', 'has no tensor roberta.embeddings.word_embeddings.weight'),
     ('gelu', "hidden_act is 'relu'; XLM-R has 'gelu'"),
-    ('json', 'has a damaged file'), ('pickle', 'has a damaged file')])
+    ('json', 'has a damaged file'), ('pickle', 'has a damaged file'),
+    ('empty', 'has a damaged file')])
 def test_bad_encoder_folders(encoder_folder, tmp_path, how, message):
     for file in encoder_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -417,5 +416,5 @@ def test_bad_options(encoder_folder):
     model = make_model(encoder_folder)
     with pytest.raises(ValueError, match="language 'xx': the model has bo zh"):
         model.generate(make_sources(model), 'xx', 9)
-    with pytest.raises(AssertionError, match='more than max_length tokens'):
+    with pytest.raises(AssertionError, match='the model reads 64 tokens'):
         model.encoder.encode(torch.full((1, 70), 5))

@@ -87,7 +87,7 @@ def test_walkthrough(tmp_path):
     assert names == ['config.json', 'model.safetensors', 'sentencepiece.bpe.model']
 
     # The loaded model fills the gap and translates. `generate` writes the likeliest token, again
-    # and again, until it writes </s>.
+    # and again, until that is </s>.
     loaded = SWCM.load(tmp_path)
     [filled] = loaded.generate(src[:1], 'zh', max_new_tokens=20)
     [translated] = loaded.generate(src[1:], 'bo', max_new_tokens=20)
