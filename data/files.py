@@ -133,7 +133,16 @@ def sync(path):
 
 
 def add_checksum(path):
-    """Writes the CRC-32 of a safetensors file into its metadata `crc32`, eight zeros so far."""
+    """Sets `crc32` in the metadata of a safetensors file, where it is eight zeros.
+
+    The library writes metadata in any order; sorted, equal calls give equal files.
+    """
+    with open(path, 'rb+') as file:
+        n = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(n))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(',', ':')).encode().ljust(n))
     value, _, position = checksum(path)
     with open(path, 'rb+') as file:
         file.seek(position)

@@ -15,8 +15,8 @@ import config
 from data import dataset
 from data.batches import POOL, Batches, task_probabilities, val_batches
 from data.dataset import (
-    Document, Stream, cut_documents, encode_documents, open_streams, prepare, split_documents,
-    split_segments, write_documents, write_streams)
+    Document, Stream, cut_document, encode_documents, open_streams, prepare, split_documents,
+    split_segments, write_streams)
 from data.heldout import digest, splits
 from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
@@ -226,37 +226,39 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
 
     documents = [('val', {'zh': '一', 'bo': 'ཀ'}), ('', {'zh': '一二\n三'})]
     found = list(split_documents(documents, split_of))
-    assert found == [Document('val', {'zh': '一', 'bo': 'ཀ'}, notes=[]),
-                     Document('train', {'zh': '一二'}, notes=[dataset.SHORTENED])]
+    assert found == [Document('val', {'bo': 'ཀ', 'zh': '一'}, is_shortened=False),
+                     Document('train', {'zh': '一二'}, is_shortened=True)]
 
-    [document] = encode_documents([Document('train', {'zh': '我有\n\n两'})], tokenizer)
-    assert [ids.tolist() for ids in document.lines['zh']] \
+    [document] = encode_documents([Document('train', {'zh': '我有\n\n两'}, False)], tokenizer)
+    [lines] = document.lines
+    assert [ids.tolist() for ids in lines] \
         == [tokenizer.encode(line).tolist() for line in ('我有', '', '两')]
 
     one, two, nothing = np.array([5]), np.array([6, 7]), np.array([], int)
-    found = [Document('train', {'zh': '', 'bo': ''}, {'zh': [zh], 'bo': [bo]})
-             for zh, bo in ((one, two), (one, np.arange(9)), (one, nothing))]
-    found += [Document(None, {'zh': ''}, {'zh': [one]}),
-                       Document('val', {'zh': ''}, {'zh': [one, two]})]
-    found = list(cut_documents(found, tokenizer, 3))
-    assert [[ids.tolist() for ids in d.segments] for d in found] \
-        == [[[6, 7], [5]], [], [], [], [[5, 6, 7]]]
-    assert [list(d.notes) for d in found] == [
-        [], ['pairs of over 3 tokens a side are left out'], [dataset.EMPTY], [dataset.HELD_OUT], []]
+    for split, is_shortened, lines, expected, note in (
+            ('train', False, [[one], [two]], [[5], [6, 7]], None),
+            ('train', False, [[one], [np.arange(9)]], [], 'pairs of over 3 tokens a side'),
+            ('train', False, [[one], [nothing]], [], 'pairs with nothing on one side'),
+            (None, False, [[one]], [], 'with a text that stands in the validation part'),
+            ('val', False, [[one, two]], [[5, 6, 7]], None),
+            ('train', True, [[one]], [[5]], 'are shortened by lines and sentences')):
+        segments, found = cut_document(Document(split, {}, is_shortened, lines), tokenizer, 3)
+        assert [ids.tolist() for ids in segments] == expected
+        assert (found or '').startswith(note or '') and bool(found) == bool(note)
 
-    pair = Document('val', {'zh': '一', 'bo': 'ཀ'}, {'zh': [one], 'bo': [two]}, [two, one])
-    meta = write_documents(
-    tmp_path, [
-        pair, Document(
-            'train', {
-                'bo': 'ཁ'}, {
-                    'bo': [one]}, [one])], 9)
-    assert meta['segments'] == {'bo-zh.val': 2, 'bo.train': 1}
-    assert (tmp_path / 'bo-zh.val.bin').read_bytes() == bytes([6, 0, 7, 0, 5, 0])
-    assert np.load(tmp_path / 'bo-zh.val.npy').tolist() == [0, 2, 3]
-    assert open_streams(tmp_path, 'val')['bo-zh'].texts == ['ཀ', '一']
+    def keep(key, texts):
+        return key, texts
+
+    pair, text = ('val', {'zh': '我有', 'bo': 'ང་'}), ('train', {'bo': 'ང་'})
+    write_streams(tmp_path, [pair, text], keep, tokenizer, 40)
+    [zh, bo] = tokenizer.encode(['我有', 'ང་'])
+    streams = open_streams(tmp_path, 'val')
+    assert list(streams) == ['bo-zh'] and streams['bo-zh'].texts == ['ང་', '我有']
+    assert [ids.tolist() for ids in streams['bo-zh']] == [bo.tolist(), zh.tolist()]
+    assert (tmp_path / 'bo.train.bin').read_bytes() == bo.astype(np.uint16).tobytes()
+    assert np.load(tmp_path / 'bo.train.npy').tolist() == [0, len(bo)]
     with pytest.raises(ValueError, match='the corpus has no text'):
-        write_documents(tmp_path, [], 9)
+        write_streams(tmp_path, [], keep, tokenizer, 40)
 
 
 def test_a_new_task_is_a_class(prepared, tokenizer, cfg, monkeypatch):
@@ -305,7 +307,7 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
         assert total == meta['streams'][language]['tokens'] <= sum(
             len(ids) for ids in tokenizer.encode(lines))
         notes = meta['notes'][language]                   # lost pairs' sentences that are held out
-        assert notes.get(dataset.SHORTENED) or language == 'zh'
+        assert language == 'zh' or any(note.startswith('are shortened') for note in notes)
         assert max(train[language].lengths) <= cfg.block_size - 3
     stream = train['bo-zh']
     pairs = dict(zip(sentences('bo'), sentences('zh')))
@@ -343,11 +345,11 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
     stream = open_streams(tmp_path, 'train')['zh']
     assert stream.ids.dtype == np.uint32 and stream[0].min() > 200_000
     meta = json.loads((tmp_path / 'meta.json').read_text())
-    with pytest.raises(ValueError, match='has id 20.* the vocabulary ends at 999'):
+    with pytest.raises(ValueError, match='zh.train.bin or .npy is damaged; delete'):
         Stream(tmp_path, 'zh.train', {**meta, 'vocab_size': 1000})
     file = tmp_path / 'zh.train.bin'
     file.write_bytes(file.read_bytes()[:-4])
-    message = 'zh.train.bin has .* tokens, and zh.train.npy is not their offsets.; delete'
+    message = 'zh.train.bin or .npy is damaged; delete'
     with pytest.raises(ValueError, match=message):
         open_streams(tmp_path, 'train')
 
