@@ -2,7 +2,7 @@
 import hashlib
 import re
 import unicodedata
-from itertools import count
+from functools import cache
 
 import sentencepiece
 
@@ -15,32 +15,23 @@ SENTENCE_ENDS = re.compile(f'(?<=[{STOPS.strip(ASCII_STOPS)}])'
                            f'|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
 
 
-class LettersOnly(dict):
-    """For str.translate: deletes white space, punctuation and invisible characters."""
-
-    def __missing__(self, code):
-        char = chr(code)
-        deleted = char.isspace() or char == SPACE or unicodedata.category(char)[0] in 'PZC'
-        self[code] = None if deleted else code
-        return self[code]
-
-
-LETTERS_ONLY = LettersOnly()
+@cache
+def counts(char):
+    """Whether a character is no white space, punctuation or invisible one."""
+    return not (char.isspace() or char == SPACE or unicodedata.category(char)[0] in 'PZC')
 
 
 def letters(text):
-    return FOLD.Normalize(text).translate(LETTERS_ONLY)
+    """A text's form: texts that differ in case, spaces, punctuation or Unicode's form have one."""
+    return ''.join(filter(counts, FOLD.Normalize(text)))
 
 
 def forms(text):
-    """(hash of a text's form, tuple of its sentences' hashes), which hold in this process only.
-
-    Texts that differ in case, spaces, punctuation or what SentencePiece normalizes have one form.
-    """
-    parts = [part.translate(LETTERS_ONLY) for line in text.splitlines()
+    """Hashes, which hold in this process only: of a text's form, and a tuple of its sentences'."""
+    parts = [letters(part) for line in text.splitlines()
              for part in SENTENCE_ENDS.split(FOLD.Normalize(line))]
-    sentences = tuple(hash(part) for part in parts if part)
-    return hash(''.join(parts) or text.strip()), sentences or (hash(text.strip()),)
+    whole = ''.join(parts) or text.strip()
+    return hash(whole), tuple(map(hash, filter(None, parts))) or (hash(whole),)
 
 
 class Texts:
@@ -86,25 +77,24 @@ class Texts:
         """A text less its sentences that are one of the set; '' where it is itself part of one."""
         if text not in self:
             return text
-        lines = [[(part, letters(part)) for part in SENTENCE_ENDS.split(line)]
-                 for line in text.splitlines()]
-        sentences = tuple(hash(form) for line in lines for _, form in line if form)
-        held_out = {i for run in self.runs_in(sentences) for i in range(*run)}
-        number = count()              # of the sentence
-        kept = [''.join(part for part, form in line if not form or next(number) not in held_out)
-                for line in lines]
-        left = '\n'.join(line.strip() for line in kept if letters(line))
+        parts = [part for line in text.splitlines() for part in (*SENTENCE_ENDS.split(line), '\n')]
+        places = [i for i, part in enumerate(parts) if letters(part)]
+        for start, end in self.runs_in(tuple(hash(letters(parts[i])) for i in places)):
+            for i in places[start:end]:
+                parts[i] = ''
+        lines = ''.join(parts).split('\n')
+        left = '\n'.join(line.strip() for line in lines if letters(line))
         return '' if left in self else left
 
 
 def splits(documents, val_fraction, needed=False):
     """The function of a document (key, {language: text}) that gives its split and its texts.
 
-    The split is 'val' if the hash of its key, or without one that of its text, is in the lowest
-    val_fraction; for a pair that is the text of the last language by name. So the split is stable
-    when the corpus grows. Other documents are 'train', less the lines and sentences that are held
-    out, or None: those of which nothing is left, that are part of a text held out, and pairs with
-    such a side. Raises ValueError where nothing is held out but `needed`.
+    The split is 'val' if the hash of its key, or else of its text (of a pair: in the last language
+    by name), is in the lowest val_fraction; so it is stable when the corpus grows. Others are
+    'train', less the held-out lines and sentences; or None, if nothing is left, for a part of a
+    held-out text, and for a pair with such a side. Raises ValueError where nothing is held out but
+    `needed`.
     """
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64
