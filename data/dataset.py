@@ -150,7 +150,7 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
-    lengths, references = defaultdict(partial(array, 'Q')), defaultdict(list)
+    files, lengths, references = {}, defaultdict(partial(array, 'Q')), defaultdict(list)
     for document in encode_documents(split_documents(documents, split_of), tokenizer):
         ids = np.concatenate([NO_IDS, *chain(*document.lines)])
         stream = '-'.join(document.texts)
@@ -162,13 +162,15 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
         if segments:                              # else left out, or no token, as of U+200B
             name = f'{stream}.{document.split}'
             lengths[name].extend(map(len, segments))
-            with open(folder / f'{name}.bin', 'ab') as file:
-                file.write(np.concatenate(segments).astype(dtype))
+            if name not in files:
+                files[name] = open(folder / f'{name}.bin', 'wb')
+            files[name].write(np.concatenate(segments).astype(dtype))
             if document.split == 'val' and len(document.texts) == 2:
                 references[name] += map(normalize, document.texts.values())
     if not counts:
         raise ValueError('the corpus has no text')
-    for name in lengths:
+    for name in files:
+        files[name].close()
         np.save(folder / f'{name}.npy', np.cumsum([0, *lengths[name]], dtype=np.uint64))
     for name, texts in references.items():
         (folder / f'{name}.txt').write_text('\n'.join(texts), encoding='utf-8')

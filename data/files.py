@@ -142,7 +142,7 @@ def add_checksum(path):
         header = json.loads(file.read(n))
         header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
         file.seek(8)
-        file.write(json.dumps(header, separators=(',', ':')).encode().ljust(n))
+        file.write(json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode().ljust(n))
     value, _, position = checksum(path)
     with open(path, 'rb+') as file:
         file.seek(position)
