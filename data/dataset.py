@@ -61,11 +61,10 @@ def corpus_module(dataset):
 
     Raises ValueError, which lists the corpora, where there is none of that name.
     """
-    known = sorted(path.parent.name for path in ROOT.glob('*/prepare.py')
-                   if b'def fetch(' in path.read_bytes())
+    known = sorted(path.parent.name for path in ROOT.glob('*/prepare.py'))
     if dataset not in known:
         raise ValueError(f'dataset={dataset!r}: there is no data/{dataset}/prepare.py; there are '
-                         f'{", ".join(known)} (the others convert examples)')
+                         f'{", ".join(known)}')
     return importlib.import_module(f'data.{dataset}.prepare')
 
 

@@ -7,8 +7,6 @@
 
 Else the file's name says them (news.bo.jsonl), or the settings, if they have one direction only.
 """
-import argparse
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic_write, is_text, read_json_object, read_lines, read_pairs, shorten
+from data.files import is_text, read_json_object, read_lines, read_pairs, shorten
 from data.heldout import Texts, digest
 from data.languages import check_script, language_code
 from data.tokenizer import EOS, normalize
@@ -100,8 +98,8 @@ def read_file(path, directions):
         records = ((n, read_json_object(line, f'{path}: line {n}'))
                    for n, line in enumerate(read_lines(path), 1) if line.strip())
     else:
-        raise ValueError(f'{path}: examples come as .tsv or .jsonl; data/cmrc, data/lcsts and '
-                         'data/tibetanqa convert other files')
+        raise ValueError(f'{path}: examples come as .tsv or .jsonl; data/convert.py converts '
+                         'others')
     for n, record in records:
         yield from make_examples(record, f'{path}: line {n}', named, directions)
 
@@ -155,22 +153,6 @@ def strings_of(record, field, where):
         raise ValueError(f'{where}: {field} is {shorten(ascii(record[field]))}, expected a string '
                          'of whole characters')
     return list(dict.fromkeys(strings)) or ['']
-
-
-def convert(read, about, argv):
-    """The command of a converter: writes what read(path) yields, (place, {field: value})."""
-    parser = argparse.ArgumentParser(description=about,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('files', nargs='+', type=Path)
-    parser.add_argument('--out', required=True, type=Path, help='such as NAME.zh.jsonl')
-    args, n = parser.parse_args(argv), 0
-    with atomic_write(args.out) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-        for path in args.files:
-            for n, (place, record) in enumerate(read(path), n + 1):
-                fields = texts_by_field(record, f'{path}: {place}')
-                fields = {field: record[field] for field in fields}
-                file.write(json.dumps(fields, ensure_ascii=False) + '\n')
-    print(f'{args.out}: {n:,} examples')
 
 
 def split_examples(examples, val_fraction, test_fraction):

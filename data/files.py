@@ -41,7 +41,7 @@ def read_pairs(path, languages):
     first = [line.split('\t') for line in islice(read_lines(path), 100) if line.strip()]
     header_names = {*languages, *HEADERS, *SCRIPTS}
     if first and {language_code(text.strip()) for text in first[0]} <= header_names:
-        raise ValueError(f'{path}: line 1 is a header, {chr(9).join(first[0])!r}; remove it')
+        raise ValueError(f'{path}: line 1 is a header, {" | ".join(first[0])!r}; remove it')
     texts = [text for columns in first for text in columns]
     if texts and all(len(text) > 1 and text[0] == text[-1] == '"' for text in texts):
         raise ValueError(f'{path}: each text stands in quotes; remove them')

@@ -1,4 +1,4 @@
-"""data/examples.py and its converters: the files that data sets come in, and what is held out."""
+"""data/examples.py and data/convert.py: the files that data sets come in, and what is held out."""
 import json
 import subprocess
 import sys
@@ -7,10 +7,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import sentences
 
-import data.cmrc.prepare
-import data.lcsts.prepare
-import data.tibetanqa.prepare
-from data.examples import Example, Examples, convert, read_examples, split_examples
+import data.convert
+from data.examples import Example, Examples, read_examples, split_examples
 from data.heldout import splits
 
 ARTICLE, TITLE = 'ང་ལ་དེབ་གཉིས་ཡོད། ཁོས་ཁྱི་བཞི་མཐོང་།', 'དེབ་གཉིས།'
@@ -45,31 +43,31 @@ def test_read(tmp_path, name, text, expected):
     assert read_examples(str(tmp_path / name), ['bo']) == ([expected], {})
 
 
-PUBLISHED = [  # converter, file name, its text, the example
-    (data.lcsts.prepare, 'PART_I.txt',
+PUBLISHED = [  # file name, its text, the example
+    ('PART_I.txt',
      '<doc id=0>\n    <human_label>5</human_label>\n    <summary>\n'
      f'        {TITLE}\n    </summary>\n    <short_text>\n        {ARTICLE}\n'
      '    </short_text>\n</doc>\n', SUMMARY),
-    (data.cmrc.prepare, 'squad.json', json.dumps({'version': 'v1.0', 'data': [
+    ('squad.json', json.dumps({'version': 'v1.0', 'data': [
         {'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
             {'id': 'TRAIN_186', 'context': ARTICLE,
              'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}, indent=1), FOUND_Y),
-    (data.cmrc.prepare, 'trial.json', json.dumps([
+    ('trial.json', json.dumps([
         {'context_id': 'TRIAL_1', 'context_text': ARTICLE, 'title': 'x', 'qas': [
             {'query_id': 'TRIAL_1_QUERY_0', 'query_text': QUESTION, 'answers': [ANSWER, 'y']}]}]),
      FOUND_Y),
-    (data.cmrc.prepare, 'kazqad.jsonl',
+    ('kazqad.jsonl',
      line(title='x', context=ARTICLE, **answer({'text': [ANSWER], 'answer_start': [5]})), FOUND),
-    (data.tibetanqa.prepare, 'tibetanqa.csv',
+    ('tibetanqa.csv',
      f'\ufeffID,标题,段落,问题,答案\n1,x,{ARTICLE},{QUESTION},"{ANSWER}"\n', FOUND)]
 
 
-@pytest.mark.parametrize('module, name, text, expected', PUBLISHED)
-def test_convert(tmp_path, capsys, module, name, text, expected):
+@pytest.mark.parametrize('name, text, expected', PUBLISHED)
+def test_convert(tmp_path, capsys, name, text, expected):
     """What is published becomes a .jsonl with the same examples."""
     path, out = tmp_path / name, tmp_path / 'out.bo.jsonl'
     path.write_text(text, encoding='utf-8')
-    convert(module.read, module.__doc__, [str(path), str(path), f'--out={out}'])
+    data.convert.main([str(path), str(path), f'--out={out}'])
     assert capsys.readouterr().out == f'{out}: 2 examples\n'
     assert read_examples(str(out), ['bo', 'zh']) == ([expected] * 2, {})
 
@@ -77,32 +75,32 @@ def test_convert(tmp_path, capsys, module, name, text, expected):
 DOCUMENT = '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n</doc>\n'
 
 
-@pytest.mark.parametrize('module, name, text, message', [
-    (data.lcsts.prepare, 'a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>',
+@pytest.mark.parametrize('name, text, message', [
+    ('a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>',
      'a.txt: the <doc> that ends in line 3 has not one <summary>'),
-    (data.lcsts.prepare, 'a.txt', DOCUMENT + '<doc>', 'a.txt: the last <doc> has no end'),
-    (data.lcsts.prepare, 'a.txt', DOCUMENT[:-7] + DOCUMENT, 'ends in line 7 has not one'),
-    (data.tibetanqa.prepare, 'a.csv', '问题,段落,答案\nx,y\n',
+    ('a.txt', DOCUMENT + '<doc>', 'a.txt: the last <doc> has no end'),
+    ('a.txt', DOCUMENT[:-7] + DOCUMENT, 'ends in line 7 has not one'),
+    ('a.csv', '问题,段落,答案\nx,y\n',
      'a.csv: line 2: 答案 is None, expected a string'),
-    (data.tibetanqa.prepare, 'a.csv', '问题,段落,答案\nx, y, z, w\n',
+    ('a.csv', '问题,段落,答案\nx, y, z, w\n',
      'a.csv: line 2: more cells than the header'),
-    (data.tibetanqa.prepare, 'a.csv', 'source,target\na,"b\nc,d\n',
+    ('a.csv', 'source,target\na,"b\nc,d\n',
      'a.csv: line 3: unexpected end of data; a text with a comma'),
-    (data.cmrc.prepare, 'a.json', '{"data": ', "a.json is not JSON in SQuAD's form: "),
-    (data.cmrc.prepare, 'a.json', '{"data": ["x"]}', "a.json is not JSON in SQuAD's form: "),
-    (data.cmrc.prepare, 'a.json', '[{"context": "x", "qas": [{"answers": []}]}]',
+    ('a.json', '{"data": ', "a.json is not JSON in SQuAD's form: "),
+    ('a.json', '{"data": ["x"]}', "a.json is not JSON in SQuAD's form: "),
+    ('a.json', '[{"context": "x", "qas": [{"answers": []}]}]',
      "a.json: question 1 has neither source, target nor .*; its fields: 'context', 'answers'")])
-def test_convert_bad_files(tmp_path, module, name, text, message):
+def test_convert_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding='utf-8')
     with pytest.raises(ValueError, match=message):
-        convert(module.read, module.__doc__, [str(tmp_path / name), f'--out={tmp_path}/out.jsonl'])
+        data.convert.main([str(tmp_path / name), f'--out={tmp_path}/out.jsonl'])
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_converter_as_a_command(tmp_path):
-    _, name, text, _ = PUBLISHED[0]
+    name, text, _ = PUBLISHED[0]
     (tmp_path / name).write_text(text + '<doc>', encoding='utf-8')
-    command = [sys.executable, '-m', 'data.lcsts.prepare', tmp_path / name]
+    command = [sys.executable, '-m', 'data.convert', tmp_path / name]
     done = subprocess.run([*command, '--out', tmp_path / 'x.bo.jsonl'], capture_output=True,
                           text=True, encoding='utf-8')
     assert done.returncode == 1
@@ -166,7 +164,7 @@ def test_translations_share_texts(tmp_path):
     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
     ('a.jsonl', r'{"source": "x", "target": "\ud800"}',
      'line 1: target is .* expected a string of whole characters'),
-    ('a.xml', 'x', 'examples come as .tsv or .jsonl; data/cmrc')])
+    ('a.xml', 'x', 'examples come as .tsv or .jsonl; data/convert.py')])
 def test_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding='utf-8')
     with pytest.raises(ValueError, match=message):

@@ -118,7 +118,7 @@ SWAPPED = [
      sentences('bo'))], 'are in CJK, and bo is written in TIB'),
     ('x.bo-ug.tsv', [f'{u}\t{b}' for u, b in zip(sentences('ug'),
      sentences('bo'))], 'are in ARABIC, and bo is written in'),
-    ('x.bo-zh.tsv', ['bo\tzh', 'བོད།\t西藏。'], r"line 1 is a header, 'bo\\tzh'; remove it"),
+    ('x.bo-zh.tsv', ['bo\tzh', 'བོད།\t西藏。'], r"line 1 is a header, 'bo . zh'; remove it"),
     ('x.bo-zh.tsv', ['source\ttarget', 'བོད།\t西藏。'], 'line 1 is a header'),
     ('x.bo-zh.tsv', ['"བོད།"\t"西藏。"', '"ཡོད།"\t"有。"'], 'each text stands in quotes; remove them'),
 ]
