@@ -26,7 +26,7 @@ from data.dataset import SPECIALS, corpus_module
 from data.examples import (
     Example, Examples, direction, languages_of, read_examples, split_examples,
 )
-from data.files import atomic_write
+from data.files import atomic_write, check_folder
 from data.heldout import Texts, digest, splits
 from data.metrics import ABOUT, LONGEST, report, score, signature
 from data.tokenizer import Tokenizer, normalize
@@ -62,6 +62,8 @@ def finetune(cfg):
     is_done = cfg.eval_only or state and state['progress']['step'] >= cfg.max_steps
     if is_done and (best / 'model.safetensors').exists():
         cfg = replace(cfg, checkpoint=str(best))
+    elif is_done and not cfg.eval_only:
+        raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
     with main_process_first() as is_main:
         if is_main:
             warn_of_learned(parts, start_folder(cfg))
@@ -213,6 +215,7 @@ def build(cfg, state):
     if state:                                           # `fit` then fills in its weights
         model = SWCM.load(Path(cfg.out_dir, 'last'), dropout=cfg.dropout)
     elif cfg.checkpoint:
+        check_folder(cfg.checkpoint)
         model = SWCM.load(cfg.checkpoint, dropout=cfg.dropout)
         c = model.config
         print0(f'{cfg.checkpoint}: layer={c.layer}, share={c.share}, '

@@ -446,6 +446,7 @@ def check_origin(cfg, state, text):
     files = [start / name for name in ('model.safetensors', 'pytorch_model.bin')]
     there = [file for file in files if start_folder(cfg) and file.is_file()]
     origin = {'text': text, 'weights': identity(there[0]) if there else ''}
+    check_folder(start)
     for what, now in origin.items() if state else ():
         if now not in ('', state['origin'][what]):
             raise ValueError(f'{out}: this run began with other {what}. --resume=False starts '
