@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from functools import cache
 
-# Scripts as Unicode's names of letters begin. Other languages: see `wrong_script`.
+# Scripts as Unicode's names of letters begin
 SCRIPTS = {
     'bo': {'TIBETAN'}, 'dz': {'TIBETAN'}, 'en': {'LATIN'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'},
     'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'}, 'ko': {'HANGUL', 'CJK'},
@@ -46,27 +46,20 @@ def script(character):
     return None if name in no_script else name
 
 
-def count_scripts(text):
-    return Counter(filter(None, map(script, text)))
-
-
 def main_script(text):
     """The script of most of a text's letters, or None where it has none."""
-    return max(found, key=found.get) if (found := count_scripts(text)) else None
+    found = Counter(filter(None, map(script, text)))
+    return max(found, key=found.get, default=None)
 
 
 def wrong_script(text, language):
-    """The main script of a text with too few letters in the language's scripts, else None.
+    """The main script of a text with too few letters in its language's, else None.
 
-    For a language that is not in SCRIPTS, only those of BY_CHARACTER are wrong.
+    A language that is not in SCRIPTS may have any.
     """
-    found = count_scripts(text)
-    if language in SCRIPTS:
-        right = sum(found[name] for name in SCRIPTS[language])
-    else:
-        others = set().union(*(SCRIPTS[other] for other in BY_CHARACTER))
-        right = found.total() - sum(found[name] for name in others)
-    return max(found, key=found.get) if right < MIN_FRACTION * found.total() else None
+    found = Counter(filter(None, map(script, text)))
+    n_right = sum(found[name] for name in SCRIPTS.get(language, found))
+    return main_script(text) if n_right < MIN_FRACTION * found.total() else None
 
 
 def check_script(texts, language, where):
@@ -81,7 +74,4 @@ def check_script(texts, language, where):
 
 
 def scripts_of(language):
-    """The scripts of a language as a string for messages."""
-    if language in SCRIPTS:
-        return ' or '.join(sorted(SCRIPTS[language]))
-    return f'none of those of {" ".join(BY_CHARACTER)}'
+    return ' or '.join(sorted(SCRIPTS.get(language, ())))

@@ -8,10 +8,9 @@ import numpy as np
 def infill(ids, mask, ratio, length, rng):
     """Replaces spans of tokens by one <mask> each (text infilling; BART, arXiv 1910.13461, 2.2).
 
-    round(ratio * n) tokens go, in spans of Poisson(length) tokens; an empty span inserts a <mask>.
-    The last span is cut to fit. mBART: ratio 0.35, length 3.5. Spans do not overlap, so the rate is
-    exact. The text is a ring on which a span may run over the end to the start, so each token goes
-    equally often.
+    round(ratio * n) tokens go, in spans of Poisson(length) tokens, of which the last is cut to fit;
+    an empty one inserts a <mask>. mBART: ratio 0.35, length 3.5. Spans do not overlap, so the rate
+    is exact. They may run over the end to the start, so each token goes equally often.
     """
     n_gone = round(ratio * len(ids))
     spans = rng.poisson(length, size=2 * n_gone + 10)
@@ -25,16 +24,16 @@ def infill(ids, mask, ratio, length, rng):
     is_span[rng.choice(n_items, n_spans, replace=False)] = True
     covers = np.ones(n_items, int)
     covers[is_span] = spans
-    # the ring is cut before a random token; the item that covers it comes first, and if the cut
-    # is inside it, once more at the end
-    cut = rng.integers(max(len(ids), 1))
     end = covers.cumsum()
     start = end - covers
+    # this ring is cut before a random token; the item that covers it comes first, and if the cut is
+    # inside it, once more at the end
+    cut = rng.integers(max(len(ids), 1))
     first = int(np.searchsorted(end, cut, 'right'))
     is_inside = first < n_items and start[first] < cut
     order = np.concatenate([np.arange(first, n_items), np.arange(first + is_inside)])
-    noisy = np.full(len(order), mask, ids.dtype)
     kept = ~is_span[order]
+    noisy = np.full(len(order), mask, ids.dtype)
     noisy[kept] = ids[start[order[kept]] - cut]           # a negative index counts from the end
     return noisy
 

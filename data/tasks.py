@@ -28,6 +28,9 @@ class Task:
     def __len__(self):
         return self.lengths.shape[1]
 
+    def segment_lengths(self):
+        return self.stream.lengths, self.stream.lengths
+
     def val_example(self, i):
         """As `example`, with the same noise in all runs, whatever their seed."""
         return self.example(i, np.random.default_rng((4, int(i))))
@@ -52,20 +55,20 @@ class Denoise(Task):
 
 
 class Translate(Task):
-    """A sentence in one language from its translation."""
+    """A sentence in one language from its translation: segments 2i and 2i + 1, by name."""
     kind, objective, n_languages = 'mt', 'swcm', 2
 
     def rows(self, i=0):
-        """Pair i's segments of source and target: 2i and 2i + 1 are in the order of the names."""
+        """The segments of pair i, source and target."""
         return (2 * i, 2 * i + 1) if self.source < self.target else (2 * i + 1, 2 * i)
 
     def segment_lengths(self):
         return [self.stream.lengths[row::2] for row in self.rows()]
 
     def example(self, i, rng):
-        languages = self.source, self.target
-        return tuple(self.tokenizer.add_special_tokens(language, self.stream[row])
-                     for language, row in zip(languages, self.rows(i)))
+        source, target = (self.stream[row] for row in self.rows(i))
+        return (self.tokenizer.add_special_tokens(self.source, source),
+                self.tokenizer.add_special_tokens(self.target, target))
 
     def reference(self, i):
         """Held-out pair i's target as a string, with what the vocabulary cannot write."""
@@ -75,9 +78,6 @@ class Translate(Task):
 class MaskedTokens(Task):
     """The masked tokens of a text, as BERT: for an encoder."""
     kind, objective, n_languages = 'mlm', 'mlm', 1
-
-    def segment_lengths(self):
-        return self.stream.lengths, self.stream.lengths
 
     def example(self, i, rng):
         ids, tok = self.stream[i], self.tokenizer
@@ -96,21 +96,19 @@ def tasks(folder, split, tokenizer, cfg):
     none is left, or when a language has no text to train on.
     """
     found, streams = [], open_streams(folder, split)
-    there = sorted({language for name in streams for language in name.split('-')})
+    there = {language for name in streams for language in name.split('-')}
     missing = [language for language in cfg.languages if language not in there]
     wanted = f'languages={",".join(cfg.languages)}'
     if split == 'train' and missing:
         raise ValueError(f'{wanted}: the corpus has no text in {" ".join(missing)}, or all is held '
-                         f'out (--val_fraction); it has {" ".join(there) or "none"}')
+                         f'out (--val_fraction); it has {" ".join(sorted(there)) or "none"}')
     for name, stream in streams.items():
         languages = name.split('-')
         fraction = cfg.mt_fraction if len(languages) == 2 else 1 - cfg.mt_fraction
-        if fraction == 0 or not set(languages) <= set(cfg.languages):
-            continue
-        for task in TASKS.values():
-            if task.objective == cfg.objective and task.n_languages == len(languages):
-                for order in permutations(languages):             # both directions of a pair
-                    found.append(task(stream, order[0], order[-1], tokenizer, cfg))
+        if fraction > 0 and {*languages} <= {*cfg.languages}:
+            found += [task(stream, order[0], order[-1], tokenizer, cfg)
+                      for task in TASKS.values() for order in permutations(languages)
+                      if (task.objective, task.n_languages) == (cfg.objective, len(languages))]
     if not found:
         raise ValueError(f'{wanted}, objective={cfg.objective}, mt_fraction={cfg.mt_fraction}: the '
                          f'corpus has no {split} text for these; it has {" ".join(streams)}. A '

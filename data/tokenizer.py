@@ -24,10 +24,9 @@ ASCII_STOPS = '!?.'
 class Tokenizer:
     """Text to ids and back.
 
-    `model`: a SentencePiece file as a path, a folder with sentencepiece.bpe.model, or its bytes.
-    `vocab_size`: rows of the encoder's embeddings, if they are more than the pieces; the language
-    tokens come after them. Raises FileNotFoundError, or ValueError for a file that is not a
-    SentencePiece model of XLM-R's kind or has too many pieces.
+    model: a folder with a SentencePiece file, the file, or its bytes. vocab_size: rows of the
+    encoder's embeddings, if they are more than the pieces; language tokens come after them. Raises
+    FileNotFoundError, and ValueError for a file that is not XLM-R's kind or has too many pieces.
     """
 
     def __init__(self, model, languages=(), vocab_size=None):
@@ -52,10 +51,9 @@ class Tokenizer:
         if self.vocab_size <= self.mask:
             raise ValueError(f'{name} has ids up to {self.mask}, and the encoder {self.vocab_size} '
                              'rows: they do not belong together')
-        pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>']
-        self.pieces = pieces + [''] * (self.vocab_size + len(self.languages) - len(pieces))
-        self.to_id = np.arange(len(self.sp)) + 1          # SentencePiece's ids to XLM-R's
-        self.to_id[:3] = UNK, BOS, EOS
+        n_unused = self.vocab_size - self.mask - 1 + len(self.languages)
+        self.pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>', *[''] * n_unused]
+        self.to_id = np.array([UNK, BOS, EOS, *range(4, self.mask)])      # from SentencePiece's ids
         # by id: does a piece end a sentence; or before a space; does it begin with one, or Chinese
         self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
         self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces]) & ~self.ascii_stop
@@ -103,18 +101,14 @@ class Tokenizer:
 
         Raises ValueError for a script of which the vocabulary has no letter.
         """
-        self.check_scripts(scripts)
+        known = Counter(script(character) for piece in self.pieces for character in piece)
+        for name in scripts:
+            if name not in known:
+                there = ' '.join(filter(None, dict(known.most_common(12))))
+                raise ValueError(f'the vocabulary has no letters of {name}; it has {there}, ...')
         allowed = {None, *scripts}
         return [i for i, piece in enumerate(self.pieces[:self.mask])
-                if not {script(character) for character in piece} <= allowed]
-
-    def check_scripts(self, scripts):
-        """Raises ValueError, which names those there, for a script that the vocabulary lacks."""
-        known = Counter(script(character) for piece in self.pieces for character in piece)
-        if unknown := sorted(set(scripts) - set(known)):
-            there = ' '.join(name for name, _ in known.most_common(12) if name)
-            raise ValueError(
-                f'the vocabulary has no letters of {" ".join(unknown)}; it has {there}, ...')
+                if not set(map(script, piece)) <= allowed]
 
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""
@@ -122,11 +116,6 @@ class Tokenizer:
         starts = (self.stop[before] & ~self.stop[after]
                   | self.ascii_stop[before] & self.after_ascii_stop[after])
         return np.concatenate([[0], np.flatnonzero(starts) + 1])
-
-    def coverage(self, text):
-        """How well the vocabulary fits a string: (fraction of <unk>, pieces per character)."""
-        ids = self.encode(text)
-        return float(np.mean(ids == UNK)) if len(ids) else 0.0, len(ids) / max(len(text), 1)
 
 
 NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc')

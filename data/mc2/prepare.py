@@ -14,32 +14,31 @@ from data.files import read_lines
 from data.text import prepare as text
 
 
-def fetch(source):
-    """The corpus's files below `source`."""
-    paths = sorted(Path(source).expanduser().rglob('*')) if source else []
-    if not any(map(crawled, paths)):
-        raise FileNotFoundError(f'{source or "dataset=mc2"} has no bo-*.jsonl, ug-*.jsonl ...: '
-                                'download huggingface.co/datasets/pkupie/mc2_corpus and name its '
-                                'folder with --data_from=PATH')
-    return [path for path in paths if crawled(path) or is_news(path) or text.languages(path)]
-
-
-def crawled(path):
-    """A match, whose group 1 is the language, for a file of the corpus itself."""
-    return re.fullmatch(r'(bo|ug|kk|mn)-.*\.jsonl', path.name)
+def languages(path):
+    """('bo',) of the corpus's own files and of those that data/text reads; () for others."""
+    crawled = re.fullmatch(r'(bo|ug|kk|mn)-.*\.jsonl', path.name)
+    return crawled.groups() if crawled else text.languages(path)
 
 
 def is_news(path):
     return path.suffix == '.txt' and path.parent.parent.name == 'THUCNews'
 
 
+def fetch(source):
+    """The files below the folder `source`."""
+    paths = sorted(Path(source).expanduser().rglob('*')) if source else []
+    if not any(languages(path) != text.languages(path) for path in paths):
+        raise FileNotFoundError(f'{source or "dataset=mc2"} has no bo-*.jsonl, ug-*.jsonl ...: '
+                                'download huggingface.co/datasets/pkupie/mc2_corpus and name its '
+                                'folder with --data_from=PATH')
+    return [path for path in paths if is_news(path) or languages(path)]
+
+
 def documents(files):
     """(None, {language: text}) for each document or pair."""
     for path in files:
-        if match := crawled(path):
-            yield from text.checked(text.read_jsonl(path), [match[1]], path)
-        elif not is_news(path):
-            yield from text.documents([path])
+        if not is_news(path):
+            yield from text.read_file(path, languages(path))
         elif news := '\n'.join(read_lines(path)).strip():
             yield None, {'zh': news}
 

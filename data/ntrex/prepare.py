@@ -10,51 +10,42 @@ from itertools import zip_longest
 from pathlib import Path
 
 from data.dataset import main
-from data.files import atomic_write, read_lines
+from data.files import atomic_dir, read_lines
 
 RAW = Path(__file__).parent / 'raw'
-NAMES = {'bo': 'ref.bod', 'ug': 'ref.uig', 'kk': 'ref.kaz', 'mn': 'ref.mon', 'zh': 'ref.zho-CN',
-         'en': 'src.eng'}
+NAMES = {language: f'newstest2019-{name}.txt' for language, name in (
+    ('bo', 'ref.bod'), ('ug', 'ref.uig'), ('kk', 'ref.kaz'), ('mn', 'ref.mon'),
+    ('zh', 'ref.zho-CN'), ('en', 'src.eng'))}
 URL = 'https://raw.githubusercontent.com/MicrosoftTranslator/NTREX/HEAD/NTREX-128/'
 
 
 def fetch(source=None):
-    """The files of all languages, or of those that `source` has.
-
-    Raises FileNotFoundError that says what is missing.
-    """
-    if not source:
-        files = [names(RAW, language)[1] for language in NAMES]
-        for file in files:
-            if not file.is_file():
-                download(URL + file.name, file)
-        return files
-    folder = Path(source).expanduser()
-    files = [file for language in NAMES for file in names(folder, language) if file.is_file()]
-    found = {language_of(file) for file in files}
-    if 'zh' not in found or len(found) < 2:
-        zh = ' or '.join(file.name for file in names(folder, 'zh'))
-        raise FileNotFoundError(f'{folder} needs {zh}, and the like of another language')
+    """The files of all languages, or of those in `source`. Raises FileNotFoundError."""
+    if not source and not RAW.is_dir():
+        download()
+    folder = Path(source or RAW).expanduser()
+    files = [folder / file for language, name in NAMES.items() for file in (f'{language}.txt', name)
+             if (folder / file).is_file()]
+    if not {*map(language_of, files)} > {'zh'}:
+        raise FileNotFoundError(f'{folder} needs zh.txt or {NAMES["zh"]}, and the like of another '
+                                'language')
     return files
 
 
-def names(folder, language):
-    return folder / f'{language}.txt', folder / f'newstest2019-{NAMES[language]}.txt'
-
-
 def language_of(file):
-    return next(language for language in NAMES if file in names(file.parent, language))
+    return next(language for language in NAMES if file.name in (f'{language}.txt', NAMES[language]))
 
 
-def download(url, file):
-    print(f'fetching {url}')
-    file.parent.mkdir(parents=True, exist_ok=True)
+def download():
+    print('fetching NTREX-128')
     try:
-        with urllib.request.urlopen(url, timeout=20) as response, atomic_write(file) as path:
-            path.write_bytes(response.read())
+        with atomic_dir(RAW) as folder:
+            for name in NAMES.values():
+                with urllib.request.urlopen(URL + name, timeout=20) as response:
+                    (folder / name).write_bytes(response.read())
     except (OSError, HTTPException) as e:
-        raise FileNotFoundError(f'{url} could not be fetched ({e}); put the files of NTREX-128 '
-                                'into a folder and name it with --test_from=FOLDER') from e
+        raise FileNotFoundError(f'NTREX-128 could not be fetched ({e}); put its files into a '
+                                'folder and name it with --test_from=FOLDER') from e
 
 
 def documents(files):

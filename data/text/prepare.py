@@ -14,19 +14,16 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 
 from data.dataset import main
-from data.languages import check_script
 from data.files import is_text, read_json_object, read_lines, read_pairs, shorten
+from data.languages import check_script
 
-NAME = re.compile(r'(?:.*\.)?(?:([a-z]{2,3})\.(?:txt|jsonl)|([a-z]{2,3})-([a-z]{2,3})\.tsv)')
+NAME = re.compile(r'(?:.*\.)?(?:([a-z]{2,3})\.(?:txt|jsonl)|([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv)')
 
 
 def languages(path):
     """('bo',) or ('bo', 'zh') from a file's name, or () where it names none."""
     match = NAME.fullmatch(path.name)
-    found = tuple(filter(None, match.groups())) if match else ()
-    if len(set(found)) < len(found):
-        raise ValueError(f'{path}: its name says {found[0]} twice; a pair has two languages')
-    return found
+    return tuple(filter(None, match.groups())) if match else ()
 
 
 def fetch(source):
@@ -38,28 +35,29 @@ def fetch(source):
         if not path.exists():
             raise FileNotFoundError(f'{path} does not exist')
         files.update([path] if path.is_file() else filter(Path.is_file, path.rglob('*')))
-    found = sorted(path for path in files if languages(path))
+    found = sorted(filter(languages, files))
     if not found:
         raise FileNotFoundError(f'{source} has no file named like bo.txt, news.bo.jsonl or '
                                 'web.bo-zh.tsv')
-    others = sorted(path for path in files - {*found} if path.suffix in ('.txt', '.jsonl', '.tsv'))
+    others = sorted(path.name for path in files - {*found}
+                    if path.suffix in ('.txt', '.jsonl', '.tsv'))
     if others:
-        names = ', '.join(path.name for path in others)
-        print(f'not read, as the name says no language: {names}')
+        print(f'not read, as the name says no language: {", ".join(others)}')
     return found
 
 
 def documents(files):
     """(None, {language: text}) for each document or pair."""
     for path in files:
-        yield from checked(READERS[path.suffix](path), languages(path), path)
+        yield from read_file(path, languages(path))
 
 
-def checked(rows, names, path):
-    """(None, {language: text}) for each row, a tuple of texts in the languages `names`.
+def read_file(path, names):
+    """(None, {language: text}) for each document of a file in the languages `names`.
 
     Raises ValueError where there is none, or the first ones are in another language's script.
     """
+    rows = {'.txt': read_txt, '.jsonl': read_jsonl, '.tsv': read_tsv}[path.suffix](path)
     first = list(islice(rows, 1000))
     if not first:
         raise ValueError(f'{path} has no text; fill it or move it away')
@@ -71,12 +69,10 @@ def checked(rows, names, path):
 
 def read_txt(path):
     is_empty = Counter(not line.strip() for line in read_lines(path))
-    if is_empty[True] * 100 <= is_empty.total():
-        yield from ((line,) for line in read_lines(path) if line.strip())
-        return
+    by_line = is_empty[True] * 100 <= is_empty.total()
     for has_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
         if has_text:
-            yield ('\n'.join(lines),)
+            yield from ((text,) for text in (lines if by_line else ['\n'.join(lines)]))
 
 
 def read_jsonl(path):
@@ -84,13 +80,10 @@ def read_jsonl(path):
         if not line.strip():
             continue
         document = read_json_object(line, f'{path}: line {n}')
-        if 'text' not in document:
-            fields = shorten(', '.join(map(ascii, document)))
-            raise ValueError(f'{path}: line {n} has no "text"; its fields: {fields}')
-        parts = [document.get('title') or '', document['text']]
+        parts = [document.get('title') or '', document.get('text')]
         if not all(isinstance(part, str) and is_text(part) for part in parts):
-            raise ValueError(f'{path}: line {n} has a "title" or "text" that is no string, '
-                             f'{shorten(ascii(parts))}')
+            raise ValueError(f'{path}: line {n} has a "title" or "text" that is no string: '
+                             f'{shorten(ascii(document))}')
         text = '\n'.join(filter(None, parts))
         if text.strip():
             yield (text,)
@@ -99,8 +92,6 @@ def read_jsonl(path):
 def read_tsv(path):
     return (columns for _, columns in read_pairs(path, languages(path)))
 
-
-READERS = {'.txt': read_txt, '.jsonl': read_jsonl, '.tsv': read_tsv}
 
 if __name__ == '__main__':
     main('text')
