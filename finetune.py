@@ -60,14 +60,15 @@ def finetune(cfg):
     best = Path(cfg.out_dir, 'best')
     origin = None if cfg.eval_only else check_origin(cfg, state, f'{digest(*texts):016x}')
     is_done = cfg.eval_only or state and state['progress']['step'] >= cfg.max_steps
+    begin = cfg
     if is_done and (best / 'model.safetensors').exists():
-        cfg = replace(cfg, checkpoint=str(best))
+        begin = replace(cfg, checkpoint=str(best))
     elif is_done and not cfg.eval_only:
         raise ValueError(f'{best} is missing, though the run is done; --resume=False starts over')
     with main_process_first() as is_main:
         if is_main:
-            warn_of_learned(parts, start_folder(cfg))
-    model, tokenizer = build(cfg, None if is_done else state)
+            warn_of_learned(parts, start_folder(begin))
+    model, tokenizer = build(begin, None if is_done else state)
     sets = {part: [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg,
                             learn=part in ('train', 'val')) for d in (*cfg.learn, *cfg.transfer)]
             for part, found in parts.items()}
@@ -80,7 +81,7 @@ def finetune(cfg):
         learn(cfg, model, tokenizer, sets, state, origin)
         model = SWCM.load(best) if rank_and_world()[0] == 0 else model
     if rank_and_world()[0] == 0:
-        is_new = cfg.eval_only and cfg.checkpoint != str(best)
+        is_new = cfg.eval_only and begin is cfg
         write_scores(model, tests, samples, tokenizer, cfg, Path(cfg.out_dir) if is_new else best)
 
 
