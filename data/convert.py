@@ -3,7 +3,7 @@
     python -m data.convert cmrc2018_train.json --out cmrc.zh.jsonl
 
 .json, .jsonl   CMRC 2018 (aclanthology.org/D19-1600) and others in SQuAD's form, such as KazQAD
-.csv            TibetanQA (github.com/CMLI-NLP/TibetanQA) and others whose first row names the fields
+.csv            TibetanQA (github.com/CMLI-NLP/TibetanQA) and others with a row of names
 .txt            LCSTS (aclanthology.org/D15-1229) as published: <doc>, <summary>, <short_text>
 """
 import argparse
@@ -50,8 +50,8 @@ def read_csv(path):
                 raise csv.Error('more cells than the header')
             yield f'line {rows.line_num}', row
     except csv.Error as e:
-        raise ValueError(f'{path}: line {rows.reader.line_num}: {e}; a text with a comma or a quote '
-                         'stands in "...", with its quotes doubled') from e
+        raise ValueError(f'{path}: line {rows.reader.line_num}: {e}; a text with a comma or a '
+                         'quote stands in "...", with its quotes doubled') from e
 
 
 def read_lcsts(path):

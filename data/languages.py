@@ -55,10 +55,11 @@ def main_script(text):
 def wrong_script(text, language):
     """The main script of a text with too few letters in its language's, else None.
 
-    A language that is not in SCRIPTS may have any.
+    For a language that is not in SCRIPTS only those of BY_CHARACTER are wrong.
     """
     found = Counter(filter(None, map(script, text)))
-    n_right = sum(found[name] for name in SCRIPTS.get(language, found))
+    others = set().union(*(SCRIPTS[other] for other in BY_CHARACTER))
+    n_right = sum(found[name] for name in SCRIPTS.get(language, set(found) - others))
     return main_script(text) if n_right < MIN_FRACTION * found.total() else None
 
 
@@ -74,4 +75,6 @@ def check_script(texts, language, where):
 
 
 def scripts_of(language):
-    return ' or '.join(sorted(SCRIPTS.get(language, ())))
+    if language not in SCRIPTS:
+        return f'none of those of {" ".join(BY_CHARACTER)}'
+    return ' or '.join(sorted(SCRIPTS[language]))
