@@ -612,4 +612,4 @@ def test_ntrex(tmp_path, monkeypatch):
     message = 'NTREX-128 could not be fetched .no network.*--test_from=FOLDER'
     with pytest.raises(FileNotFoundError, match=message):
         ntrex.fetch()
-    assert not list((tmp_path / 'raw').iterdir())
+    assert not (tmp_path / 'raw').exists()
