@@ -326,10 +326,11 @@ class SWCM(nn.Module):
         """Reads what `save` wrote, onto the CPU; options such as dropout=0.0 replace its own.
         Raises OSError for a missing file, and ValueError for a damaged one or another program's."""
         config, tensors, sentencepiece = read_folder(folder)
-        if 'share' not in config:
-            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one of an encoder')
-        with NoInit():
-            model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
+        try:
+            with NoInit():
+                model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
+        except TypeError as e:                                              # an encoder's config
+            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one ({e})') from e
         load_tensors(model, tensors, folder)
         return model.eval()
 
@@ -419,8 +420,7 @@ def read_folder(folder):
 
 
 def write_folder(folder, config, tensors, sentencepiece):
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    (path := Path(folder)).mkdir(parents=True, exist_ok=True)
     (path / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
     (path / 'sentencepiece.bpe.model').write_bytes(sentencepiece)
     save_file(tensors, path / 'model.safetensors', {'format': 'pt', 'crc32': '00000000'})

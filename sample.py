@@ -217,7 +217,7 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
     for rows in (order[i:i + batch] for i in range(0, len(order), batch)):
         src = torch.from_numpy(collate([(sources[i], sources[i]) for i in rows])[0])        # (B,S)
         n = src.shape[1]
-        src = F.pad(src, (0, min(-n % multiple, most + 2 - n)), value=PAD).to(device)
+        src = F.pad(src, (0, max(0, min(-n % multiple, most + 2 - n))), value=PAD).to(device)
         found = search(model, src, [languages[i] for i in rows], [limits[i] for i in rows],
                        banned=banned, **options)
         for i, [(ids, _), *_] in zip(rows, found):
@@ -387,6 +387,8 @@ def check(cfg, source, to):
         raise ValueError(f'translate from {source} to {to}: name another language with --source')
     if cfg.task == 'denoise' and source != to:
         raise ValueError(f'denoise from {source} to {to}: give one language, --to={source}')
+    if cfg.temperature and cfg.beams > 1:
+        raise ValueError(f'temperature={cfg.temperature} samples, which needs --beams=1')
     if (cfg.task == 'answer') != bool(cfg.question):
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
                          '--question')

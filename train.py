@@ -1,7 +1,7 @@
 """Training: pretraining (denoising and translation, or masked tokens), and `fit`, the loop.
 
     python train.py config/tibetan.py --max_steps=1000
-    torchrun --nproc_per_node=8 train.py config/tibetan_base.py
+    torchrun --nproc_per_node=4 train.py config/tibetan_base.py
 
 The same command goes on from where a run was stopped.
 """
@@ -233,17 +233,22 @@ def make_optimizer(model, cfg):
         fused=matrices[0].device.type in ('cpu', 'cuda'))
 
 
+class Numbered(torch.utils.data.Dataset):
+    """Micro-batches with their numbers."""
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __getitem__(self, k):
+        return k, self.batches[k]
+
+
 def make_loader(batches, step, cfg, device):
     """Iterates over (k, micro-batch k) of this process, from an optimizer step on."""
     rank, world = rank_and_world()
     mine = range(step * cfg.accumulate + rank, cfg.max_steps * cfg.accumulate, world)
 
-    class Numbered(torch.utils.data.Dataset):
-        def __getitem__(self, k):
-            return k, batches[k]
-
     return iter(torch.utils.data.DataLoader(
-        Numbered(), batch_size=None, sampler=mine, num_workers=cfg.workers,
+        Numbered(batches), batch_size=None, sampler=mine, num_workers=cfg.workers,
         worker_init_fn=runtime.ignore_signals, pin_memory=device.type == 'cuda'))
 
 
@@ -451,7 +456,8 @@ def check_origin(cfg, state, text):
         if now not in ('', state['origin'][what]):
             raise ValueError(f'{out}: this run began with other {what}. --resume=False starts '
                              'over, --out_dir=NAME starts another beside it')
-    if there and not state and start.resolve().parent == out.resolve():
+    if there and not state and start.resolve() in (out.resolve(), (out / 'last').resolve(),
+                                                   (out / 'best').resolve()):
         raise ValueError(f'{start} lies in out_dir={out}, which this run would write over; '
                          '--out_dir=NAME')
     return state['origin'] if state else origin

@@ -103,7 +103,7 @@ def pack(model, bits=32):
         roles.setdefault(module, set()).add(name.split('.')[-1].startswith('cross'))
 
     def swap(parent):
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():         # also a second time what is shared
             if isinstance(child, Attention):
                 packed[child] = packed.get(child) or PackedAttention(
                     child, bits, as_self=False in roles[child], as_cross=True in roles[child])

@@ -41,6 +41,8 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=Fa
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
+    if not files:
+        raise ValueError(f'{dataset}: {source or "the corpus"} has no text')
     settings = tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
     folder = token_folder(dataset) / f'{digest(*settings, *map(identity, files)):016x}'
     if not (folder / 'meta.json').exists():
