@@ -31,13 +31,12 @@ SPECIALS = 3                      # <s> <lang> </s>, which stand around a segmen
 NO_IDS = np.array([], np.int64)
 
 
-def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=False):
+def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     """Tokenises data/DATASET, unless that has been done; returns the folder of token files.
 
     A segment has at most block_size - SPECIALS tokens. About val_fraction of the documents are held
-    out, by `splits`, which raises ValueError where none is but `needed`. `source`: where the corpus
-    lies (None: it fetches itself). The folder's name is a hash of all this and of the text files,
-    so a changed corpus or vocabulary is prepared anew.
+    out. `source`: where the corpus lies (None: it fetches itself). The folder's name is a hash of
+    all this and of the text files, so a changed corpus or vocabulary is prepared anew.
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
@@ -46,7 +45,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=Fa
     if not (folder / 'meta.json').exists():
         print(f'preparing {dataset} from {len(files)} files, such as {files[0].name}')
         with atomic_dir(folder) as new:
-            split_of = splits(corpus.documents(files), val_fraction, needed)
+            split_of = splits(corpus.documents(files), val_fraction)
             write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
     report(read_meta(folder))
     return folder
@@ -100,9 +99,9 @@ def encode_documents(documents, tokenizer, n=256):
     while batch := list(islice(documents, n)):
         texts = [text.splitlines() for document in batch for text in document.texts.values()]
         ids = iter(tokenizer.encode(list(chain(*texts))))
-        lines = ([next(ids) for _ in text] for text in texts)
         for document in batch:
-            document.lines = list(islice(lines, len(document.texts)))
+            document.lines = [[next(ids) for _ in text.splitlines()]
+                              for text in document.texts.values()]
             yield document
 
 
@@ -152,11 +151,10 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
     lengths, references = defaultdict(partial(array, 'Q')), defaultdict(list)
     for document in encode_documents(split_documents(documents, split_of), tokenizer):
+        stream, texts = '-'.join(document.texts), document.texts.values()
         ids = np.concatenate([NO_IDS, *chain(*document.lines)])
-        stream = '-'.join(document.texts)
-        counts[stream].update(
-            documents=1, characters=sum(map(len, document.texts.values())), tokens=len(ids),
-            unknown=int(np.count_nonzero(ids == UNK)))
+        counts[stream].update(documents=1, characters=sum(map(len, texts)), tokens=len(ids),
+                              unknown=int(np.count_nonzero(ids == UNK)))
         segments, note = cut_document(document, tokenizer, block_size - SPECIALS)
         notes[stream].update([note] if note else [])
         if segments:                              # else left out, or no token, as of U+200B
@@ -164,8 +162,8 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
             lengths[name].extend(map(len, segments))
             with open(folder / f'{name}.bin', 'ab') as file:
                 file.write(np.concatenate(segments).astype(dtype))
-            if document.split == 'val' and len(document.texts) == 2:
-                references[name] += map(normalize, document.texts.values())
+            if document.split == 'val' and len(texts) == 2:
+                references[name] += map(normalize, texts)
     if not counts:
         raise ValueError('the corpus has no text')
     for name in lengths:
@@ -183,15 +181,14 @@ def read_meta(folder):
 
 def report(meta):
     """Prints a line per stream, in segments or pairs; warns where the vocabulary does not fit."""
-    row = '{:8}{:>10,}{:>13,}{:>14,}{:>10,}{:13.2f}{:9.2%}'
-    print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"for training":>14}{"held out":>10}'
-          f'{"tokens/char":>13}{"<unk>":>9}')
+    print('stream   documents       tokens  for training  held out  tokens/char    <unk>')
     for stream, n in meta['streams'].items():
         train, val = (meta['segments'].get(f'{stream}.{split}', 0) // len(stream.split('-'))
                       for split in ('train', 'val'))
+        per_character = n['tokens'] / max(n['characters'], 1)
         unknown = n['unknown'] / max(n['tokens'], 1)
-        print(row.format(stream, n['documents'], n['tokens'], train, val,
-                         n['tokens'] / max(n['characters'], 1), unknown))
+        print(f'{stream:8}{n["documents"]:10,}{n["tokens"]:13,}{train:14,}{val:10,}'
+              f'{per_character:13.2f}{unknown:9.2%}')
         for note, times in meta['notes'][stream].items():
             print(f'  {times} {note}')
         if unknown > 0.01:
