@@ -15,8 +15,8 @@ import config
 from data import dataset
 from data.batches import POOL, Batches, task_probabilities, val_batches
 from data.dataset import (
-    Document, Stream, cut_documents, encode_documents, open_streams, prepare, split_documents,
-    split_segments, write_documents, write_streams)
+    Document, Stream, cut_document, encode_documents, open_streams, prepare, split_documents,
+    split_segments, write_streams)
 from data.heldout import digest, splits
 from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
@@ -98,16 +98,10 @@ def test_sentences_end_at_stops(tokenizer):
     assert len(split('а.б ит. ')) == 1
 
 
-def test_coverage(tokenizer):
-    unknown, pieces_per_character = tokenizer.coverage('我有两本书。')
-    assert unknown == 0 and 0 < pieces_per_character <= 1.2
-    assert tokenizer.coverage('ཨཨ ଓ ଔ')[0] > 0.2 and tokenizer.coverage('') == (0.0, 0.0)
-
-
 def test_a_vocabulary_has_all_characters_asked_for():
     lines = sentences('zh')
     model = Tokenizer(train_sentencepiece(lines, Counter(''.join(lines) + '龘'), 120))
-    assert model.coverage('龘我')[0] == 0
+    assert UNK not in model.encode('龘我')
     with pytest.raises(ValueError, match='vocab_size=10.*different characters'):
         train_sentencepiece(lines, Counter(''.join(lines)), 10)
 
@@ -200,33 +194,34 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
     def split_of(key, texts):
         return ('val', texts) if key == 'val' else ('train', {x: texts[x][:2] for x in texts})
 
-    documents = [('val', {'zh': '一', 'bo': 'ཀ'}), ('', {'zh': '一二\n三'})]
-    found = list(split_documents(documents, split_of))
-    assert found == [Document('val', {'zh': '一', 'bo': 'ཀ'}, notes=[]),
-                     Document('train', {'zh': '一二'}, notes=[dataset.SHORTENED])]
+    documents = [('val', {'zh': '我', 'bo': 'ང་'}), ('', {'zh': '我有\n两'})]
+    pair, text = split_documents(documents, split_of)
+    assert pair == Document('val', {'bo': 'ང་', 'zh': '我'}, is_shortened=False)
+    assert text == Document('train', {'zh': '我有'}, is_shortened=True)
+    assert cut_document(replace(text, lines=[[np.array([7])]]), tokenizer, 9)[1].startswith('are shortened')
 
-    [document] = encode_documents([Document('train', {'zh': '我有\n\n两'})], tokenizer)
-    assert [ids.tolist() for ids in document.lines['zh']] \
+    [document] = encode_documents([Document('train', {'zh': '我有\n\n两'}, False)], tokenizer)
+    assert [ids.tolist() for ids in document.lines[0]] \
         == [tokenizer.encode(line).tolist() for line in ('我有', '', '两')]
 
     one, two, nothing = np.array([5]), np.array([6, 7]), np.array([], int)
-    found = [Document('train', {'zh': '', 'bo': ''}, {'zh': [zh], 'bo': [bo]})
-             for zh, bo in ((one, two), (one, np.arange(9)), (one, nothing))]
-    found += [Document(None, {'zh': ''}, {'zh': [one]}), Document('val', {'zh': ''}, {'zh': [one, two]})]
-    found = list(cut_documents(found, tokenizer, 3))
-    assert [[ids.tolist() for ids in d.segments] for d in found] \
-        == [[[6, 7], [5]], [], [], [], [[5, 6, 7]]]
-    assert [list(d.notes) for d in found] == [
-        [], ['pairs of over 3 tokens a side are left out'], [dataset.EMPTY], [dataset.HELD_OUT], []]
+    for split, lines, segments, note in (
+            ('train', [[two], [one]], [[6, 7], [5]], None),
+            ('train', [[np.arange(9)], [one]], [], 'pairs of over 3 tokens a side are left out'),
+            ('train', [[nothing], [one]], [], 'pairs with nothing on one side are left out'),
+            (None, [[one]], [], 'with a text that stands in the validation part are left out'),
+            ('val', [[one, two]], [[5, 6, 7]], None)):
+        found, why = cut_document(Document(split, {}, False, lines), tokenizer, 3)
+        assert ([ids.tolist() for ids in found], why) == (segments, note)
 
-    pair = Document('val', {'zh': '一', 'bo': 'ཀ'}, {'zh': [one], 'bo': [two]}, [two, one])
-    meta = write_documents(tmp_path, [pair, Document('train', {'bo': 'ཁ'}, {'bo': [one]}, [one])], 9)
-    assert meta['segments'] == {'bo-zh.val': 2, 'bo.train': 1}
-    assert (tmp_path / 'bo-zh.val.bin').read_bytes() == bytes([6, 0, 7, 0, 5, 0])
-    assert np.load(tmp_path / 'bo-zh.val.npy').tolist() == [0, 2, 3]
-    assert open_streams(tmp_path, 'val')['bo-zh'].texts == ['ཀ', '一']
+    write_streams(tmp_path, documents, split_of, tokenizer, 9)
+    assert json.loads((tmp_path / 'meta.json').read_text())['segments'] == {'bo-zh.val': 2, 'zh.train': 1}
+    ids = [tokenizer.encode(text) for text in ('ང་', '我')]
+    assert (tmp_path / 'bo-zh.val.bin').read_bytes() == np.concatenate(ids).astype(np.uint16).tobytes()
+    assert np.load(tmp_path / 'bo-zh.val.npy').tolist() == [0, len(ids[0]), len(ids[0]) + len(ids[1])]
+    assert open_streams(tmp_path, 'val')['bo-zh'].texts == ['ང་', '我']
     with pytest.raises(ValueError, match='the corpus has no text'):
-        write_documents(tmp_path, [], 9)
+        write_streams(tmp_path, [], split_of, tokenizer, 9)
 
 
 def test_a_new_task_is_a_class(prepared, tokenizer, cfg, monkeypatch):
@@ -266,7 +261,7 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
         total = sum(s[language].lengths.sum() for s in (train, val) if language in s)
         assert total == meta['streams'][language]['tokens'] <= sum(len(ids) for ids in tokenizer.encode(lines))
         notes = meta['notes'][language]                   # lost pairs' sentences that are held out
-        assert notes.get(dataset.SHORTENED) or language == 'zh'
+        assert any(note.startswith('are shortened') for note in notes) or language == 'zh'
         assert max(train[language].lengths) <= cfg.block_size - 3
     stream = train['bo-zh']
     pairs = dict(zip(sentences('bo'), sentences('zh')))
@@ -301,11 +296,11 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
     stream = open_streams(tmp_path, 'train')['zh']
     assert stream.ids.dtype == np.uint32 and stream[0].min() > 200_000
     meta = json.loads((tmp_path / 'meta.json').read_text())
-    with pytest.raises(ValueError, match='has id 20.* the vocabulary ends at 999'):
+    with pytest.raises(ValueError, match='zh.train.bin or .npy is damaged; delete'):    # of fewer ids
         Stream(tmp_path, 'zh.train', {**meta, 'vocab_size': 1000})
     file = tmp_path / 'zh.train.bin'
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError, match='zh.train.bin has .* tokens, and zh.train.npy is not their offsets.; delete'):
+    with pytest.raises(ValueError, match='zh.train.bin or .npy is damaged; delete'):
         open_streams(tmp_path, 'train')
 
 
@@ -329,6 +324,7 @@ def test_batches_are_a_function_of_their_number(prepared, tokenizer, cfg, object
     assert not np.array_equal(train_batches(found, replace(cfg, seed=2))[0][0][:4, :4], one[0][0][:4, :4])
 
 
+@pytest.mark.full
 def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
     batches = train_batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(9), num_workers=2,
@@ -529,7 +525,8 @@ def test_small_things(tmp_path):
 def test_ntrex(tmp_path, monkeypatch):
     for lang in ntrex.NAMES:
         text = ''.join(f'{lang} {n}\n' for n in range(3)) + ('\n' if lang == 'mn' else 'end\n')
-        ntrex.names(tmp_path, lang)[lang in ('bo', 'zh')].write_text(text, encoding='utf-8')
+        name = ntrex.NAMES[lang] if lang in ('bo', 'zh') else f'{lang}.txt'
+        (tmp_path / name).write_text(text, encoding='utf-8')
     documents = [texts for _, texts in ntrex.documents(ntrex.fetch(tmp_path))]
     assert len(documents) == 5 * 4 - 1 and {'bo': 'bo 2', 'zh': 'zh 2'} in documents
     for lang in ('kk', 'mn', 'en'):
@@ -538,7 +535,7 @@ def test_ntrex(tmp_path, monkeypatch):
     (tmp_path / 'ug.txt').write_text('one\n', encoding='utf-8')
     with pytest.raises(ValueError, match='ug.txt ends before line 2'):
         list(ntrex.documents(ntrex.fetch(tmp_path)))
-    ntrex.names(tmp_path, 'zh')[1].unlink()
+    (tmp_path / ntrex.NAMES['zh']).unlink()
     with pytest.raises(FileNotFoundError, match='needs zh.txt or newstest2019-ref.zho-CN.txt, and the like'):
         ntrex.fetch(tmp_path)
     monkeypatch.setattr(ntrex, 'RAW', tmp_path / 'raw')
@@ -546,6 +543,6 @@ def test_ntrex(tmp_path, monkeypatch):
     def no(*args, **kwargs):
         raise OSError('no network')
     monkeypatch.setattr(ntrex.urllib.request, 'urlopen', no)
-    with pytest.raises(FileNotFoundError, match='ref.bod.txt could not be fetched .no network.*--test_from=FOLDER'):
+    with pytest.raises(FileNotFoundError, match='NTREX-128 could not be fetched .no network.*--test_from=FOLDER'):
         ntrex.fetch()
-    assert not list((tmp_path / 'raw').iterdir())
+    assert not (tmp_path / 'raw').exists()
