@@ -112,12 +112,11 @@ def cut_document(document, tokenizer, limit):
     if is_pair and not all(map(len, sides)):
         return [], 'pairs with nothing on one side are left out'
     if document.split is None:
-        return [], 'with a text that stands in the validation part are left out'
+        return [], 'with a held-out text are left out'
     if is_pair and max(map(len, sides)) > limit:  # half a pair has no translation
         return [], f'pairs of over {limit} tokens a side are left out'
     segments = sides if is_pair else split_segments(document.lines[0], tokenizer, limit)
-    shortened = 'are shortened by lines and sentences that stand there'
-    return segments, shortened if document.is_shortened else None
+    return segments, 'are shortened by held-out sentences' if document.is_shortened else None
 
 
 def split_segments(lines, tokenizer, limit, gather=None):
@@ -206,14 +205,14 @@ class Stream:
     def __init__(self, folder, name, meta):
         self.path, self.dtype = folder / f'{name}.bin', np.dtype(meta['dtype'])
         try:
-            self.offsets = np.load(folder / f'{name}.npy')
+            self.offsets = np.load(folder / f'{name}.npy').astype(np.int64)
             is_whole = len(self.ids) == self.offsets[-1] and self.ids.max() < meta['vocab_size']
         except (ValueError, EOFError):
             is_whole = False
         if not is_whole:
             raise ValueError(f'{self.path} or .npy is damaged; delete {folder}, and the next run '
                              'prepares the text again')
-        self.lengths = np.diff(self.offsets).astype(np.int64)
+        self.lengths = np.diff(self.offsets)
 
     @cached_property
     def ids(self):
@@ -231,8 +230,7 @@ class Stream:
         return len(self.lengths)
 
     def __getitem__(self, i):
-        start = int(self.offsets[i])
-        return self.ids[start:start + int(self.lengths[i])].astype(np.int64)
+        return self.ids[self.offsets[i]:self.offsets[i + 1]].astype(np.int64)
 
 
 def open_streams(folder, split):
@@ -244,16 +242,13 @@ def open_streams(folder, split):
 
 def main(dataset):
     """The command line of data/NAME/prepare.py: prepares a corpus, prints how a vocabulary fits."""
-    parser = argparse.ArgumentParser(
-        f'python -m data.{dataset}.prepare', description=corpus_module(dataset).__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--from', dest='source', help='where the corpus lies')
-    parser.add_argument('--encoder', required=True, type=cli.find,
-                        help='a folder with a SentencePiece file, or the file')
+    parser = argparse.ArgumentParser(f'python -m data.{dataset}.prepare')
+    parser.add_argument('--from', help='where the corpus lies')
+    parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file')
 
     def run(argv):
-        args = parser.parse_args(argv)
-        folder = prepare(dataset, Tokenizer(args.encoder), 256, 0.1, args.source)
+        args = vars(parser.parse_args(argv))
+        folder = prepare(dataset, Tokenizer(cli.find(args['encoder'])), 256, 0.1, args['from'])
         print(f'the token files are in {folder}')
 
     cli.run(run)

@@ -219,7 +219,7 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
             ('train', [[two], [one]], [[6, 7], [5]], None),
             ('train', [[np.arange(9)], [one]], [], 'pairs of over 3 tokens a side are left out'),
             ('train', [[nothing], [one]], [], 'pairs with nothing on one side are left out'),
-            (None, [[one]], [], 'with a text that stands in the validation part are left out'),
+            (None, [[one]], [], 'with a held-out text are left out'),
             ('val', [[one, two]], [[5, 6, 7]], None)):
         found, why = cut_document(Document(split, {}, False, lines), tokenizer, 3)
         assert ([ids.tolist() for ids in found], why) == (segments, note)
