@@ -210,8 +210,8 @@ class Stream:
         except (ValueError, EOFError):
             is_whole = False
         if not is_whole:
-            raise ValueError(f'{self.path} or .npy is damaged; delete {folder}, and the next run '
-                             'prepares the text again')
+            raise ValueError(f'{folder} is damaged ({name}.bin or .npy); delete it, and the next '
+                             'run prepares the text again')
         self.lengths = np.diff(self.offsets)
 
     @cached_property

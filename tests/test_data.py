@@ -313,11 +313,11 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
     stream = open_streams(tmp_path, 'train')['zh']
     assert stream.ids.dtype == np.uint32 and stream[0].min() > 200_000
     meta = json.loads((tmp_path / 'meta.json').read_text())
-    with pytest.raises(ValueError, match='zh.train.bin or .npy is damaged; delete'):
+    with pytest.raises(ValueError, match=r'is damaged \(zh.train.bin or .npy\); delete it'):
         Stream(tmp_path, 'zh.train', {**meta, 'vocab_size': 1000})
     file = tmp_path / 'zh.train.bin'
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError, match='zh.train.bin or .npy is damaged; delete'):
+    with pytest.raises(ValueError, match=r'is damaged \(zh.train.bin or .npy\); delete it'):
         open_streams(tmp_path, 'train')
 
 

@@ -349,8 +349,6 @@ def test_any_text_becomes_ids_and_back(tokenizer, line):
     [same] = tokenizer.encode([line])
     assert np.array_equal(ids, same) and all(UNK <= i < tokenizer.mask for i in ids)
     tokenizer.decode(tokenizer.add_special_tokens('bo', ids))
-    share, per_character = tokenizer.coverage(line)
-    assert 0 <= share <= 1 and 0 <= per_character
 
 
 @given(st.lists(lines, max_size=6), st.integers(5, 40), st.integers(0, 2**32))
