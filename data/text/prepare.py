@@ -17,7 +17,8 @@ from data.dataset import main
 from data.files import is_text, read_json_object, read_lines, read_pairs, shorten
 from data.languages import check_script
 
-NAME = re.compile(r'(?:.*\.)?(?:([a-z]{2,3})\.(?:txt|jsonl)|([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv)')
+NAME = re.compile(r'(?:.*\.)?(?:([a-z]{2,3})\.(?:txt|jsonl)|'
+                  r'([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv)')
 
 
 def languages(path):
