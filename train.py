@@ -59,8 +59,7 @@ def train(cfg):
                       'N goes on, --resume=False starts over')
     model, tokenizer = build(cfg, state)
     with main_process_first():
-        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from,
-                         needed=True)
+        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
     origin = check_origin(cfg, state, folder.name)
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     tests = translation_tests(val, tokenizer, cfg, model.config.max_length)

@@ -35,7 +35,7 @@ class Batches:
         mean_lengths = [task.lengths.sum(0).mean() for task in tasks]
         tokens = sum(p * length for p, length in zip(probabilities, mean_lengths))  # of an example
         self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / tokens))
-        self.orders, self.planned = {}, (None, None)          # the last ones, so each is made once
+        self.planned = None, None                             # number and batches of the last pool
 
     def __getitem__(self, k):
         pool, i = divmod(k, POOL)
@@ -52,20 +52,16 @@ class Batches:
         chosen = []
         for t, p in enumerate(self.probabilities):
             n = len(self.tasks[t])
-            first, last = (int(i * self.pool_size * p) for i in (pool, pool + 1))  # over all epochs
-            chosen += [(t, self.order(t, i // n)[i % n]) for i in range(first, last)]
+            first, last = (int(i * self.pool_size * p) for i in (pool, pool + 1))
+            epochs, places = np.divmod(np.arange(first, last), n)
+            for epoch in np.unique(epochs):
+                order = np.random.default_rng((self.cfg.seed, 1, t, epoch)).permutation(n)
+                chosen += [(t, i) for i in order[places[epochs == epoch]]]
         chosen = np.array(chosen)                                                   # (n,2)
         lengths = np.array([self.tasks[t].lengths[:, i] for t, i in chosen])        # (n,2)
         batches = bucket_by_length(lengths, np.arange(len(chosen)), POOL)
         shuffled = np.random.default_rng((self.cfg.seed, 2, pool)).permutation(POOL)
         return [chosen[batches[i]] for i in shuffled]
-
-    def order(self, t, epoch):
-        """The examples of task t in the order of an epoch."""
-        if self.orders.get(t, (None,))[0] != epoch:
-            rng = np.random.default_rng((self.cfg.seed, 1, t, epoch))
-            self.orders[t] = epoch, rng.permutation(len(self.tasks[t]))
-        return self.orders[t][1]
 
 
 def bucket_by_length(lengths, rows, n):

@@ -31,13 +31,12 @@ SPECIALS = 3                      # <s> <lang> </s>, which stand around a segmen
 NO_IDS = np.array([], np.int64)
 
 
-def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=False):
+def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     """Tokenises data/DATASET, unless that has been done; returns the folder of token files.
 
     A segment has at most block_size - SPECIALS tokens. About val_fraction of the documents are held
-    out, by `splits`, which raises ValueError where none is but `needed`. `source`: where the corpus
-    lies (None: it fetches itself). The folder's name is a hash of all this and of the text files,
-    so a changed corpus or vocabulary is prepared anew.
+    out. `source`: where the corpus lies (None: it fetches itself). The folder's name is a hash of
+    all this and of the text files, so a changed corpus or vocabulary is prepared anew.
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
@@ -48,7 +47,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None, needed=Fa
     if not (folder / 'meta.json').exists():
         print(f'preparing {dataset} from {len(files)} files, such as {files[0].name}')
         with atomic_dir(folder) as new:
-            split_of = splits(corpus.documents(files), val_fraction, needed)
+            split_of = splits(corpus.documents(files), val_fraction)
             write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
     report(read_meta(folder))
     return folder
@@ -101,9 +100,9 @@ def encode_documents(documents, tokenizer, n=256):
     while batch := list(islice(documents, n)):
         texts = [text.splitlines() for document in batch for text in document.texts.values()]
         ids = iter(tokenizer.encode(list(chain(*texts))))
-        lines = ([next(ids) for _ in text] for text in texts)
         for document in batch:
-            document.lines = list(islice(lines, len(document.texts)))
+            document.lines = [[next(ids) for _ in text.splitlines()]
+                              for text in document.texts.values()]
             yield document
 
 
@@ -114,12 +113,11 @@ def cut_document(document, tokenizer, limit):
     if is_pair and not all(map(len, sides)):
         return [], 'pairs with nothing on one side are left out'
     if document.split is None:
-        return [], 'with a text that stands in the validation part are left out'
+        return [], 'with a held-out text are left out'
     if is_pair and max(map(len, sides)) > limit:  # half a pair has no translation
         return [], f'pairs of over {limit} tokens a side are left out'
     segments = sides if is_pair else split_segments(document.lines[0], tokenizer, limit)
-    shortened = 'are shortened by lines and sentences that stand there'
-    return segments, shortened if document.is_shortened else None
+    return segments, 'are shortened by held-out sentences' if document.is_shortened else None
 
 
 def split_segments(lines, tokenizer, limit, gather=None):
@@ -153,11 +151,10 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
     files, lengths, references = {}, defaultdict(partial(array, 'Q')), defaultdict(list)
     for document in encode_documents(split_documents(documents, split_of), tokenizer):
+        stream, texts = '-'.join(document.texts), document.texts.values()
         ids = np.concatenate([NO_IDS, *chain(*document.lines)])
-        stream = '-'.join(document.texts)
-        counts[stream].update(
-            documents=1, characters=sum(map(len, document.texts.values())), tokens=len(ids),
-            unknown=int(np.count_nonzero(ids == UNK)))
+        counts[stream].update(documents=1, characters=sum(map(len, texts)), tokens=len(ids),
+                              unknown=int(np.count_nonzero(ids == UNK)))
         segments, note = cut_document(document, tokenizer, block_size - SPECIALS)
         notes[stream].update([note] if note else [])
         if segments:                              # else left out, or no token, as of U+200B
@@ -166,8 +163,8 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
             if name not in files:
                 files[name] = open(folder / f'{name}.bin', 'wb')
             files[name].write(np.concatenate(segments).astype(dtype))
-            if document.split == 'val' and len(document.texts) == 2:
-                references[name] += map(normalize, document.texts.values())
+            if document.split == 'val' and len(texts) == 2:
+                references[name] += map(normalize, texts)
     if not counts:
         raise ValueError('the corpus has no text')
     for name in files:
@@ -186,15 +183,14 @@ def read_meta(folder):
 
 def report(meta):
     """Prints a line per stream, in segments or pairs; warns where the vocabulary does not fit."""
-    row = '{:8}{:>10,}{:>13,}{:>14,}{:>10,}{:13.2f}{:9.2%}'
-    print(f'{"stream":8}{"documents":>10}{"tokens":>13}{"for training":>14}{"held out":>10}'
-          f'{"tokens/char":>13}{"<unk>":>9}')
+    print('stream   documents       tokens  for training  held out  tokens/char    <unk>')
     for stream, n in meta['streams'].items():
         train, val = (meta['segments'].get(f'{stream}.{split}', 0) // len(stream.split('-'))
                       for split in ('train', 'val'))
+        per_character = n['tokens'] / max(n['characters'], 1)
         unknown = n['unknown'] / max(n['tokens'], 1)
-        print(row.format(stream, n['documents'], n['tokens'], train, val,
-                         n['tokens'] / max(n['characters'], 1), unknown))
+        print(f'{stream:8}{n["documents"]:10,}{n["tokens"]:13,}{train:14,}{val:10,}'
+              f'{per_character:13.2f}{unknown:9.2%}')
         for note, times in meta['notes'][stream].items():
             print(f'  {times} {note}')
         if unknown > 0.01:
@@ -212,14 +208,14 @@ class Stream:
     def __init__(self, folder, name, meta):
         self.path, self.dtype = folder / f'{name}.bin', np.dtype(meta['dtype'])
         try:
-            self.offsets = np.load(folder / f'{name}.npy')
+            self.offsets = np.load(folder / f'{name}.npy').astype(np.int64)
             is_whole = len(self.ids) == self.offsets[-1] and self.ids.max() < meta['vocab_size']
         except (ValueError, EOFError):
             is_whole = False
         if not is_whole:
-            raise ValueError(f'{self.path} or .npy is damaged; delete {folder}, and the next run '
-                             'prepares the text again')
-        self.lengths = np.diff(self.offsets).astype(np.int64)
+            raise ValueError(f'{folder} is damaged ({name}.bin or .npy); delete it, and the next '
+                             'run prepares the text again')
+        self.lengths = np.diff(self.offsets)
 
     @cached_property
     def ids(self):
@@ -237,8 +233,7 @@ class Stream:
         return len(self.lengths)
 
     def __getitem__(self, i):
-        start = int(self.offsets[i])
-        return self.ids[start:start + int(self.lengths[i])].astype(np.int64)
+        return self.ids[self.offsets[i]:self.offsets[i + 1]].astype(np.int64)
 
 
 def open_streams(folder, split):
@@ -250,16 +245,13 @@ def open_streams(folder, split):
 
 def main(dataset):
     """The command line of data/NAME/prepare.py: prepares a corpus, prints how a vocabulary fits."""
-    parser = argparse.ArgumentParser(
-        f'python -m data.{dataset}.prepare', description=corpus_module(dataset).__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--from', dest='source', help='where the corpus lies')
-    parser.add_argument('--encoder', required=True, type=cli.find,
-                        help='a folder with a SentencePiece file, or the file')
+    parser = argparse.ArgumentParser(f'python -m data.{dataset}.prepare')
+    parser.add_argument('--from', help='where the corpus lies')
+    parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file')
 
     def run(argv):
-        args = parser.parse_args(argv)
-        folder = prepare(dataset, Tokenizer(args.encoder), 256, 0.1, args.source)
+        args = vars(parser.parse_args(argv))
+        folder = prepare(dataset, Tokenizer(cli.find(args['encoder'])), 256, 0.1, args['from'])
         print(f'the token files are in {folder}')
 
     cli.run(run)

@@ -35,30 +35,25 @@ def forms(text):
 
 
 class Texts:
-    """A set of texts. `text in texts`: it is one of them, contains one, or is contained in one.
-
-    Contained is: as successive whole sentences.
-    """
+    """A set of texts. `text in texts`: it is one of them, or a run of its sentences, or has one."""
 
     def __init__(self, texts=()):
-        self.wholes = set()           # forms of whole texts
-        self.runs = set()             # texts as tuples of sentences
+        self.runs = set()             # texts as tuples of sentences, and whole ones as (form,)
         self.run_lengths = {}         # a sentence -> the lengths of the runs that it begins
         self.places = {}              # a sentence -> [(run, its place there)]
         self.update(texts)
 
     def update(self, texts):
         for whole, run in map(forms, texts):
-            if whole not in self.wholes:
-                self.wholes.add(whole)
-                self.runs.add(run)
+            if (whole,) not in self.runs:
+                self.runs |= {(whole,), run}
                 self.run_lengths.setdefault(run[0], set()).add(len(run))
                 for place, sentence in enumerate(run):
                     self.places.setdefault(sentence, []).append((run, place))
 
     def __contains__(self, text):
         whole, sentences = forms(text)
-        if whole in self.wholes or next(self.runs_in(sentences), None):
+        if (whole,) in self.runs or next(self.runs_in(sentences), None):
             return True
         # is it in a run? Compare where its rarest sentence stands
         rarest = min(sentences, key=lambda sentence: len(self.places.get(sentence, ())))
@@ -87,26 +82,19 @@ class Texts:
         return '' if left in self else left
 
 
-def splits(documents, val_fraction, needed=False):
+def splits(documents, val_fraction):
     """The function of a document (key, {language: text}) that gives its split and its texts.
 
     The split is 'val' if the hash of its key, or else of its text (of a pair: in the last language
     by name), is in the lowest val_fraction; so it is stable when the corpus grows. Others are
-    'train', less the held-out lines and sentences; or None, if nothing is left, for a part of a
-    held-out text, and for a pair with such a side. Raises ValueError where nothing is held out but
-    `needed`.
+    'train', less the lines and sentences that are held out; or None, where nothing is left of a
+    side, and for pairs that would lose some.
     """
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64
 
-    held_out, n = Texts(), 0
-    for n, (key, texts) in enumerate(documents, 1):
-        if is_val(key, texts):
-            held_out.update(texts.values())
-    if needed and not held_out.wholes:
-        raise ValueError(f'val_fraction={val_fraction} holds none of the {n} documents and pairs '
-                         'out, which the best checkpoint is chosen by; give more text or a larger '
-                         'fraction')
+    held_out = Texts(text for key, texts in documents if is_val(key, texts)
+                     for text in texts.values())
 
     def split_of(key, texts):
         if is_val(key, texts):

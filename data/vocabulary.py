@@ -38,7 +38,7 @@ def vocabulary_text(dataset, val_fraction, source=None):
     Each language has about LANGUAGE_CHARACTERS, so that none crowds out the others."""
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
-    split_of = splits(corpus.documents(files), val_fraction, needed=True)
+    split_of = splits(corpus.documents(files), val_fraction)
     lines, counts, size = [], Counter(), Counter()
     for _, texts in corpus.documents(files):
         for language, text in texts.items():

@@ -60,8 +60,7 @@ def test_tokenizer_equals_transformers(tmp_path, pieces, tokenizer):
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == tokenizer.vocab_size > 150 and theirs.mask_token_id == tokenizer.mask
     lines = [line for language in LANGUAGES for line in sentences(language)]
-    # theirs makes these special tokens
-    lines += [h for h in HARD if not set('<＜') & set(h)]
+    lines += [h for h in HARD if not set('<＜') & set(h)]      # theirs makes these special tokens
     expected = theirs(lines, add_special_tokens=False)['input_ids']
     assert [ids.tolist() for ids in tokenizer.encode(lines)] == expected
 
@@ -70,8 +69,8 @@ def test_decode_inverts_encode(tokenizer):
     for line in [s for language in LANGUAGES for s in sentences(language)] + HARD:
         ids = tokenizer.encode(line)
         if UNK not in ids:
-            assert tokenizer.decode(ids) == tokenizer.sp.normalize(
-                line).replace('\u2581', ' ').strip()
+            normal = tokenizer.sp.normalize(line).replace('\u2581', ' ').strip()
+            assert tokenizer.decode(ids) == normal
         # text cannot forge special tokens
         assert all(i > EOS for i in ids) and tokenizer.mask not in ids
     a, b = tokenizer.encode('我有两本书。'), tokenizer.encode('ང་ལ་')
@@ -80,12 +79,9 @@ def test_decode_inverts_encode(tokenizer):
 
 
 def test_language_tokens_stand_behind_the_encoder(pieces, tokenizer):
-    assert [
-    tokenizer.language_id(x) for x in LANGUAGES] == [
-        tokenizer.vocab_size +
-         i for i in range(5)]
-    assert Tokenizer(pieces, ('bo',), tokenizer.vocab_size + \
-                     7).language_id('bo') == tokenizer.vocab_size + 7
+    n = tokenizer.vocab_size
+    assert [tokenizer.language_id(x) for x in LANGUAGES] == [n, n + 1, n + 2, n + 3, n + 4]
+    assert Tokenizer(pieces, ('bo',), n + 7).language_id('bo') == n + 7
     with pytest.raises(ValueError, match="'xx' has no token"):
         tokenizer.language_id('xx')
     with pytest.raises(ValueError, match='do not belong together'):
@@ -97,11 +93,11 @@ def test_language_tokens_stand_behind_the_encoder(pieces, tokenizer):
 def test_sentences_end_at_stops(tokenizer):
     def split(line):
         ids = tokenizer.encode(line)
-        return [tokenizer.decode(part)
-                                 for part in np.split(ids, tokenizer.sentence_starts(ids)[1:])]
+        starts = tokenizer.sentence_starts(ids)
+        return [tokenizer.decode(part) for part in np.split(ids, starts[1:])]
 
-    assert split('ང་ལ་ཁྱི་གཉིས་ཡོད། ཁོས་རྟ་གསུམ་མཐོང་།') == [
-                 'ང་ལ་ཁྱི་གཉིས་ཡོད།', 'ཁོས་རྟ་གསུམ་མཐོང་།']
+    parts = ['ང་ལ་ཁྱི་གཉིས་ཡོད།', 'ཁོས་རྟ་གསུམ་མཐོང་།']
+    assert split(' '.join(parts)) == parts
     assert split('我有两本书。他看见了三本书。') == ['我有两本书。', '他看见了三本书。']
     assert split('Менде екі ит бар. Ол үш ит көрді.') == ['Менде екі ит бар.', 'Ол үш ит көрді.']
     assert len(split('а.б ит. ')) == 1
@@ -121,18 +117,14 @@ def test_infill():
     for seed in range(300):
         noisy = infill(ids, mask, 0.35, 3.5, rng(seed))
         kept = noisy[noisy != mask]
-        # order stays, nothing comes twice
-        assert np.all(np.diff(kept) > 0)
+        assert np.all(np.diff(kept) > 0)      # order stays, nothing comes twice
         rates.append(1 - len(kept) / len(ids))
         spans.append((noisy == mask).sum())
         assert np.array_equal(noisy, infill(ids, mask, 0.35, 3.5, rng(seed)))
     assert min(rates) == max(rates) == pytest.approx(0.35)
-    # 70 tokens in spans of 3.5
-    assert 70 / 3.5 * 0.85 < np.mean(spans) < 70 / 3.5 * 1.15
-    where = np.mean([np.isin(ids, infill(ids, mask, 0.35, 3.5, rng(s)))
-                    for s in range(2000)], axis=0)
-    # at the ends fewer go, as in BART
-    assert abs(where - 0.65)[20:-20].max() < 0.07
+    assert 70 / 3.5 * 0.85 < np.mean(spans) < 70 / 3.5 * 1.15      # 70 tokens in spans of 3.5
+    where = np.mean([np.isin(ids, infill(ids, mask, 0.35, 3.5, rng(s))) for s in range(2000)], 0)
+    assert abs(where - 0.65)[20:-20].max() < 0.07      # at the ends fewer go, as in BART
     for n in range(6):
         for seed in range(20):
             assert len(infill(ids[:n], mask, 0.35, 3.5, rng(n, seed))) <= 2 * n + 1
@@ -141,7 +133,7 @@ def test_infill():
 
 
 def test_infilling_hides_each_token_equally_often():
-    """Of 20 tokens each goes in 35 % of 3,000 texts, within 3 points: over three deviations."""
+    """Of 20 tokens each goes in 35 % of 3,000 texts: within 3 points, or 3 standard deviations."""
     rng, kept = np.random.default_rng(0), np.zeros(20)
     for _ in range(3000):
         noisy = infill(np.arange(20), 99, 0.35, 3.5, rng)
@@ -173,28 +165,21 @@ def test_mask_tokens():
 
 
 def test_cut_keeps_all_and_ends_at_sentences(tokenizer):
-    lines = [tokenizer.encode(' '.join(sentences('bo')[i:i + 5]))
-                              for i in (0, 5)] + [np.array([], int)]
+    lines = [tokenizer.encode(' '.join(sentences('bo')[i:i + 5])) for i in (0, 5)]
+    lines.append(np.array([], int))
     for limit in (5, 20, 40, 1000):
         segments = split_segments(lines, tokenizer, limit)
         assert np.array_equal(np.concatenate(segments), np.concatenate(lines))
         assert max(map(len, segments)) <= limit
     for segment in split_segments(lines, tokenizer, 40):
         assert tokenizer.decode(segment).endswith('།')
-    assert len(
-    split_segments(
-        lines,
-        tokenizer,
-        1000)) == 1 and split_segments(
-            [],
-            tokenizer,
-             10) == []
-    # ends no sentence: lines alone count
-    plain = tokenizer.encode('བོད')[:1]
-    assert [len(s) for s in split_segments([plain.repeat(7)] * 2, tokenizer, 10)] == [7, 7]
-    assert [len(s) for s in split_segments([plain.repeat(3)] * 4, tokenizer, 7)] == [6, 6]
-    assert [len(s) for s in split_segments(
-        [plain.repeat(25), plain.repeat(3)], tokenizer, 10)] == [10, 10, 8]
+    assert len(split_segments(lines, tokenizer, 1000)) == 1
+    assert split_segments([], tokenizer, 10) == []
+    plain = tokenizer.encode('བོད')[:1]      # ends no sentence: lines alone count
+    for n_ids, limit, lengths in (
+            ([7, 7], 10, [7, 7]), ([3] * 4, 7, [6, 6]), ([25, 3], 10, [10, 10, 8])):
+        segments = split_segments([plain.repeat(n) for n in n_ids], tokenizer, limit)
+        assert list(map(len, segments)) == lengths
 
 
 def test_held_out_texts_are_nowhere_else():
@@ -206,8 +191,8 @@ def test_held_out_texts_are_nowhere_else():
         texts[split_of(*document)[0]] |= set(document[1].values())
     assert not texts['train'] & texts['val'] and texts[None] & texts['val']
     assert 50 < len([p for p in pairs if split_of(*p)[0] == 'val']) < 150 < len(texts['val']) < 400
-    grown = splits(pairs + mono + [(None, {'bo': f'b{i}', 'zh': f'y{i}'})
-                   for i in range(1500)], 0.1)
+    more = [(None, {'bo': f'b{i}', 'zh': f'y{i}'}) for i in range(1500)]
+    grown = splits(pairs + mono + more, 0.1)
     assert all((grown(*d)[0] == 'val') == (split_of(*d)[0] == 'val') for d in pairs + mono)
     keyed = splits([], 0.5)
     assert len({keyed('section 4', {'bo': str(i)})[0] for i in range(20)}) == 1
@@ -218,41 +203,36 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
     def split_of(key, texts):
         return ('val', texts) if key == 'val' else ('train', {x: texts[x][:2] for x in texts})
 
-    documents = [('val', {'zh': '一', 'bo': 'ཀ'}), ('', {'zh': '一二\n三'})]
-    found = list(split_documents(documents, split_of))
-    assert found == [Document('val', {'bo': 'ཀ', 'zh': '一'}, is_shortened=False),
-                     Document('train', {'zh': '一二'}, is_shortened=True)]
+    documents = [('val', {'zh': '我', 'bo': 'ང་'}), ('', {'zh': '我有\n两'})]
+    pair, text = split_documents(documents, split_of)
+    assert pair == Document('val', {'bo': 'ང་', 'zh': '我'}, is_shortened=False)
+    assert text == Document('train', {'zh': '我有'}, is_shortened=True)
+    text.lines = [[np.array([7])]]
+    assert cut_document(text, tokenizer, 9)[1].startswith('are shortened')
 
     [document] = encode_documents([Document('train', {'zh': '我有\n\n两'}, False)], tokenizer)
-    [lines] = document.lines
-    assert [ids.tolist() for ids in lines] \
+    assert [ids.tolist() for ids in document.lines[0]] \
         == [tokenizer.encode(line).tolist() for line in ('我有', '', '两')]
 
     one, two, nothing = np.array([5]), np.array([6, 7]), np.array([], int)
-    for split, is_shortened, lines, expected, note in (
-            ('train', False, [[one], [two]], [[5], [6, 7]], None),
-            ('train', False, [[one], [np.arange(9)]], [], 'pairs of over 3 tokens a side'),
-            ('train', False, [[one], [nothing]], [], 'pairs with nothing on one side'),
-            (None, False, [[one]], [], 'with a text that stands in the validation part'),
-            ('val', False, [[one, two]], [[5, 6, 7]], None),
-            ('train', True, [[one]], [[5]], 'are shortened by lines and sentences')):
-        segments, found = cut_document(Document(split, {}, is_shortened, lines), tokenizer, 3)
-        assert [ids.tolist() for ids in segments] == expected
-        assert (found or '').startswith(note or '') and bool(found) == bool(note)
+    for split, lines, segments, note in (
+            ('train', [[two], [one]], [[6, 7], [5]], None),
+            ('train', [[np.arange(9)], [one]], [], 'pairs of over 3 tokens a side are left out'),
+            ('train', [[nothing], [one]], [], 'pairs with nothing on one side are left out'),
+            (None, [[one]], [], 'with a held-out text are left out'),
+            ('val', [[one, two]], [[5, 6, 7]], None)):
+        found, why = cut_document(Document(split, {}, False, lines), tokenizer, 3)
+        assert ([ids.tolist() for ids in found], why) == (segments, note)
 
-    def keep(key, texts):
-        return key, texts
-
-    pair, text = ('val', {'zh': '我有', 'bo': 'ང་'}), ('train', {'bo': 'ང་'})
-    write_streams(tmp_path, [pair, text], keep, tokenizer, 40)
-    [zh, bo] = tokenizer.encode(['我有', 'ང་'])
-    streams = open_streams(tmp_path, 'val')
-    assert list(streams) == ['bo-zh'] and streams['bo-zh'].texts == ['ང་', '我有']
-    assert [ids.tolist() for ids in streams['bo-zh']] == [bo.tolist(), zh.tolist()]
-    assert (tmp_path / 'bo.train.bin').read_bytes() == bo.astype(np.uint16).tobytes()
-    assert np.load(tmp_path / 'bo.train.npy').tolist() == [0, len(bo)]
+    write_streams(tmp_path, documents, split_of, tokenizer, 9)
+    meta = json.loads((tmp_path / 'meta.json').read_text())
+    assert meta['segments'] == {'bo-zh.val': 2, 'zh.train': 1}
+    bo, zh = (tokenizer.encode(text).tolist() for text in ('ང་', '我'))
+    assert np.fromfile(tmp_path / 'bo-zh.val.bin', np.uint16).tolist() == bo + zh
+    assert np.load(tmp_path / 'bo-zh.val.npy').tolist() == [0, len(bo), len(bo + zh)]
+    assert open_streams(tmp_path, 'val')['bo-zh'].texts == ['ང་', '我']
     with pytest.raises(ValueError, match='the corpus has no text'):
-        write_streams(tmp_path, [], keep, tokenizer, 40)
+        write_streams(tmp_path, [], split_of, tokenizer, 9)
 
 
 def test_a_new_task_is_a_class(prepared, tokenizer, cfg, monkeypatch):
@@ -280,33 +260,27 @@ def test_a_new_task_is_a_class(prepared, tokenizer, cfg, monkeypatch):
     assert sum(p[[task.kind in ('mt', 'both') for task in found]]) == pytest.approx(0.2)
     src, tgt = train_batches([task for task in found if task.kind == 'copy'], cfg)[0]
     assert np.array_equal(src, tgt)
-    assert all(
-    t.kind == 'mlm' for t in tasks(
-        prepared,
-        'train',
-        tokenizer,
-        replace(
-            cfg,
-             objective='mlm')))
+    found = tasks(prepared, 'train', tokenizer, replace(cfg, objective='mlm'))
+    assert {task.kind for task in found} == {'mlm'}
 
 
 def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
     meta = json.loads((prepared / 'meta.json').read_text(encoding='utf-8'))
-    assert meta['dtype'] == 'uint16' and set(meta['streams']) == {
-                                             *LANGUAGES, *(f'{x}-zh' for x in LANGUAGES[:4])}
+    pairs = {f'{language}-zh' for language in LANGUAGES[:4]}
+    assert meta['dtype'] == 'uint16' and set(meta['streams']) == {*LANGUAGES, *pairs}
     train, val = open_streams(prepared, 'train'), open_streams(prepared, 'val')
     for language in LANGUAGES:
         lines = (corpus / f'{language}.txt').read_text(encoding='utf-8').splitlines()
         total = sum(s[language].lengths.sum() for s in (train, val) if language in s)
-        assert total == meta['streams'][language]['tokens'] <= sum(
-            len(ids) for ids in tokenizer.encode(lines))
+        assert total == meta['streams'][language]['tokens']
+        assert total <= sum(map(len, tokenizer.encode(lines)))
         notes = meta['notes'][language]                   # lost pairs' sentences that are held out
-        assert language == 'zh' or any(note.startswith('are shortened') for note in notes)
+        assert any(note.startswith('are shortened') for note in notes) or language == 'zh'
         assert max(train[language].lengths) <= cfg.block_size - 3
     stream = train['bo-zh']
     pairs = dict(zip(sentences('bo'), sentences('zh')))
-    assert all(pairs[tokenizer.decode(stream[2 * i])] ==
-               tokenizer.decode(stream[2 * i + 1]) for i in range(20))
+    for i in range(20):
+        assert pairs[tokenizer.decode(stream[2 * i])] == tokenizer.decode(stream[2 * i + 1])
     capsys.readouterr()
     assert prepare('text', tokenizer, cfg.block_size, 0.2, corpus) == prepared
     assert 'preparing' not in capsys.readouterr().out
@@ -314,14 +288,14 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
 
 
 def test_chunks_and_texts_without_tokens_change_nothing(
-    tmp_path, corpus, tokenizer, tokens_root, monkeypatch):
+        tmp_path, corpus, tokenizer, tokens_root, monkeypatch):
     folder = tmp_path / 'some'
     shutil.copytree(corpus, folder)
     (folder / 'en.txt').write_text('\u200b\n', encoding='utf-8')
     whole = prepare('text', tokenizer, 32, 0.2, folder)
     files = {path.name: path.read_bytes() for path in whole.iterdir()}
-    assert 'en.train.bin' not in files and 'en.val.bin' not in files and 'en' not in open_streams(
-        whole, 'train')
+    assert not [name for name in files if name.startswith('en.')]
+    assert 'en' not in open_streams(whole, 'train')
     shutil.rmtree(whole)
     monkeypatch.setattr(encode_documents, '__defaults__', (3,))      # at a time
     parts = prepare('text', tokenizer, 32, 0.2, folder)
@@ -339,12 +313,11 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
     stream = open_streams(tmp_path, 'train')['zh']
     assert stream.ids.dtype == np.uint32 and stream[0].min() > 200_000
     meta = json.loads((tmp_path / 'meta.json').read_text())
-    with pytest.raises(ValueError, match='zh.train.bin or .npy is damaged; delete'):
+    with pytest.raises(ValueError, match=r'is damaged \(zh.train.bin or .npy\); delete it'):
         Stream(tmp_path, 'zh.train', {**meta, 'vocab_size': 1000})
     file = tmp_path / 'zh.train.bin'
     file.write_bytes(file.read_bytes()[:-4])
-    message = 'zh.train.bin or .npy is damaged; delete'
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r'is damaged \(zh.train.bin or .npy\); delete it'):
         open_streams(tmp_path, 'train')
 
 
@@ -360,16 +333,17 @@ def test_unknown_characters_are_a_warning(corpus, tokenizer, tokens_root, capsys
 def test_batches_are_a_function_of_their_number(prepared, tokenizer, cfg, objective):
     cfg = replace(cfg, objective=objective)
     found = tasks(prepared, 'train', tokenizer, cfg)
-    one, other = train_batches(found, cfg), train_batches(
-        tasks(prepared, 'train', tokenizer, cfg), cfg)
+    one = train_batches(found, cfg)
+    other = train_batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
     numbers = 2 * POOL + 44, 3, POOL + 1, 0                                       # of three pools
     late = [other[k] for k in numbers]
     for k, batch in zip(numbers, late):
         assert all(np.array_equal(a, b) for a, b in zip(one[k], batch))
-    assert not np.array_equal(train_batches(found, replace(cfg, seed=2))
-                              [0][0][:4, :4], one[0][0][:4, :4])
+    src, _ = train_batches(found, replace(cfg, seed=2))[0]
+    assert not np.array_equal(src[:4, :4], one[0][0][:4, :4])
 
 
+@pytest.mark.full
 def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
     batches = train_batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(9), num_workers=2,
@@ -395,8 +369,7 @@ def test_batches_have_the_promised_form(prepared, tokenizer, cfg, mt_fraction):
             real, padded = real + (side != PAD).sum(), padded + side.size
         assert src.size + tgt.size < 2 * cfg.batch_tokens
     assert 1 - real / padded < 0.1
-    # so it is of tokens; padding comes on top
-    assert abs(real / POOL / cfg.batch_tokens - 1) < 0.03
+    assert abs(real / POOL / cfg.batch_tokens - 1) < 0.03               # padding comes on top
     for pool in range(3):
         for batch in batches.plan(pool):
             drawn += np.bincount(batch[:, 0], minlength=len(found))
@@ -416,21 +389,19 @@ def test_denoising_keeps_language_and_ends(prepared, tokenizer, cfg):
     task = next(t for t in tasks(prepared, 'train', tokenizer, cfg) if t.name == 'dae bo')
     for i in range(len(task)):
         src, tgt = task.example(i, rng(i))
-        assert src[[0, 1, -1]].tolist() == tgt[[0, 1, -1]].tolist() == [BOS,
-                                      tokenizer.language_id('bo'), EOS]
+        for ids in src, tgt:
+            assert ids[[0, 1, -1]].tolist() == [BOS, tokenizer.language_id('bo'), EOS]
         assert set(src[2:-1]) - {tokenizer.mask} <= set(tgt) and tokenizer.mask not in tgt
 
 
 def test_translation_goes_both_ways(prepared, tokenizer, cfg):
     pairs = set(zip(sentences('bo'), sentences('zh')))
-    for task in tasks(prepared, 'train', tokenizer, replace(
-        cfg, languages=('bo', 'zh'), mt_fraction=1.0)):
+    cfg = replace(cfg, languages=('bo', 'zh'), mt_fraction=1.0)
+    for task in tasks(prepared, 'train', tokenizer, cfg):
         for i in range(len(task)):
             src, tgt = task.example(i, rng(0))
-            assert [
-    src[1], tgt[1]] == [
-        tokenizer.language_id(x) for x in (
-            task.source, task.target)]
+            assert src[1] == tokenizer.language_id(task.source)
+            assert tgt[1] == tokenizer.language_id(task.target)
             assert [len(src), len(tgt)] == task.lengths[:, i].tolist()
             texts = {task.source: tokenizer.decode(src), task.target: tokenizer.decode(tgt)}
             assert (texts['bo'], texts['zh']) in pairs
@@ -439,14 +410,11 @@ def test_translation_goes_both_ways(prepared, tokenizer, cfg):
 def test_val_batches_are_the_same_each_time(prepared, tokenizer, cfg):
     cfg = replace(cfg, batch_tokens=60)
     other = replace(cfg, seed=2)
-    for task, same in zip(tasks(prepared, 'val', tokenizer, cfg),
-                          tasks(prepared, 'val', tokenizer, other)):
+    found, again = (tasks(prepared, 'val', tokenizer, c) for c in (cfg, other))
+    for task, same in zip(found, again):
         a, b = val_batches(task, cfg, 7), val_batches(same, other, 7)
-        assert all(
-    np.array_equal(
-        x, y) for p, q in zip(
-            a, b) for x, y in zip(
-                p, q)) and len(a) == len(b) > 1
+        assert len(a) == len(b) > 1
+        assert all(np.array_equal(x, y) for p, q in zip(a, b) for x, y in zip(p, q))
         chosen = np.linspace(0, len(task) - 1, min(len(task), 7)).astype(int)
         assert sorted(tuple(row[row != PAD]) for src, _ in a for row in src) \
             == sorted(tuple(task.val_example(i)[0]) for i in chosen)
@@ -460,8 +428,7 @@ def test_text_formats(tmp_path, capsys):
 
     write('a.bo.txt', '\ufeffཀ\r\nཁ\n')
     write('kk.txt', 'бір\nекі\n\nүш\n')
-    # a line of wide spaces is empty
-    write('zh.txt', '一\n二\n\u3000\n三\n')
+    write('zh.txt', '一\n二\n\u3000\n三\n')      # a line of wide spaces is empty
     write('x.mn.jsonl', '{"title": "т", "text": "нэг\\nхоёр", "url": "u"}\n\n{"text": "гурав"}\n')
     write('b.ug-zh.tsv', 'بىر\t一\n\t\nئىككى\t二\n')
     write('README.md', 'not text')
@@ -476,8 +443,8 @@ def test_text_formats(tmp_path, capsys):
 @pytest.mark.parametrize('name, content, message', [
     ('bo.txt', b'\xe0\xbd\x80\n\xff\xfe', r'bo.txt: byte 4 \(0xff\) is not UTF-8'),
     ('bo.txt', b'', 'bo.txt has no text'), ('bo.txt', b'\n \n', 'bo.txt has no text'),
-    ('bo.jsonl', b'{"text": 1}\n{"body": 2}',
-     'bo.jsonl: line 1 has a "title" or "text" that is no string'),
+    ('bo.jsonl', b'{"text": 1}\n', 'bo.jsonl: line 1 has a "title" or "text" that is no string'),
+    ('bo.jsonl', b'{"text": "1"}\n{"body": "2"}', 'line 2 has a "title" or "text" .*body'),
     ('bo-zh.tsv', b'a\tb\na\n', 'bo-zh.tsv: line 2 has 1 columns'),
     ('tibetan.txt', b'x', 'has no file named like bo.txt')])
 def test_bad_text(tmp_path, tokenizer, tokens_root, name, content, message):
@@ -486,8 +453,7 @@ def test_bad_text(tmp_path, tokenizer, tokens_root, name, content, message):
     (folder / name).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         prepare('text', tokenizer, 64, 0.1, folder)
-    # nothing half written
-    assert not list(tokens_root.glob('text/*'))
+    assert not list(tokens_root.glob('text/*'))      # nothing half written
 
 
 def test_a_line_of_a_megabyte(tmp_path, tokenizer, tokens_root):
@@ -499,7 +465,7 @@ def test_a_line_of_a_megabyte(tmp_path, tokenizer, tokens_root):
 
 
 def declaration(language, kind):
-    """A declaration in both formats, with 2 paragraphs in article 3 and a list in article 4."""
+    """A declaration in the two formats of the sources, with 2 paragraphs in article 3."""
     def block(tag, title, paragraphs, number=''):
         p, h = ('para', 'title') if kind == 'xml' else ('p', 'h2')
         items = ''.join(f'<{p}>{x}</{p}>\n' for x in paragraphs)
@@ -528,8 +494,8 @@ def test_udhr(tmp_path, kind):
     assert ('section 4', {'kk': 'kk 3\nkk 3.0\nkk 3.1'}) in mono
     pairs = [(key, texts) for key, texts in documents if len(texts) == 2]
     assert ('section 4', {'mn': 'mn 3.1', 'zh': 'zh 3.1'}) in pairs
-    assert ('section 1', {'ug': 'ug preamble\na-b\na-b\na-b',
-            'zh': 'zh preamble\na-b\na-b'}) in pairs
+    preamble = {'ug': 'ug preamble\na-b\na-b\na-b', 'zh': 'zh preamble\na-b\na-b'}
+    assert ('section 1', preamble) in pairs
     (tmp_path / file.name).unlink()
     with pytest.raises(FileNotFoundError, match='has neither udhr_eng.xml nor eng.html'):
         udhr.fetch(tmp_path)
@@ -570,14 +536,12 @@ def test_mc2(tmp_path):
     read = list(mc2.documents(mc2.fetch(tmp_path)))
     expected = [(None, {'bo': 'ཀ\nཁ'}), (None, {'zh': '一'}), (None, {'zh': '标题\n正文'})]
     assert sorted(map(str, read)) == sorted(map(str, expected))
-    message = 'download huggingface.co/datasets/pkupie/mc2_corpus'
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match='download .*/datasets/pkupie/mc2_corpus'):
         mc2.fetch(None)
 
 
 def test_unknown_dataset(tokenizer):
-    message = 'there is no data/none/prepare.py; there are mc2, ntrex, text, udhr'
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match='data/none/prepare.py; there are mc2, ntrex, text, udhr'):
         prepare('none', tokenizer, 64, 0.1)
 
 
@@ -601,15 +565,13 @@ def test_ntrex(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='ug.txt ends before line 2'):
         list(ntrex.documents(ntrex.fetch(tmp_path)))
     (tmp_path / ntrex.NAMES['zh']).unlink()
-    message = 'needs zh.txt or newstest2019-ref.zho-CN.txt, and the like'
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match='needs zh.txt or newstest2019-ref.zho-CN.txt'):
         ntrex.fetch(tmp_path)
     monkeypatch.setattr(ntrex, 'RAW', tmp_path / 'raw')
 
     def no(*args, **kwargs):
         raise OSError('no network')
     monkeypatch.setattr(ntrex.urllib.request, 'urlopen', no)
-    message = 'NTREX-128 could not be fetched .no network.*--test_from=FOLDER'
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match='not be fetched .no network.*--test_from=FOLDER'):
         ntrex.fetch()
     assert not (tmp_path / 'raw').exists()

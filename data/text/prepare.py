@@ -58,7 +58,10 @@ def read_file(path, names):
 
     Raises ValueError where there is none, or the first ones are in another language's script.
     """
-    rows = {'.txt': read_txt, '.jsonl': read_jsonl, '.tsv': read_tsv}[path.suffix](path)
+    if path.suffix == '.tsv':
+        rows = (columns for _, columns in read_pairs(path, names))
+    else:
+        rows = ((text,) for text in (read_txt if path.suffix == '.txt' else read_jsonl)(path))
     first = list(islice(rows, 1000))
     if not first:
         raise ValueError(f'{path} has no text; fill it or move it away')
@@ -69,14 +72,16 @@ def read_file(path, names):
 
 
 def read_txt(path):
+    """The documents of a .txt file."""
     is_empty = Counter(not line.strip() for line in read_lines(path))
     by_line = is_empty[True] * 100 <= is_empty.total()
     for has_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
         if has_text:
-            yield from ((text,) for text in (lines if by_line else ['\n'.join(lines)]))
+            yield from lines if by_line else ['\n'.join(lines)]
 
 
 def read_jsonl(path):
+    """The documents of a .jsonl file. Raises ValueError for one without a string `text`."""
     for n, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -87,11 +92,7 @@ def read_jsonl(path):
                              f'{shorten(ascii(document))}')
         text = '\n'.join(filter(None, parts))
         if text.strip():
-            yield (text,)
-
-
-def read_tsv(path):
-    return (columns for _, columns in read_pairs(path, languages(path)))
+            yield text
 
 
 if __name__ == '__main__':
