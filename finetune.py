@@ -186,7 +186,8 @@ def warn_of_learned(parts, folder):
 def texts_learned(folder):
     """The texts that a model was trained on, and those it began from, by the settings beside it.
 
-    Raises OSError or ValueError where settings or texts are missing. Encoders are not looked at.
+    Raises OSError or ValueError where settings or texts are missing. Of an encoder without
+    settings nothing is known.
     """
     run = run_of(folder) if folder else None
     if not run:
@@ -213,17 +214,17 @@ def build(cfg, state):
     torch.manual_seed(cfg.seed)
     both = [language for d in (*cfg.learn, *cfg.transfer) for language in languages_of(d)]
     languages = tuple(dict.fromkeys(both))
+    folder = start_folder(cfg)
     if state:                                           # `fit` then fills in its weights
         model = SWCM.load(Path(cfg.out_dir, 'last'), dropout=cfg.dropout)
     elif cfg.checkpoint:
-        check_folder(cfg.checkpoint)
-        model = SWCM.load(cfg.checkpoint, dropout=cfg.dropout)
-        c = model.config
-        print0(f'{cfg.checkpoint}: layer={c.layer}, share={c.share}, '
-               f'insert_every={c.insert_every}, inserted={c.inserted}, head={c.head}')
+        check_folder(folder)
+        model = SWCM.load(folder, dropout=cfg.dropout)
     else:
-        model = SWCM.from_encoder(start_folder(cfg), languages=languages, **model_options(cfg))
+        model = SWCM.from_encoder(folder, languages=languages, **model_options(cfg))
     c = model.config
+    print0(f'{"model" if cfg.checkpoint else "new model from"} {folder}: layer={c.layer}, '
+           f'share={c.share}, insert_every={c.insert_every}, inserted={c.inserted}, head={c.head}')
     if max(cfg.max_source_len, cfg.max_target_len) > c.max_length:
         raise ValueError(f'max_source_len={cfg.max_source_len}, max_target_len='
                          f'{cfg.max_target_len}: this model reads at most {c.max_length} tokens')

@@ -24,7 +24,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
 @dataclass
 class SWCMConfig:
     """Sizes and options; the defaults are those of XLM-R base and the best of config/ablation."""
-    vocab_size: int = 250002                 # the encoder's ids; the last is <mask>
+    vocab_size: int = 250002                 # the encoder's ids; as a rule, the last is <mask>
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
@@ -49,8 +49,9 @@ class SWCMConfig:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
             raise ValueError(f"share='alternate' takes pairs of layers; n_layer={self.n_layer}")
-        self.languages = tuple(self.languages)                              # a list in JSON
-        self.n_ids = self.vocab_size + len(self.languages)
+        if self.share == 'none' and self.inserted == 'duplicate':
+            raise ValueError("inserted='duplicate' repeats copied layers, share='none' has none")
+        self.languages, self.n_ids = tuple(self.languages), self.vocab_size + len(self.languages)
         self.n_rows = -(-self.n_ids // 64) * 64         # V: a multiple of 64 makes products fast
         self.max_length = self.n_positions - PAD - 1    # tokens; positions start after <pad>
         self.never_written = [BOS, PAD, UNK, *range(self.vocab_size - 1, self.n_ids)]   # <mask> ...
@@ -74,7 +75,8 @@ class Embeddings(nn.Module):
     def forward(self, ids, position=None):
         """ids (B,T) -> (B,T,C). position (B,T), from 1: where ids are not a whole sequence."""
         if position is None:
-            assert ids.shape[1] < self.position.num_embeddings - PAD, 'more than max_length tokens'
+            if ids.shape[1] >= (n := self.position.num_embeddings - PAD):
+                raise ValueError(f'{ids.shape[1]} tokens; the model reads at most {n - 1}')
             position = (ids != PAD).cumsum(1) * (ids != PAD)
         x = self.word(ids) + self.token_type.weight[0] + self.position(position + PAD)
         return self.dropout(self.norm(x))
@@ -358,8 +360,7 @@ NAMES = {
     'embeddings.word': 'roberta.embeddings.word_embeddings',
     'embeddings.position': 'roberta.embeddings.position_embeddings',
     'embeddings.token_type': 'roberta.embeddings.token_type_embeddings',
-    'embeddings.norm': 'roberta.embeddings.LayerNorm',
-    'layers': 'roberta.encoder.layer',
+    'embeddings.norm': 'roberta.embeddings.LayerNorm', 'layers': 'roberta.encoder.layer',
     'attn.query': 'attention.self.query', 'attn.key': 'attention.self.key',
     'attn.value': 'attention.self.value', 'attn.out': 'attention.output.dense',
     'attn.norm': 'attention.output.LayerNorm', 'ffn.up': 'intermediate.dense',
@@ -408,22 +409,22 @@ def load_tensors(module, tensors, folder):
 
 def read_folder(folder):
     """config.json, tensors by name, the vocabulary's bytes. Runs no code of a pytorch_model.bin."""
-    path = Path(folder)
     try:
-        config = json.loads((path / 'config.json').read_bytes())
-        tensors = (load_file(path / 'model.safetensors') if (path / 'model.safetensors').is_file()
-                   else torch.load(path / 'pytorch_model.bin', 'cpu', weights_only=True))
+        config = json.loads(Path(folder, 'config.json').read_bytes())
+        path = Path(folder, 'model.safetensors')
+        tensors = load_file(path) if path.is_file() else torch.load(
+            Path(folder, 'pytorch_model.bin'), 'cpu', weights_only=True)
     except (ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:
-        why = str(e).split('\n')[0].split('. ')[0]     # torch goes on with how to run a file's code
+        why = str(e).partition('. ')[0]         # torch goes on with how to run a file's code
         raise ValueError(f'{folder} has a damaged file: {why}') from e
-    return config, tensors, (path / 'sentencepiece.bpe.model').read_bytes()
+    return config, tensors, Path(folder, 'sentencepiece.bpe.model').read_bytes()
 
 
 def write_folder(folder, config, tensors, sentencepiece):
-    (path := Path(folder)).mkdir(parents=True, exist_ok=True)
-    (path / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-    (path / 'sentencepiece.bpe.model').write_bytes(sentencepiece)
-    save_file(tensors, path / 'model.safetensors', {'format': 'pt', 'crc32': '00000000'})
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    Path(folder, 'sentencepiece.bpe.model').write_bytes(sentencepiece)
+    save_file(tensors, Path(folder, 'model.safetensors'), {'format': 'pt', 'crc32': '00000000'})
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -438,14 +439,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(i, i + 512)
             logits = F.linear(h[rows], w, bias.to(dtype)).float()           # (512,V)
             logits[:, n_ids:] = -torch.inf
-            label = labels[rows, None]
-            picked = logits.gather(1, label)
+            picked = logits.gather(1, labels[rows, None])
             largest = logits.amax(1, keepdim=True)
             d = logits.sub_(largest).exp_()                                 # in place: memory
             norm = d.sum(1, keepdim=True)
             total += (norm.log() + largest - picked).sum()
             if with_grad:
-                d.div_(norm).scatter_add_(1, label, torch.full_like(picked, -1))
+                d.div_(norm).scatter_add_(1, labels[rows, None], torch.full_like(picked, -1))
                 db += d.sum(0)
                 d = d.to(dtype)
                 torch.mm(d, w, out=dh[rows])

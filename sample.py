@@ -33,7 +33,7 @@ from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from model import SWCM
 
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
-WHOLE = 'summarise', 'answer'                           # read a text at once, as far as they can
+BY_SENTENCE = 'translate', 'denoise'                    # the others read a text at once
 LARGELY_UNKNOWN = 0.25                                  # fraction of <unk> for a warning
 
 
@@ -220,6 +220,8 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
         src = F.pad(src, (0, max(0, min(-n % multiple, most + 2 - n))), value=PAD).to(device)
         found = search(model, src, [languages[i] for i in rows], [limits[i] for i in rows],
                        banned=banned, **options)
+        if not all(found):
+            raise ValueError('the model finds no text: weights that are not finite?')
         for i, [(ids, _), *_] in zip(rows, found):
             written[i] = tokenizer.decode(ids), len(ids) == limits[i]
     return [written[i] for i in range(len(sources))]
@@ -269,7 +271,7 @@ class Writer:
             'unknown': sum(n > LARGELY_UNKNOWN * len(ids) for n, ids in zip(unknown, encoded)),
             'script': sum(wrong_script(t.replace('<mask>', ''), source) is not None
                           for t in texts)})
-        if cfg.task in WHOLE:
+        if cfg.task not in BY_SENTENCE:
             question = [tok.encode(cfg.question)] if cfg.question else []
             whole = [tok.add_special_tokens(source, *question, ids) for ids in encoded]
             self.counts['cut'] += sum(len(ids) > self.longest for ids in whole)
@@ -290,7 +292,8 @@ class Writer:
     def warn(self, source):
         """Says on standard error what became of the texts so far, and counts anew."""
         n, self.counts = self.counts, Counter()
-        cut = 'texts lost their ends' if self.cfg.task in WHOLE else 'sentences were split'
+        by_sentence = self.cfg.task in BY_SENTENCE
+        cut = 'sentences were split' if by_sentence else 'texts lost their ends'
         for name, what in (
                 ('at limit', 'outputs have as many tokens as they may; see --max_new_tokens'),
                 ('cut', f'{cut}: longer than the {self.longest} tokens that the model reads'),
@@ -311,6 +314,12 @@ def newest_checkpoint():
                                 'one, or name one with --checkpoint=FOLDER')
     run = max(found, key=lambda p: (p / 'model.safetensors').stat().st_mtime).parent
     return min(p for p in found if p.parent == run)                     # best is before last
+
+
+def model_folder(folder):
+    """The folder itself or, if it is that of a run, its best model, or else its last."""
+    inside = [Path(folder, name) for name in ('best', 'last') if Path(folder, name).is_dir()]
+    return str(inside[0]) if folder and inside else folder
 
 
 def read_settings(folder):
@@ -341,9 +350,10 @@ def show_examples(writer, folder, run):
     if isinstance(run, FineTune):                                       # its outputs are in a file
         lines = [read_json_object(line, folder) for line in
                  read_lines(Path(folder, 'predictions.jsonl'))]
-        kinds = {(x['test'], x['direction']): [] for x in lines}
+        kinds = {f'{x["test"]}, {x["direction"]}': [] for x in lines}
         for x in lines:
-            kinds[x['test'], x['direction']].append((x['source'], x['prediction'], x['reference']))
+            kinds[f'{x["test"]}, {x["direction"]}'].append(
+                (' | '.join(x['source']), x['prediction'], x['reference']))
         shown = [(kind, *found[i]) for kind, found in kinds.items() for i in spread(len(found), n)]
     else:
         encoder = Tokenizer(tok.model, (), c.vocab_size)
@@ -365,7 +375,7 @@ def spread(n, k):
 def settings(given, run, languages):
     """(Sample, language to read, language to write) from the settings given and a model's run."""
     cfg = Sample(**given)
-    if cfg.task and cfg.task not in TASKS:
+    if cfg.task and cfg.task not in (*TASKS, getattr(run, 'task', '')):
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     if isinstance(run, FineTune) and cfg.task in ('', run.task):        # write as in its scores
         usual, to = languages_of(run.learn[0])
@@ -389,7 +399,7 @@ def check(cfg, source, to):
         raise ValueError(f'denoise from {source} to {to}: give one language, --to={source}')
     if cfg.temperature and cfg.beams > 1:
         raise ValueError(f'temperature={cfg.temperature} samples, which needs --beams=1')
-    if (cfg.task == 'answer') != bool(cfg.question):
+    if cfg.question and cfg.task in BY_SENTENCE or cfg.task == 'answer' and not cfg.question:
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
                          '--question')
 
@@ -398,8 +408,9 @@ def main(argv):
     given = cli.parse(Sample, argv)
     if 'text' in given and given.get('file'):
         raise ValueError(f'text={given["text"][:40]!r}, file={given["file"]}: give one of them')
-    folder = given.get('checkpoint') or newest_checkpoint()
-    folder = Path(folder, 'best') if Path(folder, 'best').is_dir() else folder
+    if given.get('file') == '-' and not sys.stdin:
+        raise ValueError('file=-: standard input is closed; name a file')
+    folder = model_folder(given.get('checkpoint') or newest_checkpoint())
     run = run_of(folder)
     cfg, source, to = settings(given, run, read_settings(folder).get('languages', ['']))
     torch.manual_seed(cfg.seed)
@@ -412,16 +423,18 @@ def main(argv):
     check(cfg, source, to)
     for language in (source, to):
         writer.tokenizer.language_id(language)                          # raises for one unknown
-    if cfg.file == '-' and sys.stdin.isatty():
-        print(f'{source} to {to}; Ctrl-D ends')
-    lines, size = iter(lines), 1 if cfg.file == '-' and sys.stdin.isatty() else cfg.batch
+    is_dialogue = cfg.file == '-' and sys.stdin.isatty()
+    if is_dialogue:
+        print(f'{source} to {to}; Ctrl-D ends', file=sys.stderr)
+    lines, size = iter(lines), 1 if is_dialogue else cfg.batch
     texts = list(islice(lines, size))
-    if not texts:
+    if not texts and not is_dialogue:
         raise ValueError(f'{cfg.file} has no text')
     while texts:
         print('\n'.join(writer.answer(texts, source, to)), flush=True)
         texts = list(islice(lines, size))
-    writer.warn(source)
+        if is_dialogue or not texts:
+            writer.warn(source)
 
 
 def piped_lines():

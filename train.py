@@ -31,7 +31,7 @@ from tqdm import tqdm
 from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
 from data.batches import Batches, task_probabilities, val_batches
-from data.dataset import identity, open_streams, prepare
+from data.dataset import identity, open_streams, prepare, report
 from data.metrics import chrf
 from data.tasks import tasks
 from data.files import (
@@ -39,8 +39,8 @@ from data.files import (
 )
 from data.tokenizer import PAD, Tokenizer
 from data.vocabulary import train_sentencepiece, vocabulary_text
-from model import SWCM, XLMR, SWCMConfig
-from sample import write
+from model import SWCM, XLMR, Layer, SWCMConfig
+from sample import model_folder, write
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
 MOST_SKIPPED = 5                                        # skipped steps in a row that end a run
@@ -58,8 +58,7 @@ def train(cfg):
         return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps='
                       'N goes on, --resume=False starts over')
     model, tokenizer = build(cfg, state)
-    with main_process_first():
-        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
+    folder = prepare_first(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
     origin = check_origin(cfg, state, folder.name)
     found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     tests = translation_tests(val, tokenizer, cfg, model.config.max_length)
@@ -67,6 +66,15 @@ def train(cfg):
     batches = Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg)
     fit(cfg, model, batches, lambda model, is_last: evaluate(
         model, val, tests if is_last else {}, tokenizer, cfg), state, origin)
+
+
+def prepare_first(*args):
+    """data.dataset.prepare, by the main process first, which prints how the vocabulary fits."""
+    with main_process_first() as is_main:
+        folder = prepare(*args)
+        if is_main:
+            report(folder)
+    return folder
 
 
 def build(cfg, state):
@@ -159,7 +167,7 @@ def fit(cfg, model, batches, evaluate, state=None, origin=None, metric=mean_loss
     progress, forward = run.progress, model
     if cfg.compile:                                     # by layer: few shapes, quick to compile
         for layer in model.modules():
-            if type(layer).__name__.endswith('Layer'):
+            if isinstance(layer, Layer):
                 layer.compile(dynamic=True)
     if world > 1:
         ids = [device.index] if device.type == 'cuda' else None
@@ -324,7 +332,7 @@ class Checkpoints:
         old = self.out / 'log.jsonl'
         lines = old.read_text(encoding='utf-8').split('\n')[:-1] if step and old.exists() else []
         with atomic_write(old) as path:
-            kept = [line for line in lines if json.loads(line)['step'] <= step]
+            kept = [line for line in lines if read_json_object(line, old)['step'] <= step]
             path.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
 
     def log(self, **figures):
@@ -353,6 +361,8 @@ class Checkpoints:
         bar.set_postfix({name: f'{x:.4g}' for name, x in figures.items()}, refresh=False)
         bar.update()
         self.log(step=p.step, tokens=p.tokens, lr=lr, grad_norm=stats.grad_norm, **figures)
+        if p.skipped_in_a_row == MOST_SKIPPED and not self.is_main:
+            sys.exit(1)                                 # one says it for all
         if p.skipped_in_a_row == MOST_SKIPPED:
             good = f'{self.out}/last, of step {self.saved}' if self.saved else 'none yet'
             raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
@@ -412,7 +422,7 @@ def peak_flops(cfg):
 
 def start_folder(cfg):
     """The folder whose weights a run begins from; '' for none."""
-    return getattr(cfg, 'checkpoint', '') or cli.find(cfg.encoder)
+    return model_folder(getattr(cfg, 'checkpoint', '') or cli.find(cfg.encoder))
 
 
 def read_state(cfg):
@@ -442,7 +452,7 @@ def read_state(cfg):
 
 
 def check_origin(cfg, state, text):
-    """What a run begins from, {'text': ..., 'weights': ...}: hashes, '' of weights not there.
+    """{'text': hash, 'weights': hash}: what a run begins from; '' where there are no weights.
 
     Raises ValueError where they have changed since, or where the run would write over its weights.
     """
@@ -472,13 +482,13 @@ def evaluate(model, val, tests, tokenizer, cfg):
     for task in val:
         batches = val_batches(task, cfg, cfg.eval_segments)
         losses[task.name] = loss_of(model, batches)
-        if task.kind == 'mlm':
+        if task.objective == 'mlm':
             scores |= masked_accuracy(model, task, batches)
     for name, task in tests.items():
         scores[name] = score_translations(model, task, tokenizer, cfg)
     for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
         src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])
-        if task.kind == 'mlm':
+        if task.objective == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:
             [(output, _)] = write(model, tokenizer, [src], [task.target])
@@ -518,8 +528,7 @@ def translation_tests(val, tokenizer, cfg, max_length):
     """{name: task} to translate at the end: the held-out pairs, and those of the test corpus."""
     found = [('chrF++', task) for task in val if task.kind == 'mt' and cfg.eval_translations]
     if found and cfg.test_dataset:
-        with main_process_first():
-            folder = prepare(cfg.test_dataset, tokenizer, max_length, 1.0, cfg.test_from)
+        folder = prepare_first(cfg.test_dataset, tokenizer, max_length, 1.0, cfg.test_from)
         pairs = [set(name.split('-')) for name in open_streams(folder, 'val') if '-' in name]
         if not any(pair <= set(cfg.languages) for pair in pairs):
             raise ValueError(f'test_dataset={cfg.test_dataset!r} has no pairs of the languages '
@@ -552,9 +561,11 @@ def weight_report(model, cfg, state):
     folder = f'{cfg.out_dir}/last' if state else start_folder(cfg)
     origin_of_encoder = f'read from {folder}' if folder else 'random'
     is_loaded, counts, seen = state or getattr(cfg, 'checkpoint', ''), {}, set()
+    c = model.config
+    has_new_head = not is_loaded and (c.head == 'untied' or not c.mlm_head)
     for name, p in model.named_parameters(remove_duplicate=False):
         part, *rest = name.removeprefix('encoder.').split('.')
-        origin = origin_of_encoder
+        origin = 'random' if part == 'head' and has_new_head else origin_of_encoder
         if part == 'decoder':
             part = type(model.decoder[int(rest[0])]).__name__
             if not is_loaded:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 def key(default, help, low=None, above=None, high=None, changeable=False):
     """A setting: its default, a line for --help, and its range, low <= value or above < value.
 
-    changeable: a run that is resumed may have another value; the weights do not depend on it.
+    changeable: a run that is resumed may have another value. Only max_steps, by the learning rate,
+    and the device, in the last bits, then change the weights.
     """
     return field(default=default, metadata=dict(help=help, low=low, above=above, high=high,
                                                 changeable=changeable))
@@ -93,7 +94,7 @@ class FineTune(Run):
     out_dir: str = changeable('out/translate', 'gets last/, best/ with the scores, log.jsonl')
     eval_examples: int = changeable(100, 'per direction, to choose the best checkpoint', low=1)
     test_examples: int = changeable(0, 'per direction, scored at the end; 0: all', low=0)
-    eval_only: bool = changeable(False, 'score the best checkpoint of out_dir, or `checkpoint`')
+    eval_only: bool = changeable(False, 'score out_dir/best or, without it, `checkpoint`')
     beams: int = changeable(4, 'beam search; 1: greedy', low=1)
     length_penalty: float = changeable(1.0, 'scores are divided by length ** this', low=0)
     no_repeat_ngram: int = changeable(0, 'no sequence of so many tokens twice; 0: may', low=0)

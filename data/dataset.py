@@ -27,6 +27,7 @@ from data.heldout import digest, splits
 from data.tokenizer import UNK, Tokenizer, normalize
 
 ROOT = Path(__file__).parent
+FORMAT = 2                        # of the token files
 SPECIALS = 3                      # <s> <lang> </s>, which stand around a segment in the model
 NO_IDS = np.array([], np.int64)
 
@@ -35,21 +36,20 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     """Tokenises data/DATASET, unless that has been done; returns the folder of token files.
 
     A segment has at most block_size - SPECIALS tokens. About val_fraction of the documents are held
-    out. `source`: where the corpus lies (None: it fetches itself). The folder's name is a hash of
+    out. `source`: where the corpus lies ('': it fetches itself). The folder's name is a hash of
     all this and of the text files, so a changed corpus or vocabulary is prepared anew.
     """
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     if not files:
         raise ValueError(f'{dataset}: {source or "the corpus"} has no text')
-    settings = tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
+    settings = FORMAT, tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
     folder = token_folder(dataset) / f'{digest(*settings, *map(identity, files)):016x}'
     if not (folder / 'meta.json').exists():
         print(f'preparing {dataset} from {len(files)} files, such as {files[0].name}')
         with atomic_dir(folder) as new:
             split_of = splits(corpus.documents(files), val_fraction)
             write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
-    report(read_meta(folder))
     return folder
 
 
@@ -181,8 +181,9 @@ def read_meta(folder):
     return read_json_object((folder / 'meta.json').read_bytes(), folder / 'meta.json')
 
 
-def report(meta):
+def report(folder):
     """Prints a line per stream, in segments or pairs; warns where the vocabulary does not fit."""
+    meta = read_meta(folder)
     print('stream   documents       tokens  for training  held out  tokens/char    <unk>')
     for stream, n in meta['streams'].items():
         train, val = (meta['segments'].get(f'{stream}.{split}', 0) // len(stream.split('-'))
@@ -252,6 +253,7 @@ def main(dataset):
     def run(argv):
         args = vars(parser.parse_args(argv))
         folder = prepare(dataset, Tokenizer(cli.find(args['encoder'])), 256, 0.1, args['from'])
+        report(folder)
         print(f'the token files are in {folder}')
 
     cli.run(run)

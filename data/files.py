@@ -81,6 +81,7 @@ def atomic_dir(folder):
     A new folder appears at once with all its files. In an existing one each file is replaced
     atomically, one after the other.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder      # of one file system
     temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
     temporary.mkdir(parents=True)
     try:
@@ -91,11 +92,13 @@ def atomic_dir(folder):
                     path.chmod(temporary.stat().st_mode & 0o666)      # the library's is 0o600
                     add_checksum(path)
                 sync(path)
-        if folder.is_dir():
+        try:
+            temporary.rename(folder)
+        except OSError:                               # it exists, perhaps only just
+            if not folder.is_dir():
+                raise
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
-        else:
-            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

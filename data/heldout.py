@@ -87,8 +87,8 @@ def splits(documents, val_fraction):
 
     The split is 'val' if the hash of its key, or else of its text (of a pair: in the last language
     by name), is in the lowest val_fraction; so it is stable when the corpus grows. Others are
-    'train', less the lines and sentences that are held out; or None, where nothing is left of a
-    side, and for pairs that would lose some.
+    'train', without the sentences that are held out. The split is None (left out) if nothing
+    remains, and for a pair of which a side would lose a sentence.
     """
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64

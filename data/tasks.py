@@ -105,6 +105,7 @@ def tasks(folder, split, tokenizer, cfg):
     for name, stream in streams.items():
         languages = name.split('-')
         fraction = cfg.mt_fraction if len(languages) == 2 else 1 - cfg.mt_fraction
+        fraction = 1 if cfg.objective == 'mlm' else fraction
         if fraction > 0 and {*languages} <= {*cfg.languages}:
             found += [task(stream, order[0], order[-1], tokenizer, cfg)
                       for task in TASKS.values() for order in permutations(languages)

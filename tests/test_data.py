@@ -15,8 +15,8 @@ import config
 from data import dataset
 from data.batches import POOL, Batches, task_probabilities, val_batches
 from data.dataset import (
-    Document, Stream, cut_document, encode_documents, open_streams, prepare, split_documents,
-    split_segments, write_streams)
+    Document, Stream, cut_document, encode_documents, open_streams, prepare, report,
+    split_documents, split_segments, write_streams)
 from data.heldout import digest, splits
 from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
@@ -325,7 +325,7 @@ def test_unknown_characters_are_a_warning(corpus, tokenizer, tokens_root, capsys
     folder = tokens_root / 'odd'
     folder.mkdir()
     (folder / 'or.txt').write_text('ଓଡ଼ିଆ ଭାଷା ଏକ ଭାରତୀୟ ଭାଷା।\n' * 3, encoding='utf-8')
-    prepare('text', tokenizer, 64, 0.0, folder)
+    report(prepare('text', tokenizer, 64, 0.0, folder))
     assert 'of the tokens of or are <unk>' in capsys.readouterr().err
 
 

@@ -96,7 +96,7 @@ SWAPPED = [
      'are in CJK, and bo is written in TIB'),
     ('x.bo-ug.tsv', list(map('{}\t{}'.format, sentences('ug'), sentences('bo'))),
      'are in ARABIC, and bo is written in'),
-    ('x.bo-zh.tsv', ['bo\tzh', 'བོད།\t西藏。'], r"line 1 is a header, 'bo zh'; remove it"),
+    ('x.bo-zh.tsv', ['bo\tzh', 'བོད།\t西藏。'], r"line 1 is a header, 'bo . zh'; remove it"),
     ('x.bo-zh.tsv', ['source\ttarget', 'བོད།\t西藏。'], 'line 1 is a header'),
     ('x.bo-zh.tsv', ['"བོད།"\t"西藏。"', '"ཡོད།"\t"有。"'], 'each text stands in quotes; remove them'),
 ]
@@ -133,9 +133,9 @@ def test_languages_by_other_names():
 
 
 def test_scripts():
-    """A text that quotes others has its own script still; an unknown language may have any."""
+    """A text that quotes others has its own script still; an unknown one may not be in Chinese."""
     for text, language, found in (
             ('我的书 Ctrl+Alt+Delete', 'zh', None), ('བོད', 'zh', 'TIBETAN'), ('书', 'bo', 'CJK'),
-            ('a b', 'bo', 'LATIN'), ('1', 'bo', None), ('书', 'fr', None), ('Ёж', 'fr', None),
+            ('a b', 'bo', 'LATIN'), ('1', 'bo', None), ('书', 'fr', 'CJK'), ('Ёж', 'fr', None),
             ('книга', 'ug', None), ('ᠮᠣᠩᠭᠣᠯ', 'mn', None)):
         assert wrong_script(text, language) == found

@@ -417,5 +417,5 @@ def test_bad_options(encoder_folder):
     model = make_model(encoder_folder)
     with pytest.raises(ValueError, match="language 'xx': the model has bo zh"):
         model.generate(make_sources(model), 'xx', 9)
-    with pytest.raises(AssertionError, match='more than max_length tokens'):
+    with pytest.raises(ValueError, match='70 tokens; the model reads at most 64'):
         model.encoder.encode(torch.full((1, 70), 5))

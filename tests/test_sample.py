@@ -211,3 +211,18 @@ def test_standard_input(folder, capsys, monkeypatch):
     with pytest.raises(FileNotFoundError,
                        match='its held-out text is not known; give --text'):
         run('')
+
+
+def test_what_does_not_go_together(folder, tmp_path):
+    """... is refused before anything is written; a run's folder stands for its best model."""
+    for args, message in (
+            (['--temperature=1'], 'temperature=1.0 samples, which needs --beams=1'),
+            (['--source=bo'], 'translate from bo to bo'), (['--task=answer'], 'goes with a'),
+            (['--question=x'], 'goes with a'), (['--task=denoise', '--source=zh'], 'give one'),
+            (['--task=sing'], 'choose translate, denoise'), (['--to=xx'], "language 'xx'")):
+        with pytest.raises(ValueError, match=message):
+            sample.main([f'--checkpoint={folder}', '--to=bo', '--text=x', *args])
+    assert sample.model_folder(folder.parent) == str(folder)
+    (tmp_path / 'run/last').mkdir(parents=True)
+    assert sample.model_folder(tmp_path / 'run') == str(tmp_path / 'run/last')
+    assert sample.model_folder('data/nano') == 'data/nano' and sample.model_folder('') == ''

@@ -277,6 +277,16 @@ def test_packed_weights_write_the_same(encoder_folder, options):
         assert (logp.exp().sum(1) - 1).abs().max() < 1e-4 and logp[:, ids.stop:].isneginf().all()
 
 
+def test_packing_leaves_nothing_out(encoder_folder):
+    """With share='tie' a module is a part of two layers, and both have the packed one."""
+    model = make_model(encoder_folder, share='tie')
+    pack(model, 32)
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert not {'Linear', 'Attention'} & kinds
+    for ours, theirs in zip(model.decoder, model.encoder.layers):
+        assert ours.cross_attn is ours.self_attn is theirs.attn
+
+
 def test_packing_where_there_is_no_library_for_it(encoder_folder, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
     model = make_model(encoder_folder)

@@ -1,6 +1,7 @@
 """train.py and sample.py: the loop, resume, and the command lines as a user types them."""
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -666,3 +667,9 @@ def test_one_process_killed_ends_the_others(cfg, tmp_path):
                               SIGNAL=str(int(signal.SIGKILL)))
     assert status and 'SIGKILL' in err and time.perf_counter() - started < 60
     assert SWCM.load(f'{cfg.out_dir}/last')                               # as of step 2
+
+
+def test_batches_go_to_workers_that_are_not_forked(cfg):
+    """As on macOS and Windows, where a worker gets its batches pickled."""
+    numbered = pickle.loads(pickle.dumps(train.Numbered([(1, 2), (3, 4)])))
+    assert numbered[1] == (1, (3, 4))
