@@ -601,7 +601,7 @@ def test_a_line_of_10_megabytes(tokenizer, tmp_path):
         score([line], ['x'], 'bo')
 
 
-def test_bytes_on_the_command_line_that_are_no_text(monkeypatch):
+def test_bytes_on_the_command_line_that_are_no_text(monkeypatch, corpus):
     def main(argv):
         train.train(cli.load(config.Train, argv))
 
@@ -610,7 +610,7 @@ def test_bytes_on_the_command_line_that_are_no_text(monkeypatch):
 
     for main, argv, message in (
             (main, ['--dataset=text', '--data_from=/tmp/\udcff'], 'does not exist'),
-            (main, ['--languages=\udcff'], 'languages'),
+            (main, ['--dataset=text', f'--data_from={corpus}', '--languages=\udcff'], 'languages'),
             (main_of_finetune, ['--data=\udcff.tsv'], 'does not exist'),
             (main, ['--lr={[]}'], '--lr='),
             (main, ['--span_length=0.1'], '--span_length=0.1: expected a number of at least 1')):
