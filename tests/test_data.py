@@ -22,10 +22,11 @@ from data.noise import infill, mask_tokens, permute_sentences
 from data.ntrex import prepare as ntrex
 from data.tasks import TASKS, Task, tasks
 from data.text import prepare as text
-from data.files import read_lines
+from data.files import atomic_dir, check_folder, read_lines
 from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from data.udhr import prepare as udhr
 from data.vocabulary import train_sentencepiece
+from model import XLMR
 
 
 def rng(*seed):
@@ -575,3 +576,21 @@ def test_ntrex(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='not be fetched .no network.*--test_from=FOLDER'):
         ntrex.fetch()
     assert not (tmp_path / 'raw').exists()
+
+
+def test_a_flipped_bit_is_found(tmp_path, encoder_folder):
+    """atomic_dir gives safetensors files a checksum, the same each time."""
+    model = XLMR.from_encoder(encoder_folder)
+    for name in 'one', 'two':
+        with atomic_dir(tmp_path / name) as new:
+            model.save(new)
+        check_folder(tmp_path / name)
+    file, other = (tmp_path / name / 'model.safetensors' for name in ('one', 'two'))
+    assert file.read_bytes() == other.read_bytes()
+    damaged = bytearray(file.read_bytes())
+    for place in -9, len(damaged) // 2:
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match='is damaged: its checksum is another'):
+            check_folder(tmp_path / 'one')
+        damaged[place] ^= 4

@@ -112,6 +112,10 @@ def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     (a, first), (b, second) = results
     assert abs(a['loss'] - b['loss']) < 1e-5 and abs(a['grad_norm'] / b['grad_norm'] - 1) < 1e-5
     assert a['tokens'] == 41 + 26 + 4
+    loss, n = start.train().loss(*map(torch.from_numpy, collate(long + short)))
+    (loss / n).backward()
+    norm = torch.stack([p.grad.norm() for p in start.parameters()]).norm().item()
+    assert a['grad_norm'] == pytest.approx(norm, rel=1e-4)
     # AdamW's first step has the size of the rate whatever the gradient: tiny gradients may differ
     # in sign
     close = torch.cat([((first[k] - second[k]).abs() < 1e-5).flatten() for k in first])

@@ -28,7 +28,7 @@ import train
 from config import cli, runtime
 from data import dataset
 from data.batches import Batches
-from data.dataset import NO_IDS, open_streams, prepare, split_segments
+from data.dataset import NO_IDS, open_streams, prepare, report, split_segments
 from data.examples import read_examples
 from data.files import atomic_dir, atomic_write, check_folder, read_lines
 from data.metrics import score
@@ -286,7 +286,7 @@ def test_damaged_token_files(trained, tmp_path, ending):
         shutil.copytree(folder, damaged, dirs_exist_ok=True)
         path = damaged / f'bo.train.{ending}'
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(ValueError, match='is damaged; delete') as error:
+        with pytest.raises(ValueError, match='is damaged .*delete it') as error:
             open_streams(damaged, 'train')
         one_line(error.value)
 
@@ -561,6 +561,7 @@ def test_pairs_with_nothing_on_one_side_are_counted(trained, tokenizer, tmp_path
     (tmp_path / 'bo-zh.tsv').write_text('\n'.join([*rows, '\t我', '\u200b\t我有', 'བོད།\t\ufffd']),
                                         encoding='utf-8')
     prepared = prepare('text', tokenizer, 64, 0.2, tmp_path)
+    report(prepared)
     assert '  3 pairs with nothing on one side are left out' in capsys.readouterr().out
     assert all(stream.lengths.all() for stream in open_streams(prepared, 'train').values())
 
