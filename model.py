@@ -128,9 +128,9 @@ class FFN(nn.Module):
 
 
 class Layer(nn.Module):
-    """A kind of layer: a subclass with SOURCES and `forward` (B,T,C) -> (B,T,C), and, for the
-    decoder, a row of LAYERS. SOURCES: {part: (the part of an encoder layer that it is made of,
-    which of two source layers)}; a part that reads the source text is named `cross...`."""
+    """A kind of layer: a subclass with `forward` (B,T,C) -> (B,T,C) and SOURCES, which says what
+    each part is copied from: {part: ('attn' or 'ffn' of an encoder layer, 0 or 1: its first or
+    second source layer)}. Names of parts that read the source text begin with `cross`."""
     def __init__(self, c):
         super().__init__()
         for part, (kind, _) in self.SOURCES.items():

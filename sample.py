@@ -140,7 +140,7 @@ class Beams:
         of its new ones continues, and the tokens (B,K).
         """
         rows, n = self.ids.shape[1], self.ids.shape[2] - 1              # n tokens with the new one
-        score, row, token = best_candidates(self.total, logp, 2 * self.K)   # 2K: K are not </s>
+        score, row, token = best_candidates(self.total, logp, 2 * self.K)   # at most K are </s>
         ends = (token == EOS) & score.isfinite()                        # (B,2K)
         for b, i in ends[:, :self.K].nonzero().tolist():
             text = self.ids[b, row[b, i], 2:].tolist()

@@ -148,11 +148,11 @@ class Stats:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def fit(cfg, model, batches, evaluate, state=None, origin=None, metric=mean_loss):
+def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_loss):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes cfg.out_dir.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
-    `batches[k]` a pair of int64 arrays; `evaluate(model, is_last)` a dict of losses per token, one
+    `batches[k]` a pair of int64 arrays; `evaluator(model, is_last)` a dict of losses per token, one
     of scores, and lines to show. The checkpoint of least `metric(losses, scores)` is the best.
     `origin`: see check_origin. On a CPU the same settings give the same bits, stopped or not.
     """
@@ -178,14 +178,14 @@ def fit(cfg, model, batches, evaluate, state=None, origin=None, metric=mean_loss
     stop, stopped = runtime.StopSignals(), 0
     if progress.step == 0:
         run.log(step=0, parameters=sum(p.numel() for p in model.parameters()))
-        run.evaluate(evaluate, metric, mixed, save=False)
+        run.evaluate_and_keep_best(evaluator, metric, mixed, save=False)
     while progress.step < cfg.max_steps and not stopped:
         started, lr = time.perf_counter(), cfg.lr * schedule(progress.step, cfg)
         stats = train_step(forward, loader, optimizer, lr, mixed, cfg)
         run.record(stats, lr, time.perf_counter() - started, bar)
         is_last, stopped = progress.step == cfg.max_steps, stop.on_any_process()
         if progress.step % cfg.eval_interval == 0 or is_last:
-            run.evaluate(evaluate, metric, mixed)
+            run.evaluate_and_keep_best(evaluator, metric, mixed)
         if progress.step % cfg.save_interval == 0 and stats.is_finite or is_last or stopped:
             run.save()
     bar.close()
@@ -369,13 +369,13 @@ class Checkpoints:
                              f'and gradient. The last good checkpoint: {good}. Try a lower --lr '
                              '(with another --out_dir), or --dtype=float32')
 
-    def evaluate(self, evaluate, metric, mixed, save=True):
+    def evaluate_and_keep_best(self, evaluator, metric, mixed, save=True):
         """Evaluates, shows and logs; keeps the best. All on the main process."""
         p = self.progress
         if self.is_main:
             with mixed, torch.inference_mode(), torch.compiler.set_stance('force_eager'):
                 self.model.eval()
-                losses, scores, lines = evaluate(self.model, p.step == self.cfg.max_steps)
+                losses, scores, lines = evaluator(self.model, p.step == self.cfg.max_steps)
                 self.model.train()
             mean = mean_loss(losses, scores)
             self.log(step=p.step, tokens=p.tokens, val=losses, val_mean=mean, scores=scores)

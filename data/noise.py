@@ -26,8 +26,8 @@ def infill(ids, mask, ratio, length, rng):
     covers[is_span] = spans
     end = covers.cumsum()
     start = end - covers
-    # this ring is cut before a random token; the item that covers it comes first, and if the cut is
-    # inside it, once more at the end
+    # items lie on a ring, which is cut before a random token: the item of this token comes first
+    # and, if the cut is inside it, once more at the end
     cut = rng.integers(max(len(ids), 1))
     first = int(np.searchsorted(end, cut, 'right'))
     is_inside = first < n_items and start[first] < cut

@@ -87,3 +87,11 @@ def test_links_lead_somewhere():
     for path in tracked('*.md') + tracked('*.py'):
         names_docs = re.search(r'(?<![\w./-])docs/', read(path))
         assert path == 'tests/test_layout.py' or not names_docs, f'{path} names docs/'
+
+
+def test_readme_has_the_counts_of_lines():
+    rows = re.findall(r'^\| (\[.*?) \| (\d+) \|', read('README.md'), re.MULTILINE)
+    assert len(rows) > 7
+    for cell, n in rows:
+        files = re.findall(r'\]\(([^)]+)\)', cell)
+        assert sum(len(read(file).split('\n')[:-1]) for file in files) == int(n), cell
