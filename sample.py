@@ -61,8 +61,8 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
         logp[:, [*c.never_written, *banned]] = -torch.inf
         if no_repeat_ngram:
             ban_repeats(logp, texts.ids.flatten(0, 1)[:, 2:], no_repeat_ngram)
-        at_limit = texts.at_limit()                                                         # (R,)
-        logp[at_limit, :EOS] = logp[at_limit, EOS + 1:] = -torch.inf
+        for rows in texts.at_limit():
+            logp[rows, :EOS] = logp[rows, EOS + 1:] = -torch.inf
         if temperature:
             logp = keep_sampled(logp, temperature, top_k, top_p)
         left, row, new = texts.extend(logp)
@@ -129,9 +129,10 @@ class Beams:
         self.open, self.ended = list(range(len(start))), [[] for _ in start]
 
     def at_limit(self):
-        """Which rows (R,) of the open sources have as many tokens as they may."""
-        full = [self.limits[source] == self.ids.shape[2] - 2 for source in self.open]
-        return torch.tensor(full, device=self.ids.device).repeat_interleave(self.ids.shape[1])
+        """The rows, as slices of R, of each source whose texts have as many tokens as they may."""
+        n = self.ids.shape[1]
+        return [slice(b * n, b * n + n) for b, source in enumerate(self.open)
+                if self.limits[source] == self.ids.shape[2] - 2]
 
     def extend(self, logp):
         """Adds a token to each text, given log p (R,V).
