@@ -90,14 +90,14 @@ def test_trim_keeps_the_lowest_score(texts, encoder_folder, tmp_path):
 
 
 @torch.no_grad()
-def test_extend(texts, encoder_folder, tmp_path, capsys):
+def test_extend(texts, encoder_folder, tmp_path):
     """A script that was <unk> is read; other languages keep their tokens and hidden states."""
     out = tmp_path / 'extended'
     run('extend', encoder_folder, [texts / 'ka.txt'], '--pieces=90', f'--out={out}')
-    assert re.search(r'ka\.txt .* 0\.00% +0\n', capsys.readouterr().out)
     old, new = Tokenizer(encoder_folder), Tokenizer(out)
     assert UNK in old.encode(GEORGIAN[0]) and 22 < new.vocab_size - old.vocab_size <= 90
     assert all(len(new.encode(text)) < len(text) for text in GEORGIAN)
+    assert not any(UNK in new.encode(text) for text in GEORGIAN)
     model, tokenizer = theirs(out)
     for text in GEORGIAN[::20] + [text for text in HARD[2:] if 's' not in text]:
         assert new.encode(text).tolist() == tokenizer(text, add_special_tokens=False)['input_ids']
@@ -154,19 +154,6 @@ def test_rows_follow_their_pieces(texts, tmp_path):
                 assert torch.equal(rows, past[key])
 
 
-def test_report(texts, encoder_folder, tmp_path, capsys):
-    """Each figure of a line, counted again."""
-    path = texts / 'mixed.txt'
-    path.write_text('Менде екі ит бар.\n我有两本书。 Менде ξ ძ ξ\n', encoding='utf-8')
-    run('report', encoder_folder, [path])
-    header, line = capsys.readouterr().out.splitlines()
-    tokenizer, lines = Tokenizer(encoder_folder), path.read_text(encoding='utf-8').splitlines()
-    ids = [i for text in lines for i in tokenizer.encode(text).tolist()]
-    n = sum(map(len, lines))
-    assert line.split() == [str(path), str(n), str(len(ids)), f'{len(ids) / n:.3f}',
-                            f'{ids.count(UNK) / len(ids):.2%}', '2']
-
-
 def test_rows_of_new_pieces(tokenizer):
     """Each is near the mean of the pieces it was cut into, or random; no two are equal."""
     torch.manual_seed(0)
@@ -183,15 +170,15 @@ def test_rows_of_new_pieces(tokenizer):
 
 
 @pytest.mark.parametrize('command, text, options, message', [
-    ('extend', 'empty.txt', (), 'empty.txt has no text'),
-    ('extend', 'signs.txt', (), 'signs.txt has no text'),
-    ('extend', 'ka.jsonl', (), 'ka.jsonl is jsonl; give files of plain text'),
+    ('extend', 'empty.txt', (), '--pieces=8000: too few for this text, or it is empty'),
+    ('extend', 'signs.txt', (), '--pieces=8000: too few for this text, or it is empty'),
+    ('extend', 'ka.jsonl', (), 'ka.jsonl: give files of plain text'),
     ('extend', 'latin1.txt', (), 'byte 0 (0xe9) is not UTF-8'),
     ('extend', 'none.txt', (), 'none.txt'),
-    ('extend', 'ka.txt', ('--pieces=23',), 'cannot train that on this text, which has 24 diff'),
-    ('extend', 'ka.txt', ('--pieces=0',), 'vocab_size=5: SentencePiece cannot train that'),
+    ('extend', 'ka.txt', ('--pieces=23',), '--pieces=23: too few for this text'),
+    ('extend', 'ka.txt', ('--pieces=0',), '--pieces=0: too few for this text'),
     ('trim', 'bo.txt', ('--out=tests',), 'out=tests: name a new folder'),
-    ('report', 'empty.txt', (), 'empty.txt has no text')])
+    ('trim', 'empty.txt', (), 'empty.txt: there is no text')])
 def test_mistakes_get_one_line(texts, encoder_folder, tmp_path, command, text, options, message):
     (tmp_path / 'empty.txt').write_text('\n \n', encoding='utf-8')
     (tmp_path / 'signs.txt').write_text('\0\n\u200b\u200c\n', encoding='utf-8')
@@ -230,7 +217,7 @@ def test_without_protobuf(texts, encoder_folder, tmp_path):
     command += ['--text', str(texts / 'bo.txt'), '--out', str(tmp_path / 'out')]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert done.stderr.startswith('error: data.vocabulary needs protobuf')
+    assert done.stderr.startswith('error: this needs protobuf: pip install -U')
 
 
 def test_protobuf_that_does_not_fit_sentencepiece(tokenizer, monkeypatch):
@@ -240,8 +227,7 @@ def test_protobuf_that_does_not_fit_sentencepiece(tokenizer, monkeypatch):
 
     monkeypatch.delitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', raising=False)
     monkeypatch.setattr('google.protobuf.descriptor_pool.Default', refuse)
-    message = r'pip install -U sentencepiece protobuf \(Descriptors .* directly. If this'
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match='pip install -U sentencepiece protobuf'):
         proto(tokenizer)
 
 
@@ -258,8 +244,8 @@ def test_new_pieces(encoder_folder, tmp_path, monkeypatch):
     drawn, train_sentencepiece = [], module.train_sentencepiece
 
     def noted(lines, *args, **options):
-        drawn.append(lines)
-        return train_sentencepiece(lines, *args, **options)
+        drawn.append(list(lines))
+        return train_sentencepiece(drawn[0], *args, **options)
 
     monkeypatch.setattr(module, 'FILE_CHARACTERS', 20_000)
     monkeypatch.setattr(module, 'train_sentencepiece', noted)
