@@ -26,7 +26,7 @@ from config.cpu import pack
 from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments
 from data.examples import languages_of, truncate
-from data.languages import BY_CHARACTER, full_width, scripts_of, wrong_script
+from data.languages import BY_CHARACTER, full_width, wrong_script
 from data.tasks import tasks
 from data.files import check_folder, read_json_object, read_lines
 from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
@@ -300,8 +300,8 @@ class Writer:
                 ('cut', f'{cut}: longer than the {self.longest} tokens that the model reads'),
                 ('unknown', f'of {n["texts"]} texts are largely <unk>, not in the vocabulary: '
                             f'{n["<unk>"]} of all {n["tokens"]} tokens'),
-                ('script', f'of {n["texts"]} texts are not in the script of {source}, '
-                           f'{scripts_of(source)}; see --source')):
+                ('script', f'of {n["texts"]} texts are not in the script of {source}; '
+                           'see --source')):
             if n[name]:
                 print(f'warning: {n[name]} {what}', file=sys.stderr)
 

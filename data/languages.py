@@ -30,9 +30,8 @@ def language_code(name):
 
 def full_width(text):
     """Chinese as it is printed: ，！？：；（） at Chinese characters, for nmt_nfkc's ,!?:;()."""
-    inner = fr'(?<=[{CHINESE}])\(([^()]*)\)|\(([^()]*[{CHINESE}][^()]*)\)'
-    while (wide := re.sub(inner, r'（\1\2）', text)) != text:      # from the innermost
-        text = wide
+    bracket = fr'(?<=[{CHINESE}])\(([^()]*)\)|\(([^()]*[{CHINESE}][^()]*)\)'
+    text = re.sub(bracket, r'（\1\2）', text)
     return re.sub(f'(?<=[{CHINESE}])[,!?:;]+', lambda m: m[0].translate(FULL_WIDTH), text)
 
 
@@ -55,11 +54,10 @@ def main_script(text):
 def wrong_script(text, language):
     """The main script of a text with too few letters in its language's, else None.
 
-    For a language that is not in SCRIPTS only those of BY_CHARACTER are wrong.
+    Nothing is wrong in a language that is not in SCRIPTS.
     """
     found = Counter(filter(None, map(script, text)))
-    others = set().union(*(SCRIPTS[other] for other in BY_CHARACTER))
-    n_right = sum(found[name] for name in SCRIPTS.get(language, set(found) - others))
+    n_right = sum(found[name] for name in SCRIPTS.get(language, found))
     return main_script(text) if n_right < MIN_FRACTION * found.total() else None
 
 
@@ -68,13 +66,8 @@ def check_script(texts, language, where):
 
     Latin is let through: any language may be transcribed, or quote so much of it.
     """
-    if (found := wrong_script(''.join(texts), language)) not in (None, 'LATIN'):
-        raise ValueError(
-            f'{where}: {texts[0][:40]!r} and others are in {found}, and {language} is written in '
-            f'{scripts_of(language)}; correct the order of the columns, or the language in a name')
-
-
-def scripts_of(language):
-    if language not in SCRIPTS:
-        return f'none of those of {" ".join(BY_CHARACTER)}'
-    return ' or '.join(sorted(SCRIPTS[language]))
+    found = wrong_script(''.join(texts), language)
+    if found not in (None, 'LATIN'):
+        known = ' or '.join(sorted(SCRIPTS[language]))
+        raise ValueError(f'{where}: {texts[0][:40]!r} and others are in {found}, and {language} is '
+                         f'written in {known}; correct the order of the columns, or the name')
