@@ -1,7 +1,8 @@
 # The paper's run (Su et al. 2025): CINO-base-v2, MC2 and THUCNews, 2 x A800-80GB for 92 hours.
 #     torchrun --nproc_per_node=2 train.py config/tibetan_base.py \
-#         --data_from=MC2_FOLDER --encoder=CINO_FOLDER
-dataset = 'mc2'
+#         --data_from=MC2_FOLDER,zh.jsonl --encoder=CINO_FOLDER
+# MC2 is huggingface.co/datasets/pkupie/mc2_corpus; zh.jsonl is THUCNews, {"text": ...} a line.
+dataset = 'text'
 encoder = 'cino-base-v2'         # the folder of huggingface.co/hfl/cino-base-v2
 out_dir = 'out/tibetan_base'
 languages = ('bo', 'kk', 'mn', 'ug', 'zh')

