@@ -6,7 +6,6 @@ read from a folder of zh and other languages, in files named as there or bo.txt,
 from itertools import zip_longest
 from pathlib import Path
 
-from data.dataset import main
 from data.files import atomic_dir, read_lines
 from data.udhr.prepare import download
 
@@ -45,7 +44,3 @@ def documents(files):
         for language, text in texts.items():
             if text.strip() and zh.strip():
                 yield None, {language: text, 'zh': zh}
-
-
-if __name__ == '__main__':
-    main('ntrex')

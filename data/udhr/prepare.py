@@ -11,7 +11,6 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from data.dataset import main
 from data.files import atomic_dir, read_lines
 
 RAW = Path(__file__).parent / 'raw'
@@ -20,7 +19,7 @@ URL = 'https://raw.githubusercontent.com/eric-muller/udhr/HEAD/data/udhr/'
 
 
 def fetch(source=None):
-    """The six files, in the order of NAMES, fetched the first time. Raises FileNotFoundError."""
+    """The six files, in the order of NAMES, fetched the first time. Raises OSError."""
     if not source and not RAW.is_dir():
         print('fetching the Universal Declaration of Human Rights')
         with atomic_dir(RAW) as folder:
@@ -86,7 +85,3 @@ def documents(files):
             yield f'section {i}', {language: '\n'.join(sections[i])}
             for text, translation in rows if language != 'zh' else ():
                 yield f'section {i}', {language: text, 'zh': translation}
-
-
-if __name__ == '__main__':
-    main('udhr')
