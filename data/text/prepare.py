@@ -33,11 +33,12 @@ def fetch(source):
         raise FileNotFoundError('dataset=text: say where your files are with --data_from=PATH')
     files = set()
     for path in (Path(part).expanduser() for part in str(source).split(',')):
-        found = {file for file in (path, *path.rglob('*')) if file.is_file() and languages(file)}
-        if not found:
-            raise FileNotFoundError(f'{path} does not exist, or has no file named like bo.txt, '
-                                    'news.bo.jsonl or web.bo-zh.tsv')
-        files |= found
+        if not path.exists():
+            raise FileNotFoundError(f'{path} does not exist')
+        files |= {file for file in (path, *path.rglob('*')) if file.is_file() and languages(file)}
+    if not files:
+        raise FileNotFoundError(f'{source} has no file named like bo.txt, news.bo.jsonl or '
+                                'web.bo-zh.tsv')
     return sorted(files)
 
 
