@@ -98,7 +98,7 @@ def convert(field, value, where):
         value = kind(value)
     if type(value) is not kind or kind is tuple and not all(type(x) is str for x in value):
         raise ValueError(f'{where}={wanted!r}: expected {KINDS[kind]}')
-    if (kind is tuple and field.default or field.name == 'out_dir') and not value:
+    if (kind is tuple and field.default or field.name in ('out_dir', 'encoder')) and not value:
         raise ValueError(f'{where} is empty')
     low, above, high = (field.metadata[name] for name in ('low', 'above', 'high'))
     if kind in (int, float) and not (
