@@ -389,7 +389,7 @@ def test_answers_before_torch_is_imported(script, tmp_path):
     env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONUNBUFFERED': ''}
     for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
                           (['nope.py', '--help'],
-                           'config file nope.py does not exist; there are config/'),
+                           'config file nope.py does not exist; see config/'),
                           (['broken.py', '--help'],
                            "broken.py: SyntaxError: '(' was never closed")):
         status, out, err = call(script, *args, cwd=tmp_path, env=env)
@@ -426,7 +426,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--lr=True'], "--lr='True': expected a number"),
     (['--resume=1'], "--resume='1': expected True or False"),
     (['config/tibetian.py'],
-     'config file config/tibetian.py does not exist; there are config/ablation/copy.py, '),
+     'config file config/tibetian.py does not exist; see config/'),
     (['--accumulate=0'], 'accumulate=0: expected a number of at least 1'),
     (['--lr=1e999'], 'lr=1e999: expected a number above 0'),
     (['--seed=99999999999'], 'seed=99999999999: expected a number'),
