@@ -84,8 +84,6 @@ class Embeddings(nn.Module):
 
 class Attention(nn.Module):
     """Multi-head attention, its residual, and LayerNorm after it (post-LN, as XLM-R)."""
-    sdpa = staticmethod(F.scaled_dot_product_attention)                     # pack has another
-
     def __init__(self, c):
         super().__init__()
         self.query = nn.Linear(c.n_embd, c.n_embd)
@@ -110,7 +108,8 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x, x if kv is None else kv)
         else:
             q, k, v, mask, causal = cache.qkv(self, x, kv, mask)
-        y = self.sdpa(q, k, v, mask, self.dropout.p * self.training, causal)    # (B,H,T,D)
+        p = self.dropout.p * self.training
+        y = F.scaled_dot_product_attention(q, k, v, mask, p, causal)        # (B,H,T,D)
         return self.norm(x + self.dropout(self.out(y.transpose(1, 2).flatten(2))))
 
 

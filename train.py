@@ -3,7 +3,7 @@
     python train.py config/tibetan.py --max_steps=1000
     torchrun --nproc_per_node=4 train.py config/tibetan_base.py
 
-The same command goes on from where a run was stopped.
+The same command goes on from where a run was stopped. Read: the loop, its checkpoints, evaluation.
 """
 import json
 import math
@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from config import Train, cli
@@ -31,70 +31,50 @@ from tqdm import tqdm
 from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
 from data.batches import Batches, task_probabilities, val_batches
-from data.dataset import identity, open_streams, prepare, report
+from data.dataset import identity, prepare, report
+from data.files import atomic_dir, atomic_write, check_folder, read_json_object, sync
 from data.metrics import chrf
 from data.tasks import tasks
-from data.files import (
-    SENTENCEPIECE, atomic_dir, atomic_write, check_folder, read_json_object, sync,
-)
 from data.tokenizer import PAD, Tokenizer
-from data.vocabulary import train_sentencepiece, vocabulary_text
-from model import SWCM, XLMR, Layer, SWCMConfig
+from model import SWCM, XLMR, Layer
 from sample import model_folder, write
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
 MOST_SKIPPED = 5                                        # skipped steps in a row that end a run
-# Dense bfloat16 peak in FLOP/s, from NVIDIA's data sheets
-PEAK_FLOPS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'A800': 312e12, 'L40S': 362e12,
-              '4090': 165e12, '3090': 71e12}
 
 
 def train(cfg):
     """Runs one config to its end: builds a model, prepares the corpus, trains."""
-    if cfg.objective not in ('swcm', 'mlm'):
-        raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
     state = read_state(cfg)
     if state and state['progress']['step'] >= cfg.max_steps:
         return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps='
                       'N goes on, --resume=False starts over')
     model, tokenizer = build(cfg, state)
-    folder = prepare_first(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
-    origin = check_origin(cfg, state, folder.name)
-    found, val = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
-    tests = translation_tests(val, tokenizer, cfg, model.config.max_length)
-    print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model, cfg, state)}')
-    batches = Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg)
-    fit(cfg, model, batches, lambda model, is_last: evaluate(
-        model, val, tests if is_last else {}, tokenizer, cfg), state, origin)
-
-
-def prepare_first(*args):
-    """data.dataset.prepare, by the main process first, which prints how the vocabulary fits."""
     with main_process_first() as is_main:
-        folder = prepare(*args)
+        text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
         if is_main:
-            report(folder)
-    return folder
+            report(text)
+    origin = check_origin(cfg, state, text.name)
+    learned, held_out = (tasks(text, split, tokenizer, cfg) for split in ('train', 'val'))
+    print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model, cfg, state)}')
+    batches = Batches(learned, task_probabilities(learned, cfg.mt_fraction, cfg.alpha), cfg)
+    fit(cfg, model, batches, lambda model, is_last: evaluate(
+        model, held_out, tokenizer, cfg, is_last), state, origin)
 
 
 def build(cfg, state):
-    """The model and its tokenizer: of a run that goes on, of an encoder, or from scratch."""
+    """The model and its tokenizer: of a run that goes on, or of an encoder."""
     torch.manual_seed(cfg.seed)
     is_swcm = cfg.objective == 'swcm'
-    if state:                                           # `restore` then fills in its weights
-        last = Path(cfg.out_dir, 'last')
-        model = SWCM.load(last) if is_swcm else XLMR.from_encoder(last, dropout=cfg.dropout)
-    elif cfg.encoder and is_swcm:
-        model = SWCM.from_encoder(start_folder(cfg), languages=cfg.languages, **model_options(cfg))
-    elif cfg.encoder:
-        model = XLMR.from_encoder(start_folder(cfg), dropout=cfg.dropout, mlm_head=True)
-    elif is_swcm:
-        raise ValueError("encoder='': objective=swcm starts from an encoder, such as data/nano")
+    if not is_swcm and cfg.objective != 'mlm':
+        raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
+    folder = Path(cfg.out_dir, 'last') if state else start_folder(cfg)
+    if not is_swcm:
+        model = XLMR.from_encoder(folder, dropout=cfg.dropout, mlm_head=True)
+    elif state:                                         # `restore` then fills in its weights
+        model = SWCM.load(folder)
     else:
-        pieces = new_vocabulary(cfg)
-        model = XLMR(SWCMConfig(
-            Tokenizer(pieces).vocab_size, cfg.n_layer, cfg.n_head, cfg.n_embd, cfg.n_ffn,
-            n_positions=cfg.block_size + 2, dropout=cfg.dropout), pieces)
+        model = SWCM.from_encoder(folder, languages=cfg.languages, **model_options(cfg))
     c = model.config
     if cfg.block_size > c.max_length:
         raise ValueError(f'block_size={cfg.block_size}: the encoder reads {c.max_length} tokens')
@@ -107,21 +87,9 @@ def model_options(cfg):
     return {name: getattr(cfg, name) for name in names}
 
 
-def new_vocabulary(cfg):
-    """The bytes of a SentencePiece model of the corpus, which is kept in out_dir."""
-    path = Path(cfg.out_dir, SENTENCEPIECE)
-    with main_process_first() as is_main:
-        if is_main:
-            lines, counts = vocabulary_text(cfg.dataset, cfg.val_fraction, cfg.data_from)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(train_sentencepiece(
-                    lines, counts, cfg.vocab_size, cfg.character_coverage, cfg.seed))
-        return path.read_bytes()
-
-
-def mean_loss(losses, scores):
-    return sum(losses.values()) / len(losses)
+def start_folder(cfg):
+    """The folder whose weights a run begins from."""
+    return model_folder(getattr(cfg, 'checkpoint', '') or cli.find(cfg.encoder))
 
 
 @dataclass
@@ -140,12 +108,15 @@ class Stats:
     """What an optimizer step did, over all processes."""
     loss: float                                         # nats a target token
     grad_norm: float
-    n_sources: int                                      # tokens
-    n_targets: int
+    n_targets: int                                      # tokens
 
     @property
     def is_finite(self):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def mean_loss(losses, scores):
+    return sum(losses.values()) / len(losses)
 
 
 def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_loss):
@@ -165,10 +136,9 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
     optimizer = make_optimizer(model, cfg)
     run = Checkpoints(cfg, model, optimizer, state, origin)
     progress, forward = run.progress, model
-    if cfg.compile:                                     # by layer: few shapes, quick to compile
-        for layer in model.modules():
-            if isinstance(layer, Layer):
-                layer.compile(dynamic=True)
+    for layer in model.modules() if cfg.compile else ():    # by layer: few shapes, quick to compile
+        if isinstance(layer, Layer):
+            layer.compile(dynamic=True)
     if world > 1:
         ids = [device.index] if device.type == 'cuda' else None
         forward = DistributedDataParallel(model, device_ids=ids)
@@ -204,25 +174,24 @@ def train_step(forward, loader, optimizer, lr, mixed, cfg):
     number of target tokens of the whole step. A step that is not finite changes no weight.
     """
     (_, world), parameters = rank_and_world(), list(forward.parameters())
-    totals = torch.zeros(3, dtype=torch.float64)        # loss, target tokens, source tokens
+    totals = torch.zeros(2, dtype=torch.float64)        # loss, target tokens
     for n_left in reversed(range(cfg.accumulate // world)):
-        k, (src, tgt) = next(loader)
+        k, batch = next(loader)
         torch.manual_seed(cfg.seed + 1_000_003 * k)     # dropout is a function of the batch
-        totals[2] += (src != PAD).sum()
-        src, tgt = (x.to(parameters[0].device, non_blocking=True) for x in (src, tgt))
+        src, tgt = (x.to(parameters[0].device, non_blocking=True) for x in batch)
         with forward.no_sync() if world > 1 and n_left else nullcontext():
             with mixed:
                 loss, n = forward(src, tgt)
             loss.backward()
-        totals[:2] += torch.stack([loss.detach(), n]).cpu()
+        totals += torch.stack([loss.detach(), n]).cpu()
     if world > 1:
         totals = totals.to(parameters[0].device)
         dist.all_reduce(totals)
-    loss, n_targets, n_sources = totals.tolist()
+    loss, n_targets = totals.tolist()
     for p in parameters:
         p.grad.mul_(world / n_targets)                  # DDP has divided the sums by world
     norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip).item()
-    stats = Stats(loss / n_targets, norm, int(n_sources), int(n_targets))
+    stats = Stats(loss / n_targets, norm, int(n_targets))
     if stats.is_finite:
         for group in optimizer.param_groups:
             group['lr'] = lr
@@ -240,22 +209,12 @@ def make_optimizer(model, cfg):
         fused=matrices[0].device.type in ('cpu', 'cuda'))
 
 
-class Numbered(torch.utils.data.Dataset):
-    """Micro-batches with their numbers."""
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __getitem__(self, k):
-        return k, self.batches[k]
-
-
 def make_loader(batches, step, cfg, device):
     """Iterates over (k, micro-batch k) of this process, from an optimizer step on."""
     rank, world = rank_and_world()
     mine = range(step * cfg.accumulate + rank, cfg.max_steps * cfg.accumulate, world)
-
-    return iter(torch.utils.data.DataLoader(
-        Numbered(batches), batch_size=None, sampler=mine, num_workers=cfg.workers,
+    return zip(mine, torch.utils.data.DataLoader(
+        batches, batch_size=None, sampler=mine, num_workers=cfg.workers,
         worker_init_fn=runtime.ignore_signals, pin_memory=device.type == 'cuda'))
 
 
@@ -266,22 +225,6 @@ def schedule(step, cfg):
     return min((step + 1) / rise, (cfg.max_steps - step) / fall)
 
 
-def flops(model, n_sources, n_targets):
-    """Operations of a step: 6 a weight and token (Kaplan et al. 2020, section 2.1).
-
-    Attention's products over positions are left out: below 5 % at 256 tokens and base size.
-    """
-    def n_weights(module):
-        return sum(p.numel() for p in module.parameters() if p.dim() == 2)
-
-    if isinstance(model, XLMR):
-        return 6 * (n_sources * n_weights(model.layers) + n_targets * n_weights(model.head))
-    read = sum(n_weights(part.key) + n_weights(part.value) for layer in model.decoder
-               for name, part in layer.named_children() if name.startswith('cross'))
-    written = n_weights(model.decoder) - read + n_weights(model.encoder.head)
-    return 6 * (n_sources * (n_weights(model.encoder.layers) + read) + n_targets * written)
-
-
 class Checkpoints:
     """What a run keeps in out_dir: last/ to resume, best/ to use, and log.jsonl."""
     def __init__(self, cfg, model, optimizer, state, origin):
@@ -290,49 +233,58 @@ class Checkpoints:
         self.progress = Progress(**state['progress']) if state else Progress()
         self.saved = self.progress.step                 # the step of last/
         if state:
-            self.restore(state)
+            self.restore()
         if self.is_main:
             self.begin_log()
 
-    def restore(self, state):
-        """Fills in weights and AdamW's moments from last/."""
+    def save(self):
+        """Writes last/: the model, and in one file, of one step, all that resume needs."""
+        self.saved = self.progress.step
+        if self.is_main:
+            sync(self.out / 'log.jsonl')
+            tensors = {}
+            for name, p in self.model.named_parameters():
+                tensors['weight.' + name] = p.detach()
+                for key, t in self.optimizer.state[p].items():
+                    tensors[f'{key}.{name}'] = t
+            figures = {'progress': asdict(self.progress), 'origin': self.origin,
+                       'config': asdict(self.cfg)}
+            with atomic_dir(self.out / 'last') as new:
+                self.model.save(new)
+                save_file(tensors, new / STATE, {'json': json.dumps(figures), 'crc32': '0' * 8})
+
+    def restore(self):
+        """The inverse of `save`: weights, and AdamW's moments."""
         tensors = load_file(self.out / 'last' / STATE)
         names = {p: name for name, p in self.model.named_parameters()}
         moments, order = {}, [p for group in self.optimizer.param_groups for p in group['params']]
         for i, p in enumerate(order):
             with torch.no_grad():
                 p.copy_(tensors[f'weight.{names[p]}'])
-            keys = 'exp_avg', 'exp_avg_sq', 'step'
-            found = {key: tensors.get(f'{key}.{names[p]}') for key in keys}
+            found = {key: tensors.get(f'{key}.{names[p]}')
+                     for key in ('exp_avg', 'exp_avg_sq', 'step')}
             if found['step'] is not None:               # no step is finite so far
                 moments[i] = {key: t.clone() for key, t in found.items()}
         groups = self.optimizer.state_dict()['param_groups']
         self.optimizer.load_state_dict({'state': moments, 'param_groups': groups})
-        step, cfg = self.progress.step, self.cfg
-        before = replace(cfg, max_steps=state['config']['max_steps'])
-        print0(f'going on from step {step} of {cfg.max_steps}')
-        if before.max_steps != cfg.max_steps:
-            old, new = cfg.lr * schedule(step - 1, before), cfg.lr * schedule(step, cfg)
-            print0(f'  max_steps was {before.max_steps}: the learning rate goes from {old:.2g} to '
-                   f'{new:.2g} now')
+        print0(f'going on from step {self.progress.step} of {self.cfg.max_steps}')
 
     def begin_log(self):
         """Removes what a run before left, from the step on that this one begins with."""
         for name in ('last.*.tmp', 'best.*.tmp', 'best/*.json*.tmp', 'config.json.tmp',
-                     'log.jsonl.tmp'):              # not those of others, as in --out_dir=.
+                     'log.jsonl.tmp'):                  # not those of others, as in --out_dir=.
             for path in self.out.glob(name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        step = self.progress.step
+        step, log = self.progress.step, self.out / 'log.jsonl'
         if not step:
             remove_checkpoint(self.out / 'last')
         self.out.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.out / 'config.json') as path:
             text = json.dumps(asdict(self.cfg), indent=1, ensure_ascii=False)
             path.write_text(text, encoding='utf-8')
-        old = self.out / 'log.jsonl'
-        lines = old.read_text(encoding='utf-8').split('\n')[:-1] if step and old.exists() else []
-        with atomic_write(old) as path:
-            kept = [line for line in lines if read_json_object(line, old)['step'] <= step]
+        lines = log.read_text(encoding='utf-8').split('\n')[:-1] if step and log.exists() else []
+        with atomic_write(log) as path:
+            kept = [line for line in lines if read_json_object(line, log)['step'] <= step]
             path.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
 
     def log(self, **figures):
@@ -355,15 +307,12 @@ class Checkpoints:
             figures['skipped'] = p.skipped
             print0(f'step {p.step} is skipped: its loss is {stats.loss:.4g}, the norm of its '
                    f'gradient {stats.grad_norm:.4g} ({p.skipped} skipped in all)')
-        if peak := peak_flops(self.cfg):
-            done = flops(self.model, stats.n_sources, stats.n_targets) / seconds
-            figures['mfu'] = done / peak / rank_and_world()[1]
         bar.set_postfix({name: f'{x:.4g}' for name, x in figures.items()}, refresh=False)
         bar.update()
         self.log(step=p.step, tokens=p.tokens, lr=lr, grad_norm=stats.grad_norm, **figures)
-        if p.skipped_in_a_row == MOST_SKIPPED and not self.is_main:
-            sys.exit(1)                                 # one says it for all
         if p.skipped_in_a_row == MOST_SKIPPED:
+            if not self.is_main:
+                sys.exit(1)                             # one says it for all
             good = f'{self.out}/last, of step {self.saved}' if self.saved else 'none yet'
             raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
                              f'and gradient. The last good checkpoint: {good}. Try a lower --lr '
@@ -390,39 +339,11 @@ class Checkpoints:
                     self.model.save(new)
         barrier()
 
-    def save(self):
-        """Writes last/: the model, and in one file, of one step, all that resume needs."""
-        self.saved = self.progress.step
-        if self.is_main:
-            sync(self.out / 'log.jsonl')
-            tensors = {}
-            for name, p in self.model.named_parameters():
-                tensors['weight.' + name] = p.detach()
-                for key, t in self.optimizer.state[p].items():
-                    tensors[f'{key}.{name}'] = t
-            figures = {'progress': asdict(self.progress), 'origin': self.origin,
-                       'config': asdict(self.cfg)}
-            with atomic_dir(self.out / 'last') as new:
-                self.model.save(new)
-                save_file(tensors, new / STATE, {'json': json.dumps(figures), 'crc32': '0' * 8})
-
 
 def remove_checkpoint(folder):
     """Removes a checkpoint so that whoever reads it finds it whole or not at all."""
     if (folder / 'model.safetensors').is_file():
         shutil.rmtree(folder.rename(folder.with_name(f'{folder.name}.old.tmp')))
-
-
-def peak_flops(cfg):
-    device, dtype = runtime.find_device(cfg.device, cfg.dtype)
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
-    known = (peak for part, peak in PEAK_FLOPS.items() if part in name)
-    return next(known, None) if dtype == torch.bfloat16 else None
-
-
-def start_folder(cfg):
-    """The folder whose weights a run begins from; '' for none."""
-    return model_folder(getattr(cfg, 'checkpoint', '') or cli.find(cfg.encoder))
 
 
 def read_state(cfg):
@@ -441,54 +362,57 @@ def read_state(cfg):
         raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; '
                          '--out_dir=NAME starts another, --resume=False replaces both') from e
     ours = json.loads(json.dumps(asdict(cfg)))
-    changed = [f.name for f in fields(cfg) if not f.metadata['changeable']
-               and ours[f.name] != state['config'].get(f.name)]
-    if changed:
-        name = changed[0]
-        raise ValueError(f'{cfg.out_dir} holds a run with {name}={state["config"].get(name)!r}, '
-                         f'not {ours[name]!r}. --resume=False replaces it, --out_dir=NAME starts '
-                         'another beside it')
+    for f in fields(cfg):
+        before = state['config'].get(f.name)
+        if not f.metadata['changeable'] and ours[f.name] != before:
+            raise ValueError(f'{cfg.out_dir} holds a run with {f.name}={before!r}, not '
+                             f'{ours[f.name]!r}. --resume=False replaces it, --out_dir=NAME starts '
+                             'another beside it')
     return state
 
 
 def check_origin(cfg, state, text):
-    """{'text': hash, 'weights': hash}: what a run begins from; '' where there are no weights.
+    """{'text': hash, 'weights': hash}: what a run begins from; of weights that are gone ''.
 
     Raises ValueError where they have changed since, or where the run would write over its weights.
     """
     start, out = Path(start_folder(cfg)), Path(cfg.out_dir)
     files = [start / name for name in ('model.safetensors', 'pytorch_model.bin')]
-    there = [file for file in files if start_folder(cfg) and file.is_file()]
+    there = [file for file in files if file.is_file()]
     origin = {'text': text, 'weights': identity(there[0]) if there else ''}
     check_folder(start)
     for what, now in origin.items() if state else ():
         if now not in ('', state['origin'][what]):
             raise ValueError(f'{out}: this run began with other {what}. --resume=False starts '
                              'over, --out_dir=NAME starts another beside it')
-    if there and not state and start.resolve() in (out.resolve(), (out / 'last').resolve(),
-                                                   (out / 'best').resolve()):
+    if not state and start.resolve() in [(out / name).resolve() for name in ('', 'last', 'best')]:
         raise ValueError(f'{start} lies in out_dir={out}, which this run would write over; '
                          '--out_dir=NAME')
     return state['origin'] if state else origin
 
 
-def evaluate(model, val, tests, tokenizer, cfg):
+def evaluate(model, held_out, tokenizer, cfg, is_last):
     """Losses per target token (nats), scores by task, and lines with some sources and outputs.
 
-    Scores: for mlm the accuracy on masked tokens, and that of the commonest token; for `tests`, a
-    dict of translation tasks, chrF++ of the greedy output.
+    Scores: for mlm the accuracy on masked tokens, and that of the commonest token; for translation,
+    in the last step, chrF++ of greedy output.
     """
     losses, scores, lines = {}, {}, []
-    for task in val:
+    for task in held_out:
         batches = val_batches(task, cfg, cfg.eval_segments)
         losses[task.name] = loss_of(model, batches)
-        if task.objective == 'mlm':
+        if task.kind == 'mlm':
             scores |= masked_accuracy(model, task, batches)
-    for name, task in tests.items():
-        scores[name] = score_translations(model, task, tokenizer, cfg)
-    for task in [t for t in val if cfg.languages[0] in (t.source, t.target)][:3]:
+        elif task.kind == 'mt' and is_last and cfg.eval_translations:
+            n = min(len(task), cfg.eval_translations)
+            chosen = np.linspace(0, len(task) - 1, n).astype(int)
+            sources = [task.val_example(i)[0] for i in chosen]
+            outputs = [text for text, _ in write(model, tokenizer, sources, [task.target] * n)]
+            scores[f'chrF++ {task.source}-{task.target}'] = chrf(
+                outputs, [task.reference(i) for i in chosen])
+    for task in [t for t in held_out if cfg.languages[0] in (t.source, t.target)][:3]:
         src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])
-        if task.objective == 'mlm':
+        if task.kind == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:
             [(output, _)] = write(model, tokenizer, [src], [task.target])
@@ -524,29 +448,6 @@ def masked_accuracy(model, task, batches):
             f'commonest {task.source}': commonest}
 
 
-def translation_tests(val, tokenizer, cfg, max_length):
-    """{name: task} to translate at the end: the held-out pairs, and those of the test corpus."""
-    found = [('chrF++', task) for task in val if task.kind == 'mt' and cfg.eval_translations]
-    if found and cfg.test_dataset:
-        folder = prepare_first(cfg.test_dataset, tokenizer, max_length, 1.0, cfg.test_from)
-        pairs = [set(name.split('-')) for name in open_streams(folder, 'val') if '-' in name]
-        if not any(pair <= set(cfg.languages) for pair in pairs):
-            raise ValueError(f'test_dataset={cfg.test_dataset!r} has no pairs of the languages '
-                             f'{",".join(cfg.languages)}')
-        found += [(f'chrF++/{cfg.test_dataset}', task) for task in
-                  tasks(folder, 'val', tokenizer, cfg) if task.kind == 'mt']
-    return {f'{kind} {task.source}-{task.target}': task for kind, task in found}
-
-
-def score_translations(model, task, tokenizer, cfg):
-    """chrF++ of greedy output on at most cfg.eval_translations pairs, evenly spread."""
-    n = min(len(task), cfg.eval_translations)
-    chosen = np.linspace(0, len(task) - 1, n).astype(int)
-    sources = [task.val_example(i)[0] for i in chosen]
-    outputs = [text for text, _ in write(model, tokenizer, sources, [task.target] * n)]
-    return chrf(outputs, [task.reference(i) for i in chosen])
-
-
 def table(figures):
     """Lines of at most six figures, a kind of task a block."""
     for kind in dict.fromkeys(name.split()[0] for name in figures):
@@ -558,21 +459,19 @@ def table(figures):
 
 def weight_report(model, cfg, state):
     """Lines that say how many weights each part of a model has, and where they come from."""
-    folder = f'{cfg.out_dir}/last' if state else start_folder(cfg)
-    origin_of_encoder = f'read from {folder}' if folder else 'random'
     is_loaded, counts, seen = state or getattr(cfg, 'checkpoint', ''), {}, set()
-    c = model.config
-    has_new_head = not is_loaded and (c.head == 'untied' or not c.mlm_head)
+    c, folder = model.config, f'{cfg.out_dir}/last' if state else start_folder(cfg)
     for name, p in model.named_parameters(remove_duplicate=False):
         part, *rest = name.removeprefix('encoder.').split('.')
-        origin = 'random' if part == 'head' and has_new_head else origin_of_encoder
+        origin = f'read from {folder}'
+        if part == 'head' and not is_loaded and (c.head == 'untied' or not c.mlm_head):
+            origin = 'random'
         if part == 'decoder':
             part = type(model.decoder[int(rest[0])]).__name__
             if not is_loaded:
                 is_shared = '.'.join(rest[:2]) in model.shared
                 origin = 'copied from the encoder' if is_shared else 'random'
-        if p in seen:
-            origin = 'tied'
+        origin = 'tied' if p in seen else origin
         counts[part, origin] = counts.get((part, origin), 0) + (p not in seen) * p.numel()
         seen.add(p)
     counts['total', ''] = sum(counts.values())

@@ -14,7 +14,6 @@ from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-OURS = '__init__.py', 'cli.py', 'cpu.py', 'runtime.py'      # no configs, of the files here
 KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a string',
          tuple: 'a list like bo,zh'}
 
@@ -40,10 +39,11 @@ def parse(cls, argv):
             raise ValueError(f'{arg!r}: one config file comes first, then --key=value')
         name, equals, text = arg[2:].partition('=')
         field = find_field(cls, name, f'--{name}')
-        is_flag = field.type is bool and (not rest or rest[0] not in ('True', 'False'))
-        if not equals and not rest and not is_flag:
-            raise ValueError(f'--{name}: write --{name}=VALUE')
-        text = text if equals else 'True' if is_flag else rest.pop(0)
+        if not equals:                                  # --key value, or --flag for True
+            has_value = rest and not rest[0].startswith('--')
+            if not has_value and field.type is not bool:
+                raise ValueError(f'--{name}: write --{name}=VALUE')
+            text = rest.pop(0) if has_value else 'True'
         values[name] = convert(field, text, f'--{name}')
     return values
 
@@ -52,9 +52,7 @@ def read_config(cls, path):
     """The assignments of a config file, as {key: value}."""
     path = find(path)
     if not Path(path).is_file():
-        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'config').rglob('*.py')
-                       if str(p.relative_to(ROOT / 'config')) not in OURS)
-        raise FileNotFoundError(f'config file {path} does not exist; there are {", ".join(known)}')
+        raise FileNotFoundError(f'config file {path} does not exist; see config/')
     values = {}
     try:
         exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), {}, values)
@@ -86,24 +84,23 @@ def find_field(cls, name, where):
 def convert(field, value, where):
     """A value, or its text on the command line, as the type of its field and within its range."""
     kind, wanted = field.type, value
-    if isinstance(value, str) and kind is not str:
-        if kind is tuple:
-            value = tuple(value.replace(',', ' ').split())
-        else:
-            try:
-                value = ast.literal_eval(value)
-            except Exception:                                 # also TypeError, as of {[]}
-                pass                                          # the next check says what is wrong
+    if isinstance(value, str) and kind is tuple:
+        value = tuple(value.replace(',', ' ').split())
+    elif isinstance(value, str) and kind is not str:
+        try:
+            value = ast.literal_eval(value)
+        except Exception:                               # also TypeError, as of {[]}
+            pass                                        # the next check says what is wrong
     if kind is float and type(value) is int or kind is tuple and type(value) is list:
         value = kind(value)
     if type(value) is not kind or kind is tuple and not all(type(x) is str for x in value):
         raise ValueError(f'{where}={wanted!r}: expected {KINDS[kind]}')
-    if (kind is tuple and field.default or field.name == 'out_dir') and not value:
+    if (kind is tuple and field.default or field.name in ('out_dir', 'encoder')) and not value:
         raise ValueError(f'{where} is empty')
     low, above, high = (field.metadata[name] for name in ('low', 'above', 'high'))
     if kind in (int, float) and not (
             (low is None or value >= low) and (above is None or value > above)
-            and value <= (10**15 if high is None else high)):          # also false of nan
+            and value <= (10**15 if high is None else high)):           # also false of nan
         least = f'above {above}' if low is None else f'of at least {low}'
         raise ValueError(f'{where}={wanted}: expected a number {least}'
                          + (f' and at most {high}' if high is not None else ''))

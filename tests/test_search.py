@@ -3,11 +3,9 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import CHOICES, make_model, make_sources
 
-import sample
-from config.cpu import PackedLinear, aligned_sdpa, pack
+from config.cpu import pack
 from data.languages import script
 from data.tokenizer import BOS, EOS, PAD
 from model import SWCM, Head, SWCMConfig
@@ -38,7 +36,7 @@ def test_cache_changes_nothing(encoder_folder, options):
         new = torch.randint(4, model.config.vocab_size - 1, (len(left), K), generator=g)
         texts = torch.cat([texts[left[:, None], row], new[:, :, None]], 2)
         src, memory = src[left], memory[left]
-        cache.go_on(left, row)
+        cache.extend(left, row)
 
 
 @torch.no_grad()
@@ -255,94 +253,37 @@ def logp_with_cache(model, tgt, src):
 
 @torch.no_grad()
 @pytest.mark.parametrize('options', [*CHOICES[:2], dict(share='tie')])
-def test_packed_weights_write_the_same(encoder_folder, options):
-    """float32 in another layout changes no text; fewer bits change the probabilities, 16 hardly."""
-    models = plain, packed, half, int8 = [make_model(encoder_folder, **options) for _ in range(4)]
-    for model, bits in ((packed, 32), (half, 16), (int8, 8)):
-        pack(model, bits)
+def test_packed_weights_write_nearly_the_same(encoder_folder, options):
+    """16-bit weights hardly change a probability; nothing is written that plain ones never do."""
+    plain, packed = (make_model(encoder_folder, **options) for _ in range(2))
+    pack(packed)
     src = make_sources(plain, (50, 3, 12, 30))
     for beams in (1, 3):
-        for ours, theirs in zip(*(run(model, src, beams=beams) for model in (plain, packed))):
-            assert [ids for ids, _ in ours] == [ids for ids, _ in theirs]
-            assert all(abs(a - b) < 1e-5 for (_, a), (_, b) in zip(ours, theirs))
+        assert all(run(packed, src, beams=beams))
     tgt = make_sources(plain, (50, 3, 12, 30), seed=1)
-    exact, *others = (logp_with_cache(model, tgt, src) for model in models)
+    exact, logp = (logp_with_cache(model, tgt, src) for model in (plain, packed))
     ids = slice(plain.config.n_ids)
-    torch.testing.assert_close(exact[:, ids], others[0][:, ids], rtol=0, atol=1e-4)
-    error = [(logp - exact)[:, ids].abs().mean() for logp in others[1:]]
-    assert error[0] < 2e-3 < error[1] < 0.05
+    error = (logp - exact)[:, ids].abs().mean()
+    assert error < 2e-3
     if 'fbgemm' in torch.backends.quantized.supported_engines:
-        assert error[0] > 1e-5
-    for logp in others:
-        assert (logp.exp().sum(1) - 1).abs().max() < 1e-4 and logp[:, ids.stop:].isneginf().all()
+        assert error > 1e-5
+    assert (logp.exp().sum(1) - 1).abs().max() < 1e-4 and logp[:, ids.stop:].isneginf().all()
 
 
 def test_packing_leaves_nothing_out(encoder_folder):
-    """With share='tie' a module is a part of two layers, and both have the packed one."""
+    """With share='tie' a module is a part of two layers, and both have packed ones."""
     model = make_model(encoder_folder, share='tie')
-    pack(model, 32)
+    pack(model)
     kinds = {type(m).__name__ for m in model.modules()}
-    assert not {'Linear', 'Attention'} & kinds
+    assert not {'Linear', 'Attention'} & kinds and 'PackedLinear' in kinds
     for ours, theirs in zip(model.decoder, model.encoder.layers):
-        assert ours.cross_attn is ours.self_attn is theirs.attn
+        assert ours.ffn1 is theirs.ffn and hasattr(ours.self_attn, 'fused')
+        assert hasattr(ours.cross_attn, 'key')
 
 
 def test_packing_where_there_is_no_library_for_it(encoder_folder, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    monkeypatch.setattr(type(torch.backends.quantized), 'supported_engines', ['qnnpack'])
     model = make_model(encoder_folder)
-    pack(model, 32)
+    pack(model)
     assert type(model.encoder.head) is Head
     assert type(model.encoder.layers[0].attn.query) is torch.nn.Linear
-
-
-@pytest.mark.parametrize('beams', [1, 4])
-def test_8_bits_write_the_same_in_any_batch(encoder_folder, tokenizer, monkeypatch, beams):
-    model = make_model(encoder_folder)
-    pack(model, 8)
-    found, generator = [], torch.Generator().manual_seed(0)
-
-    def noted(*args, **options):
-        texts = search(*args, **options)
-        found.extend(texts)
-        return texts
-
-    monkeypatch.setattr(sample, 'search', noted)
-    sources = [[0, model.config.vocab_size,
-                *torch.randint(4, 150, (n,), generator=generator).tolist(), 2]
-               for n in (3, 30, 12, 21, 8, 17)]
-    together, alone = (
-        sample.write(model, tokenizer, sources, ['zh'] * len(sources), 25, batch, beams=beams)
-        for batch in (16, 1))
-    assert together == alone
-    n = len(sources)
-    assert found[:n] == found[n:] and len(found) == 2 * n               # scores, too
-
-
-@torch.no_grad()
-def test_8_bit_attention_is_the_same_on_each_thread():
-    """To the bit, alone and in a batch, where another thread may compute a source's heads."""
-    torch.manual_seed(1)
-    n_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        for n, S in ((1, 16), (2, 35), (3, 48)):
-            q, k, v = (torch.randn(3, 4, t, 16) for t in (n, S, S))
-            for mask in (torch.rand(3, 1, 1, S) < 0.9, torch.rand(3, 1, n, S) < 0.9):
-                y = aligned_sdpa(q, k, v, mask, 0.0, False)
-                for i in range(3):
-                    one = [x[i:i + 1] for x in (q, k, v, mask)]
-                    assert torch.equal(aligned_sdpa(*one, 0.0, False), y[i:i + 1])
-                torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, mask))
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def test_8_bits_of_a_row_owe_nothing_to_others():
-    """The product of each row is the same to the bit, also beside rows a hundred times as large."""
-    torch.manual_seed(0)
-    linear = PackedLinear(torch.randn(48, 64), torch.randn(48), 8)
-    x = torch.randn(4, 3, 64) * torch.tensor([1, 100, 0.01, 0]).view(4, 1, 1)
-    together = linear(x)
-    assert all(torch.equal(linear(x[i:i + 1, j:j + 1]), together[i:i + 1, j:j + 1])
-               for i in range(4) for j in range(3))
-    assert torch.equal(together[3], linear.bias.expand(3, -1))

@@ -1,7 +1,6 @@
 """train.py and sample.py: the loop, resume, and the command lines as a user types them."""
 import json
 import os
-import pickle
 import re
 import resource
 import shutil
@@ -60,7 +59,7 @@ def log(cfg):
 @pytest.mark.parametrize('options', [
     dict(), dict(objective='mlm'),
     pytest.param(dict(share='tie', head='untied'), marks=pytest.mark.full)])
-def test_resume_changes_no_bit(cfg, tmp_path, options, capsys):
+def test_resume_changes_no_bit(cfg, tmp_path, options):
     cfg = replace(cfg, languages=('bo', 'zh'), **options)
     train.train(cfg)
     whole = weights(cfg)
@@ -71,7 +70,6 @@ def test_resume_changes_no_bit(cfg, tmp_path, options, capsys):
         again = weights(interrupted)
         assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
         assert log(interrupted) == log(cfg)
-    assert 'max_steps was' not in capsys.readouterr().out
     assert len({tuple(line['val'].values()) for line in log(cfg) if 'val' in line}) == 3
 
 
@@ -144,16 +142,12 @@ def test_training_learns_and_keeps_the_best(cfg, capsys):
 
 
 @pytest.mark.full
-def test_scores_of_translations(cfg, tmp_path, monkeypatch):
+def test_scores_of_translations(cfg, monkeypatch):
     """A model that knows the references gets 100, one that writes those of other sources not."""
-    (tmp_path / 'test.bo-zh.tsv').write_text('ང་ལ་དེབ་གཉིས་ཡོད།\t我有两本书。\nབོད།\t藏语\n',
-                                             encoding='utf-8')
-    cfg = replace(cfg, max_steps=1, eval_translations=3, test_dataset='text', batch_tokens=20,
-                  test_from=str(tmp_path / 'test.bo-zh.tsv'))
+    cfg = replace(cfg, max_steps=1, eval_translations=3, batch_tokens=20)
     directions = {f'{a}-{b}' for x in LANGUAGES if x != 'zh' for a, b in ((x, 'zh'), ('zh', x))}
     known = {(a, to): b for x in LANGUAGES for pair in zip(sentences(x), sentences('zh'))
              for (a, b), to in ((pair, 'zh'), (pair[::-1], x))}
-    known['བོད།', 'zh'] = '藏语'  # <unk> for this vocabulary, and yet in the reference
     for shift in (0, 1):
         with monkeypatch.context() as patch:
             patch.setattr(train, 'write', lambda model, tok, sources, to: [
@@ -161,13 +155,10 @@ def test_scores_of_translations(cfg, tmp_path, monkeypatch):
                 for ids in [*sources[shift:], *sources[:shift]]])
             train.train(replace(cfg, resume=False))
         scores = log(cfg)[-1]['scores']
-        assert scores.keys() == {*(f'chrF++ {d}' for d in directions),
-                                 'chrF++/text bo-zh', 'chrF++/text zh-bo'}
+        assert scores.keys() == {f'chrF++ {d}' for d in directions}
         assert all(value == pytest.approx(100) for value in scores.values()) == (shift == 0)
     train.train(replace(cfg, mt_fraction=0.0, resume=False))    # has nothing to translate
     assert log(cfg)[-1]['scores'] == {}
-    with pytest.raises(ValueError, match="test_dataset='text' has no pairs of the languages kk,zh"):
-        train.train(replace(cfg, languages=('kk', 'zh'), out_dir=str(tmp_path / 'kk')))
     train.train(replace(cfg, resume=False))
     assert log(cfg)[-1]['scores'].keys() == scores.keys()
     assert [line['parameters'] for line in log(cfg) if 'parameters' in line] == \
@@ -336,8 +327,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
         train.train(replace(cfg, share='none'))
     train.train(replace(cfg, max_steps=3))                                        # may be longer
     assert [line['lr'] for line in log(cfg) if 'lr' in line][1:] == [0.001, 0.0005]
-    printed = capsys.readouterr().out
-    assert 'max_steps was 2: the learning rate goes from 0.001 to 0.0005 now' in printed
+    assert 'going on from step 2 of 3' in capsys.readouterr().out
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
     with pytest.raises(ValueError, match='this run began with other text'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
@@ -399,7 +389,7 @@ def test_answers_before_torch_is_imported(script, tmp_path):
     env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONUNBUFFERED': ''}
     for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
                           (['nope.py', '--help'],
-                           'config file nope.py does not exist; there are config/'),
+                           'config file nope.py does not exist; see config/'),
                           (['broken.py', '--help'],
                            "broken.py: SyntaxError: '(' was never closed")):
         status, out, err = call(script, *args, cwd=tmp_path, env=env)
@@ -417,7 +407,7 @@ def test_answers_before_torch_is_imported(script, tmp_path):
 def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'stdin', open(os.devnull))
-    cfg = cli.load(config.Train, ['config/ablation/tie.py'])
+    cfg = cli.load(config.Train, ['config/ablation/copy.py', '--share=tie'])
     assert train.check_origin(cfg, None, 'text')['weights'] and train.build(cfg, None)
     assert finetune.build(config.FineTune(), None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
@@ -436,7 +426,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--lr=True'], "--lr='True': expected a number"),
     (['--resume=1'], "--resume='1': expected True or False"),
     (['config/tibetian.py'],
-     'config file config/tibetian.py does not exist; there are config/ablation/alternate.py, '),
+     'config file config/tibetian.py does not exist; see config/'),
     (['--accumulate=0'], 'accumulate=0: expected a number of at least 1'),
     (['--lr=1e999'], 'lr=1e999: expected a number above 0'),
     (['--seed=99999999999'], 'seed=99999999999: expected a number'),
@@ -447,7 +437,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'],
                                            "'x.py': one config file comes first"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
-    (['--encoder='], "encoder='': objective=swcm starts from"),
+    (['--encoder='], 'encoder is empty'),
     (['--encoder=nowhere'], "nowhere/config.json: No such file"),
     (['--device=cuda:9'], "device='cuda:9' is not there"),
     (['--dtype=int8'], "dtype='int8': choose auto"),
@@ -513,7 +503,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     for args, message in ((['--text=x', '--to=fr'],
                            "'fr' has no token here; there are: bo ug kk mn zh"),
                           (['--text=x', '--to=zh'],
-                           'translate from zh to zh: name another language'),
+                           'translate from zh to zh: see --source and --to'),
                           (['--file=none.txt'], 'none.txt'),
                           (['--text=x', '--file=zh.txt'],
                            "text='x', file=zh.txt: give one of them"),
@@ -547,25 +537,23 @@ def test_chinese_is_translated_where_it_is_the_first_language(cfg, capsys):
         sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我'])
 
 
-def test_bits_of_the_weights_to_write_with(cfg, monkeypatch):
+def test_weights_are_packed_unless_asked_otherwise(cfg, monkeypatch):
     train.train(replace(cfg, max_steps=1))
     packed = []
-    monkeypatch.setattr(sample, 'pack', lambda model, bits: packed.append(bits))
-    for options in ({}, dict(dtype='float32'), dict(int8=True), dict(dtype='bfloat16')):
-        sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', **options))
-    assert packed == [16, 32, 8]
-    settings = sample.Sample(device='cpu', dtype='bfloat16', int8=True)
-    with pytest.raises(ValueError, match='int8 is for float32 on a CPU, not torch.bfloat16 on cpu'):
-        sample.Writer(f'{cfg.out_dir}/last', settings)
+    monkeypatch.setattr(sample, 'pack', packed.append)
+    for dtype, expected in (('auto', 1), ('float32', 0), ('bfloat16', 0)):
+        sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', dtype=dtype), 64)
+        assert len(packed) == expected
+        packed.clear()
 
 
 def test_sampling_fills_masks(cfg):
     train.train(replace(cfg, max_steps=1))
-    writer = sample.Writer(f'{cfg.out_dir}/last',
-                           sample.Sample(device='cpu', beams=2, max_new_tokens=12))
+    writer = sample.Writer(f'{cfg.out_dir}/last', sample.Sample(
+        device='cpu', beams=2, max_new_tokens=12, task='denoise', source='bo', to='bo'), 64)
     ids = writer.tokenizer.encode_masked('ང་ལ་<mask>གཉིས་ཡོད།')
     assert (ids == writer.tokenizer.mask).sum() == 1 and PAD not in ids
-    assert len(writer.answer(['ང་ལ་<mask>གཉིས་ཡོད།', ''], 'bo', 'bo')) == 2
+    assert len(writer.answer(['ང་ལ་<mask>གཉིས་ཡོད།', ''])) == 2
 
 
 @pytest.mark.full
@@ -597,18 +585,6 @@ def torchrun(cfg, n, script=ROOT / 'train.py', **env):
                            script, *keys],
                           capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.mark.full
-def test_two_processes_train_a_vocabulary_and_an_encoder(cfg, tmp_path):
-    one = replace(cfg, objective='mlm', encoder='', vocab_size=150, n_layer=2, n_head=2, n_embd=16,
-                  n_ffn=32, max_steps=3, out_dir=str(tmp_path / 'one'))
-    train.train(one)
-    two = replace(one, out_dir=str(tmp_path / 'two'))
-    status, _, err = torchrun(two, 2)
-    assert status == 0, err
-    losses = [[line['loss'] for line in log(x) if 'loss' in line] for x in (one, two)]
-    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 # train.py with weights of 64 bits, so that the order of a sum does not matter, and with accidents
@@ -671,9 +647,3 @@ def test_one_process_killed_ends_the_others(cfg, tmp_path):
                               SIGNAL=str(int(signal.SIGKILL)))
     assert status and 'SIGKILL' in err and time.perf_counter() - started < 60
     assert SWCM.load(f'{cfg.out_dir}/last')                               # as of step 2
-
-
-def test_batches_go_to_workers_that_are_not_forked(cfg):
-    """As on macOS and Windows, where a worker gets its batches pickled."""
-    numbered = pickle.loads(pickle.dumps(train.Numbered([(1, 2), (3, 4)])))
-    assert numbered[1] == (1, (3, 4))

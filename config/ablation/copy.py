@@ -1,8 +1,7 @@
 # The paper's decoder on the nano encoder, for Tibetan and Chinese: copied layers, and a random one
-# after every third. The other arms of the comparison are the files beside this one. Each changes a
-# setting or two. Run each arm with several seeds:
-#     python train.py config/ablation/copy.py --data_from=MONO,PAIRS --test_from=NTREX --seed=2 \
-#         --out_dir=out/ablation/copy.2
+# after every third. The other arms of the comparison change a setting or two: see README.md.
+#     python train.py config/ablation/copy.py --data_from=MONO,PAIRS --share=none --seed=2 \
+#         --out_dir=out/ablation/none.2
 dataset = 'text'
 encoder = 'data/nano'
 out_dir = 'out/ablation/copy.1'
@@ -20,5 +19,4 @@ dropout = 0.0                    # each text is read once at most
 eval_interval = 100
 eval_segments = 150
 eval_translations = 150
-test_dataset = 'ntrex'
 save_interval = 200

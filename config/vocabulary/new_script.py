@@ -8,6 +8,6 @@ out_dir = 'out/encoder'
 batch_tokens = 8192              # four of these a step: 16,000 tokens of text, and as many labels
 accumulate = 4
 max_steps = 20000
-lr = 1e-4                        # lower than from scratch
+lr = 1e-4
 eval_interval = 1000
 save_interval = 500
