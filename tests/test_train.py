@@ -411,7 +411,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     assert train.check_origin(cfg, None, 'text')['weights'] and train.build(cfg, None)
     assert finetune.build(config.FineTune(), None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
-    for main, args in ((vocabulary.main, ['report', '--text', 'zh.txt']),
+    for main, args in ((vocabulary.main, ['trim', '--text=zh.txt', '--out=small']),
                        (lambda args: dataset.main('text'), ['--from=zh.txt'])):
         monkeypatch.setattr(sys, 'argv', ['', *args, '--encoder=data/nano'])
         main(sys.argv[1:])
