@@ -52,7 +52,7 @@ def finetune(cfg):
     """
     if cfg.task not in TASKS:
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
-    out, best = Path(cfg.out_dir), Path(cfg.out_dir, 'best')
+    best = Path(cfg.out_dir, 'best')
     state = None if cfg.eval_only else read_state(cfg)
     parts, samples, left_out = read_parts(cfg)
     texts = [text for e in parts['train'] for text in (e.direction, *e.source, e.target)]
@@ -77,8 +77,8 @@ def finetune(cfg):
         learn(cfg, model, tokenizer, sets, state, origin)
         model = SWCM.load(best) if rank_and_world()[0] == 0 else model
     if rank_and_world()[0] == 0:
-        is_new = cfg.eval_only and begin is cfg
-        write_scores(model, tests, samples, tokenizer, cfg, out if is_new else best)
+        folder = best.parent if cfg.eval_only and begin is cfg else best
+        write_scores(model, tests, samples, tokenizer, cfg, folder)
 
 
 def read_parts(cfg):
@@ -128,7 +128,7 @@ def few_shots(examples, cfg):
 
 
 def corpus_examples(cfg, directions):
-    """All pairs of the corpus cfg.test_dataset."""
+    """All pairs of the corpus cfg.test_dataset, which is of translations only."""
     corpus = corpus_module(cfg.test_dataset)
     with main_process_first():
         files = corpus.fetch(cfg.test_from)
@@ -275,8 +275,7 @@ def write_scores(model, tests, samples, tokenizer, cfg, folder):
                    'prediction': output, 'reference': e.target, 'others': e.others,
                    'scores': {name: or_null(values[i]) for name, values in each.items()}}
                   for i, (e, output) in enumerate(zip(examples, outputs))]
-    about = {'unit': 'percent, with the bounds of a 95 % interval', **ABOUT}
-    whole = {'scores': metrics, 'about': about, 'settings': asdict(cfg)}
+    whole = {'scores': metrics, 'about': ABOUT, 'settings': asdict(cfg)}
     texts = {'metrics.json': json.dumps(whole, indent=1, ensure_ascii=False),
              'predictions.jsonl': '\n'.join(json.dumps(x, ensure_ascii=False) for x in lines)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,8 @@ class Example:
     direction: str                                    # zh-bo; bo stands for bo-bo
     source: tuple                                     # one text, or question and context
     target: str
-    texts: tuple                                      # not learned if one of them is held out;
-    others: tuple = ()                                # the last says whether this is. Other answers
+    texts: tuple                                      # not learned if one is held out; the last
+    others: tuple = ()                                # says if this is. Others: further answers
 
 
 def languages_of(direction):
