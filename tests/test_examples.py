@@ -20,9 +20,9 @@ def answer(answers):
 
 
 SPAN = {'text': ANSWER, 'answer_start': 5}
-SUMMARY = Example('bo', (ARTICLE,), TITLE, ARTICLE, (ARTICLE,))
-FOUND = Example('bo', (QUESTION, ARTICLE), ANSWER, ARTICLE, (ARTICLE,))
-FOUND_Y = Example('bo', (QUESTION, ARTICLE), ANSWER, ARTICLE, (ARTICLE,), ('y',))
+SUMMARY = Example('bo', (ARTICLE,), TITLE, (ARTICLE,))
+FOUND = Example('bo', (QUESTION, ARTICLE), ANSWER, (ARTICLE,))
+FOUND_Y = Example('bo', (QUESTION, ARTICLE), ANSWER, (ARTICLE,), ('y',))
 
 
 def line(**fields):
@@ -35,19 +35,14 @@ def line(**fields):
     ('plain.tsv', f'\ufeff{ARTICLE}\t{TITLE}\r\n', SUMMARY),
     ('answer.jsonl', line(question=QUESTION, context=ARTICLE, answer=ANSWER), FOUND),
     ('several.jsonl', line(question=QUESTION, context=ARTICLE, answer=[ANSWER, 'y', ANSWER]),
-     FOUND_Y),
-    ('hub.jsonl', line(id='x', context=ARTICLE, question=QUESTION,
-                       answers={'text': [ANSWER], 'answer_start': [5]}), FOUND)])
+     FOUND_Y)])
 def test_read(tmp_path, name, text, expected):
     (tmp_path / name).write_text(text, encoding='utf-8')
-    assert read_examples(str(tmp_path / name), ['bo']) == ([expected], {})
+    found, left_out = read_examples(str(tmp_path / name), ['bo'])
+    assert found == [expected] and not left_out.total()
 
 
 PUBLISHED = [  # file name, its text, the example
-    ('PART_I.txt',
-     '<doc id=0>\n    <human_label>5</human_label>\n    <summary>\n'
-     f'        {TITLE}\n    </summary>\n    <short_text>\n        {ARTICLE}\n'
-     '    </short_text>\n</doc>\n', SUMMARY),
     ('squad.json', json.dumps({'version': 'v1.0', 'data': [
         {'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
             {'id': 'TRAIN_186', 'context': ARTICLE,
@@ -67,29 +62,20 @@ def test_convert(tmp_path, capsys, name, text, expected):
     """What is published becomes a .jsonl with the same examples."""
     path, out = tmp_path / name, tmp_path / 'out.bo.jsonl'
     path.write_text(text, encoding='utf-8')
-    data.convert.main([str(path), str(path), f'--out={out}'])
-    assert capsys.readouterr().out == f'{out}: 2 examples\n'
-    assert read_examples(str(out), ['bo', 'zh']) == ([expected] * 2, {})
-
-
-DOCUMENT = '<doc>\n<summary>x</summary>\n<short_text>y</short_text>\n</doc>\n'
+    data.convert.main([str(path), f'--out={out}'])
+    assert capsys.readouterr().out == f'{out}: 1 examples\n'
+    assert read_examples(str(out), ['bo', 'zh'])[0] == [expected]
 
 
 @pytest.mark.parametrize('name, text, message', [
-    ('a.txt', '<doc id=0>\n<summary>x</summary>\n</doc>',
-     'a.txt: the <doc> that ends in line 3 has not one <summary>'),
-    ('a.txt', DOCUMENT + '<doc>', 'a.txt: the last <doc> has no end'),
-    ('a.txt', DOCUMENT[:-7] + DOCUMENT, 'ends in line 7 has not one'),
-    ('a.csv', '问题,段落,答案\nx,y\n',
-     'a.csv: line 2: 答案 is None, expected a string'),
-    ('a.csv', '问题,段落,答案\nx, y, z, w\n',
-     'a.csv: line 2: more cells than the header'),
-    ('a.csv', 'source,target\na,"b\nc,d\n',
-     'a.csv: line 3: unexpected end of data; a text with a comma'),
-    ('a.json', '{"data": ', "a.json is not JSON in SQuAD's form: "),
-    ('a.json', '{"data": ["x"]}', "a.json is not JSON in SQuAD's form: "),
+    ('a.csv', '问题,段落,答案\nx, y, z\nx, y, z, w\n',
+     'a.csv: question 2 cannot be read: .*a cell without a name'),
+    ('a.csv', '问题,段落,答案\na,b,"c,d\n',
+     'a.csv: question 1 cannot be read: .*unexpected end of data'),
+    ('a.json', '{"data": ', 'a.json: question 1 cannot be read: JSONDecodeError'),
+    ('a.json', '{"data": ["x"]}', 'a.json: question 1 cannot be read: TypeError'),
     ('a.json', '[{"context": "x", "qas": [{"answers": []}]}]',
-     "a.json: question 1 has neither source, target nor .*; its fields: 'context', 'answers'")])
+     "a.json: question 1 cannot be read: KeyError.'question'")])
 def test_convert_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding='utf-8')
     with pytest.raises(ValueError, match=message):
@@ -97,26 +83,32 @@ def test_convert_bad_files(tmp_path, name, text, message):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_missing_cell_is_noticed(tmp_path):
+    (tmp_path / 'a.csv').write_text('问题,段落,答案\nx,y\n', encoding='utf-8')
+    data.convert.main([f'{tmp_path}/a.csv', f'--out={tmp_path}/a.bo.jsonl'])
+    with pytest.raises(ValueError, match='line 1: answer is .None., expected a string'):
+        read_examples(f'{tmp_path}/a.bo.jsonl', ['bo'])
+
+
 def test_converter_as_a_command(tmp_path):
-    name, text, _ = PUBLISHED[0]
-    (tmp_path / name).write_text(text + '<doc>', encoding='utf-8')
-    command = [sys.executable, '-m', 'data.convert', tmp_path / name]
+    (tmp_path / 'a.json').write_text('[', encoding='utf-8')
+    command = [sys.executable, '-m', 'data.convert', tmp_path / 'a.json']
     done = subprocess.run([*command, '--out', tmp_path / 'x.bo.jsonl'], capture_output=True,
                           text=True, encoding='utf-8')
-    assert done.returncode == 1
-    assert done.stderr == f'error: {tmp_path}/{name}: the last <doc> has no end\n'
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert done.stderr.startswith(f'error: {tmp_path}/a.json: question 1 cannot be read')
 
 
 def test_languages(tmp_path):
     """First a record's own languages, then those of the file's name, then the only direction."""
     (tmp_path / 'a.bo-zh.tsv').write_text('བོད\t藏\nདེབ\t\n', encoding='utf-8')
     found, left_out = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['zh-bo', 'bo-zh', 'zh-kk'])
-    assert found == [Example('zh-bo', ('藏',), 'བོད', '藏', ('བོད', '藏')),
-                     Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))]
-    assert left_out == {'empty source': 1, 'empty target': 1}
+    both = ('བོད', '藏')
+    assert found == [Example('zh-bo', ('藏',), 'བོད', both), Example('bo-zh', ('བོད',), '藏', both)]
+    assert left_out == {'in other languages': 0, 'empty': 2}
     text = 'དེབ\t\u200b\n'                              # whose target normalises to nothing
     (tmp_path / 'c.bo-zh.tsv').write_text(text, encoding='utf-8')
-    with pytest.raises(ValueError, match='has no example of bo-zh; left out: empty target'):
+    with pytest.raises(ValueError, match='no example of bo-zh; it has 1 empty ones and 0 in o'):
         read_examples(str(tmp_path / 'c.bo-zh.tsv'), ['bo-zh'])
     path = tmp_path / 'b.kk.jsonl'
     rows = [{'source': 'a', 'target': 'b'}, {'source': 'a', 'target': 'b', 'lang': 'mn'},
@@ -125,22 +117,22 @@ def test_languages(tmp_path):
     path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     found, left_out = read_examples(str(path), ['kk', 'zh-mn', 'bo-zh'])
     assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh']
-    assert left_out == {'mn, which is not asked for': 1}
+    assert left_out == {'in other languages': 1, 'empty': 0}
     for name, language in (('dev.jsonl', 'bo'), ('ti-sum.jsonl', 'bo'), ('bo.jsonl', 'bo'),
                            ('x.kk.jsonl', 'kk')):
         (tmp_path / name).write_text(json.dumps(rows[0]), encoding='utf-8')
         found, left_out = read_examples(str(tmp_path / name), [language])
-        assert len(found) == 1 and not left_out
+        assert len(found) == 1 and not left_out.total()
     for name, directions, message in (
-            ('x.kk.jsonl', ['bo'], 'x.kk.jsonl, see .* name, has no example of bo; left out: kk'),
-            ('a.bo-zh.tsv', ['kk-zh', 'kk'], 'left out: bo-zh, which is not asked for')):
+            ('x.kk.jsonl', ['bo'], 'x.kk.jsonl has no example of bo; it has .* 1 in other'),
+            ('a.bo-zh.tsv', ['kk-zh', 'kk'], 'has no example of kk-zh kk; it has .* 2 in other')):
         with pytest.raises(ValueError, match=message):
             read_examples(str(tmp_path / name), directions)
 
 
 def test_translations_share_texts(tmp_path):
     """In every form of file the key of a pair and its texts are the same."""
-    expected = Example('bo-zh', ('བོད',), '藏', '藏', ('བོད', '藏'))
+    expected = Example('bo-zh', ('བོད',), '藏', ('བོད', '藏'))
     rows = {
         'a.jsonl': json.dumps(
             {'source': 'བོད', 'target': '藏', 'source_lang': 'bo', 'target_lang': 'zh'}),
@@ -150,21 +142,21 @@ def test_translations_share_texts(tmp_path):
         (tmp_path / name).write_text(text, encoding='utf-8')
         assert read_examples(str(tmp_path / name), ['bo-zh'])[0] == [expected]
     found, left_out = read_examples(str(tmp_path / 'c.jsonl'), ['bo-zh', 'ug-zh'])
-    assert [e.direction for e in found] == ['bo-zh'] and left_out == {'empty source': 1}
+    assert [e.direction for e in found] == ['bo-zh'] and left_out['empty'] == 1
     assert found[0].texts == ('བོད', '藏')
 
 
 @pytest.mark.parametrize('name, text, message', [
     ('a.jsonl', '{"source": "x", "target": "y"}\n{"source": "x"}',
-     "a.jsonl: line 2 has neither source, target nor .*; its fields: 'source'"),
+     "a.jsonl: line 2 has 'source', not the fields question, context, answer or source, tar"),
     ('a.jsonl', '{"source": "x", "target": 3}', 'line 1: target is 3, expected a string'),
     ('a.jsonl', '{"source": "x"', 'line 1 is not JSON'),
     ('a.jsonl', '"x"', 'line 1 is no JSON object'),
-    ('a.jsonl', '', 'a.jsonl, see .*, has no example of bo; left out: none'),
+    ('a.jsonl', '', 'a.jsonl has no example of bo; it has 0 empty ones and 0'),
     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
     ('a.jsonl', r'{"source": "x", "target": "\ud800"}',
-     'line 1: target is .* expected a string of whole characters'),
-    ('a.xml', 'x', 'examples come as .tsv or .jsonl; data/convert.py')])
+     'line 1: target is .* expected a string'),
+    ('a.xml', 'x', 'give --data=FILES of examples, .tsv or .jsonl.*data/convert.py')])
 def test_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding='utf-8')
     with pytest.raises(ValueError, match=message):
@@ -179,16 +171,16 @@ def test_swapped_columns_are_noticed(tmp_path):
 
 def test_bad_languages(tmp_path):
     (tmp_path / 'a.jsonl').write_text('{"source": "x", "target": "y"}', encoding='utf-8')
-    with pytest.raises(ValueError, match='line 1: nothing says which of bo kk it is'):
+    with pytest.raises(ValueError, match='line 1: nothing says which of bo kk'):
         read_examples(str(tmp_path / 'a.jsonl'), ['bo', 'kk'])
-    with pytest.raises(FileNotFoundError, match='no.jsonl does not exist'):
+    with pytest.raises(FileNotFoundError, match='No such file.*no.jsonl'):
         read_examples(f'{tmp_path}/a.jsonl,{tmp_path}/no.jsonl', ['bo'])
 
 
 def pairs(n=3000):
     """Translations of which some share one side."""
     return [
-        Example(d, (f'source {i}',), f'target {j}', f'source {i}', (f'source {i}', f'target {j}'))
+        Example(d, (f'source {i}',), f'target {j}', (f'target {j}', f'source {i}'))
         for i in range(n) for j in [i % (n - 50)] for d in ('zh-bo', 'zh-kk')
     ]
 
@@ -198,11 +190,12 @@ def test_held_out():
     of = {part: {text for e in found for text in e.texts} for part, found in parts.items()}
     assert not of['train'] & of['test'] and not of['train'] & of['val'] and left_out > 0
     assert 0.08 < len(parts['test']) / 6000 < 0.12 and 0.035 < len(parts['val']) / 6000 < 0.065
-    one, other = ({e.key for e in parts['test'] if e.direction == d} for d in ('zh-bo', 'zh-kk'))
+    one, other = ({e.texts[-1] for e in parts['test'] if e.direction == d}
+                  for d in ('zh-bo', 'zh-kk'))
     assert one == other
-    grown, _ = split_examples(pairs() + [Example('zh-bo', ('new',), 'x', 'new', ('new', 'x'))],
+    grown, _ = split_examples(pairs() + [Example('zh-bo', ('new',), 'x', ('x', 'new'))],
                               0.05, 0.1)
-    assert {e.key for e in grown['test']} - {'new'} == {e.key for e in parts['test']}
+    assert {e.texts[-1] for e in grown['test']} - {'new'} == {e.texts[-1] for e in parts['test']}
 
 
 def test_held_out_as_in_pretraining(tmp_path):
@@ -213,7 +206,7 @@ def test_held_out_as_in_pretraining(tmp_path):
     split_of = splits(documents, 0.15)
     parts, _ = split_examples(read_examples(str(path), ['zh-bo'])[0], 0.05, 0.1)
     held_out = {texts['zh'] for key, texts in documents if split_of(key, texts)[0] == 'val'}
-    assert {e.key for e in parts['val'] + parts['test']} == held_out
+    assert {e.texts[-1] for e in parts['val'] + parts['test']} == held_out
 
 
 def test_translations_of_the_hub(tmp_path):
@@ -221,7 +214,7 @@ def test_translations_of_the_hub(tmp_path):
     rows = [{'translation': {'zh': '藏', 'bo': 'བོད'}}, {'zh_CN': '藏', 'bod_Tibt': 'བོད', 'id': 3}]
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     assert read_examples(str(tmp_path / 'a.jsonl'), ['zh-bo'])[0] == 2 * [
-        Example('zh-bo', ('藏',), 'བོད', '藏', ('བོད', '藏'))]
+        Example('zh-bo', ('藏',), 'བོད', ('བོད', '藏'))]
     row = {'source': '藏', 'target': 'བོད', 'source_lang': 'zh-CN', 'target_lang': 'bod'}
     (tmp_path / 'b.jsonl').write_text(json.dumps(row), encoding='utf-8')
     assert read_examples(str(tmp_path / 'b.jsonl'), ['zh-bo'])[0][0].direction == 'zh-bo'
@@ -230,9 +223,9 @@ def test_translations_of_the_hub(tmp_path):
 def test_examples_are_cut_and_counted(tokenizer):
     texts = sentences('bo')
     made = [
-        Example('bo', (texts[0], ' '.join(texts[:9])), texts[0], '', ()),
-        Example('bo', (texts[1],) * 2, texts[1], '', ()),
-        Example('bo', (texts[2],) * 2, ' '.join(texts), '', ())
+        Example('bo', (texts[0], ' '.join(texts[:9])), texts[0], ()),
+        Example('bo', (texts[1],) * 2, texts[1], ()),
+        Example('bo', (texts[2],) * 2, ' '.join(texts), ())
     ]
     limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)
     task = Examples('bo', made, tokenizer, limits)

@@ -16,7 +16,8 @@ from torchmetrics.functional.text import squad
 from data import metrics
 from data.languages import main_script
 from data.metrics import (
-    chrf, f1, is_mark, likeliest_languages, rouge_l, score, units, wilson, words_only,
+    chrf, common_subsequence, f_measure, is_mark, likeliest_languages, score, units, wilson,
+    words_only,
 )
 from data.tokenizer import Tokenizer, normalize
 
@@ -61,23 +62,23 @@ def sacrebleu_bleu(hypotheses, references, language):
 
 @pytest.mark.parametrize('language', LANGUAGES)
 def test_chrf_and_bleu_equal_sacrebleu(language):
-    for hypotheses, references in shifted([*sentences(language)[::2], *REAL[language], *MIXED]):
-        expected = CHRF(word_order=2).corpus_score(hypotheses, [references]).score
-        assert chrf(hypotheses, references, raw=True) == pytest.approx(expected, abs=1e-9)
-        there = [i for i, text in enumerate(references) if text.strip()]
+    texts = list(map(normalize, [*sentences(language)[::2], *REAL[language], *MIXED]))
+    for hypotheses, references in shifted(texts):
+        there = [i for i, text in enumerate(references) if text]
         ours, theirs = ([texts[i] for i in there] for texts in (hypotheses, references))
         expected = (CHRF(word_order=2).corpus_score(ours, [theirs]).score,
                     sacrebleu_bleu(ours, [[r] for r in theirs], language))
-        whole, _ = score(ours, theirs, language, raw=True)
+        whole, _ = score(ours, theirs, language)
         assert (whole['chrF++'][0], whole['bleu'][0]) == pytest.approx(expected, abs=1e-9)
+        assert chrf(ours, theirs) == whole['chrF++'][0]
 
 
 def test_chrf_of_few_texts():
     assert chrf(['བ'], ['x']) == 0 and chrf(['a b'], ['a b']) == pytest.approx(100)
-    with pytest.raises(ValueError, match='1 hypotheses for 2 references'):
-        chrf(['a'], ['a', 'b'])
-    with pytest.raises(ValueError, match='no text to score'):
-        chrf(['a'], [' '])
+    for ours, theirs, message in (['a'], ['a', 'b'], '1 hypotheses for 2 references'), (
+            [], [], '0 hypotheses for 0'), (['a'], [' '], 'reference 1 has no text to score'):
+        with pytest.raises(ValueError, match=message):
+            chrf(ours, theirs)
 
 
 def test_bleu_of_few_tokens():
@@ -94,10 +95,10 @@ def test_bleu_of_few_tokens():
 def test_several_references_equal_sacrebleu(language):
     """All texts and each; for ROUGE-L, which sacrebleu does not have, the best of Google's."""
     texts = [*sentences(language)[::5], *REAL[language]] if language != 'en' else REAL['en'] * 10
-    hypotheses, *references = zip(*variants(texts, 4))
+    hypotheses, *references = zip(*[map(normalize, row) for row in variants(texts, 4)])
     expected = CHRF(word_order=2).corpus_score(hypotheses, references).score
-    assert chrf(hypotheses, list(zip(*references)), raw=True) == pytest.approx(expected, abs=1e-9)
-    whole, each = score(hypotheses, list(zip(*references)), language, raw=True)
+    assert chrf(hypotheses, list(zip(*references))) == pytest.approx(expected, abs=1e-9)
+    whole, each = score(hypotheses, list(zip(*references)), language)
     assert (whole['chrF++'][0], whole['bleu'][0]) == pytest.approx(
         (expected, sacrebleu_bleu(hypotheses, zip(*references), language)), abs=1e-9)
     if language == 'zh':                                      # tok:char is sacrebleu's own
@@ -122,6 +123,10 @@ def test_rouge_l_equals_google(language):
                 (expected.fmeasure, expected.precision, expected.recall), abs=1e-9)
 
 
+def rouge_l(hypothesis, reference):
+    return f_measure(common_subsequence, hypothesis, reference)
+
+
 def by_google(hypothesis, reference, language):
     class OurUnits:
         def tokenize(self, text):
@@ -143,16 +148,16 @@ def test_answers_equal_squad(language):
         return ' '.join(words_only(text, language))
 
     texts = [
-        text for text in [*sentences(language), *REAL[language], *MIXED]
+        text for text in map(normalize, [*sentences(language), *REAL[language], *MIXED])
         if not all(is_mark(unit[0])
                    for unit in units(text, language)) and 'a' not in as_words(text).split()
     ]
     for hypotheses, references in shifted(texts):
-        _, each = score(hypotheses, references, language, raw=True)
+        _, each = score(hypotheses, references, language)
         for h, r, of_f1, of_exact in zip(hypotheses, references, each['f1'], each['exact']):
             assert (of_f1, of_exact) == pytest.approx(by_squad(as_words(h), [as_words(r)]),
                                                       rel=1e-6)
-    assert f1(['a'], []) == 0 and rouge_l([], ['a']) == (0, 0, 0)
+    assert rouge_l(['a'], []) == rouge_l([], ['a']) == (0, 0, 0)
 
 
 def by_squad(prediction, answers):
@@ -188,15 +193,13 @@ def test_normalised():
             for value in (chrf(ours, theirs), *(whole[x][0]
                                                 for x in ('chrF++', 'bleu', 'rouge_l_f', 'exact'))):
                 assert value == pytest.approx(100)
-            raw = CHRF(word_order=2).corpus_score(ours, [theirs]).score
-            assert chrf(ours, theirs, raw=True) == pytest.approx(raw) and raw < 99
-            assert score(ours, theirs, language, raw=True)[0]['chrF++'][0] == pytest.approx(raw)
+            assert CHRF(word_order=2).corpus_score(ours, [theirs]).score < 99
 
 
 def test_the_best_reference_counts():
     whole, _ = score(['蓝色的衣服'], [('红色', '蓝色的衣服')], 'zh')
     names = [x for x in whole if x.startswith(('chrF++', 'bleu', 'rouge', 'f1', 'exact', 'cmrc'))]
-    assert len(names) == 12 and [whole[x][0] for x in names] == [pytest.approx(100)] * 12
+    assert len(names) == 10 and [whole[x][0] for x in names] == [pytest.approx(100)] * 10
     with pytest.raises(ValueError, match='reference 2 has no text'):
         score(['a', 'b'], ['a', (' ', '\u200b')], 'en')
 
@@ -240,16 +243,10 @@ def test_cmrc_scores_equal_the_official_rule():
                                  found[:rng.randint(1, 2)]) for several in variants(texts, 30, 0.1)
                                 for h, *found in zip(several[::3], several[1::3], several[2::3])
                                 if found[0]))
-    for raw in True, False:
-        whole, each = score(hypotheses, answers, 'zh', raw=raw)
-        change, dropped = (str, marks) if raw else (normalize, normalize(marks))
-        expected = [
-            cmrc_rule(change(h), [*map(change, found)], dropped)
-            for h, found in zip(hypotheses, answers)
-        ]
-        assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == [
-            pytest.approx(pair) for pair in expected
-        ]
+    whole, each = score(hypotheses, answers, 'zh')
+    expected = [cmrc_rule(normalize(h), [*map(normalize, found)], normalize(marks))
+                for h, found in zip(hypotheses, answers)]
+    assert [*zip(each['cmrc_f1'], each['cmrc_exact'])] == [pytest.approx(x) for x in expected]
     assert len(set(each['cmrc_f1'])) > 20 and 0 < whole['cmrc_exact'][0] < 100
     assert 'cmrc_f1' not in score(['书'], ['书'], 'ja')[0]
 
@@ -338,11 +335,9 @@ def test_command_line(tmp_path, capsys):
     metrics.main([str(hyp), str(ref), '--lang=bo'])
     shown = capsys.readouterr().out
     assert shown.startswith('90 texts;')
-    assert 'chrF++          100.0  [100.0, 100.0]  nc:6|nw:2|norm:nmt_nfkc  characters' in shown
-    metrics.main([str(hyp), str(ref), '--lang=bod_Tibt', '--raw'])
-    shown = capsys.readouterr().out
-    assert '  tok:syllable|smooth:exp|norm:none  1-4 units' in shown and 'nmt_nfkc' not in shown
-    assert '++          100.0' not in shown
+    assert 'chrF++          100.0  [100.0, 100.0]  characters 1-6 and words 1-2' in shown
+    metrics.main([str(hyp), str(ref), '--lang=bod_Tibt'])
+    assert capsys.readouterr().out == shown
     with pytest.raises(ValueError, match='and others are in TIBETAN, and zh is written in CJK'):
         metrics.main([str(ref), str(ref), '--lang=zh'])
     with pytest.raises(FileNotFoundError):

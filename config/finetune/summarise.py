@@ -3,7 +3,7 @@
 #     python finetune.py config/finetune/summarise.py --data=ti-sum.bo.jsonl \
 #         --checkpoint=out/tibetan_base/best
 # Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=3000 \
-#     --data=lcsts.zh.jsonl,ti-sum.bo.jsonl,...
+#     --data=csl.zh.jsonl,ti-sum.bo.jsonl,...
 task = 'summarise'
 learn = ('bo',)
 out_dir = 'out/summarise'
