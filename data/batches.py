@@ -33,15 +33,15 @@ class Batches:
 
     def __init__(self, tasks, probabilities, cfg):
         self.tasks, self.probabilities, self.cfg = tasks, probabilities, cfg
-        tokens = sum(p * task.lengths.sum(0).mean() for p, task in zip(probabilities, tasks))
-        self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / tokens))
+        mean_length = sum(p * task.lengths.sum(0).mean() for p, task in zip(probabilities, tasks))
+        self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / mean_length))
 
     def __getitem__(self, k):
         pool, i = divmod(k, POOL)
         rng = np.random.default_rng((self.cfg.seed, 3, k))
         return collate([self.tasks[t].example(j, rng) for t, j in self.plan(pool)[i]])
 
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=1)                           # for POOL batches, one after the other
     def plan(self, pool):
         """The POOL batches of a pool: arrays (n,2) of task and example."""
         chosen = []

@@ -80,7 +80,7 @@ def split_documents(documents, split_of):
 
 
 def encode_documents(documents, tokenizer, n=256):
-    """Adds, for each text, the ids (n,) of each of its lines.
+    """(split, texts, note) -> (split, texts, note, lines), for each text the ids of its lines.
 
     Encodes n documents at a time, for SentencePiece's threads.
     """
@@ -93,9 +93,9 @@ def encode_documents(documents, tokenizer, n=256):
 
 
 def cut_document(split, lines, tokenizer, limit):
-    """A text's segments, or the two of a pair, of at most `limit` tokens; and what is left out.
+    """The segments of a text, or the two of a pair, and why they are left out if they are.
 
-    lines: for each text, the ids of its lines. A pair is not cut: its parts would not correspond.
+    A segment has at most `limit` tokens. Pairs are not cut, since the parts would not correspond.
     """
     sides = [np.concatenate(of_text) for of_text in lines]
     if len(sides) == 2 and not all(0 < len(ids) <= limit for ids in sides):
@@ -112,7 +112,7 @@ def split_segments(lines, tokenizer, limit, gather=None):
     `limit`; 0: one sentence a segment); a sentence longer than `limit` is cut.
     """
     ids, gather = np.concatenate(lines), limit if gather is None else gather
-    if 0 < len(ids) <= gather:                    # most documents; only faster
+    if 0 < len(ids) <= gather:                    # most documents: only faster
         return [ids]
     bounds = sorted({0, *tokenizer.sentence_starts(ids).tolist(), *accumulate(map(len, lines))})
     ends = []                                     # where a segment may end
@@ -151,13 +151,13 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
                 references[name] += map(normalize, texts.values())
     if not counts:
         raise ValueError('the corpus has no text')
-    for name in files:
-        files[name].close()
+    for name, file in files.items():
+        file.close()
         np.save(folder / f'{name}.npy', np.cumsum([0, *lengths[name]], dtype=np.uint64))
     for name, texts in references.items():
         (folder / f'{name}.txt').write_text('\n'.join(texts), encoding='utf-8')
     meta = {'vocab_size': tokenizer.vocab_size, 'dtype': dtype.name, 'streams': counts,
-            'notes': notes, 'segments': {name: len(lengths[name]) for name in lengths}}
+            'notes': notes, 'segments': {name: len(found) for name, found in lengths.items()}}
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
 
 
@@ -168,7 +168,7 @@ def report(folder):
     for stream, n in meta['streams'].items():
         train, val = (meta['segments'].get(f'{stream}.{split}', 0) // len(stream.split('-'))
                       for split in ('train', 'val'))
-        unknown = n['unknown'] / max(n['tokens'], 1)
+        unknown = n['unknown'] / max(n['tokens'], 1)              # a stream may have no token
         print(f'{stream:8}{n["documents"]:10,}{n["tokens"]:13,}{train:14,}{val:10,}'
               f'{n["tokens"] / max(n["characters"], 1):13.2f}{unknown:9.2%}')
         for note, times in meta['notes'].get(stream, {}).items():

@@ -2,7 +2,6 @@
 import hashlib
 import re
 import unicodedata
-from collections import defaultdict
 from functools import cache
 
 import sentencepiece
@@ -39,18 +38,18 @@ class Texts:
     """A set of texts. `text in texts`: it is one of them, or a run of its sentences, or has one."""
 
     def __init__(self, texts=()):
-        self.runs = set()                     # texts as tuples of sentences, and as (whole,)
-        self.lengths = defaultdict(set)       # a sentence -> the lengths of runs that it begins
-        self.places = defaultdict(list)       # a sentence -> [(run, its place there)]
+        self.runs = set()             # texts as tuples of sentences, and as (whole,)
+        self.lengths = {}             # a sentence -> the lengths of the runs that it begins
+        self.places = {}              # a sentence -> [(run, its place there)]
         self.update(texts)
 
     def update(self, texts):
         for whole, run in map(hash_forms, texts):
             if (whole,) not in self.runs:
                 self.runs |= {(whole,), run}
-                self.lengths[run[0]].add(len(run))
+                self.lengths.setdefault(run[0], set()).add(len(run))
                 for place, sentence in enumerate(run):
-                    self.places[sentence].append((run, place))
+                    self.places.setdefault(sentence, []).append((run, place))
 
     def __contains__(self, text):
         whole, sentences = hash_forms(text)
