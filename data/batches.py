@@ -1,9 +1,11 @@
 """Batches: batch k is a function of the settings and k; resuming and workers change nothing.
 
-Examples of all tasks are drawn in pools of POOL batches. A pool is divided into batches of similar
-lengths, of `batch_tokens` tokens on average, source and target together, without padding (2 to 11 %
-more); a batch of the longest examples may have nearly twice as many. Then the batches are shuffled.
+Examples of all tasks are drawn for a pool of POOL batches. The pool is divided into batches of
+similar lengths, which are shuffled. A batch has `batch_tokens` tokens on average, source and target
+together, without padding (2 to 11 % more); one of the longest examples has up to twice as many.
 """
+from functools import lru_cache
+
 import numpy as np
 
 from data.tokenizer import PAD
@@ -16,8 +18,7 @@ POOL = 128
 def task_probabilities(tasks, mt_fraction, alpha):
     """The probability of each task (n,): p ~ segments^alpha (XLM, arXiv 1901.07291, section 3.1).
 
-    Tasks of pairs (n_languages 2) have mt_fraction together, the others the rest; where only one
-    kind is there, it has all.
+    Tasks of pairs (n_languages 2) have mt_fraction together where there are others beside them.
     """
     is_pair = np.array([getattr(task, 'n_languages', 1) == 2 for task in tasks])
     p = np.array([len(task) for task in tasks], float) ** alpha
@@ -32,23 +33,17 @@ class Batches:
 
     def __init__(self, tasks, probabilities, cfg):
         self.tasks, self.probabilities, self.cfg = tasks, probabilities, cfg
-        mean_lengths = [task.lengths.sum(0).mean() for task in tasks]
-        tokens = sum(p * length for p, length in zip(probabilities, mean_lengths))  # of an example
-        self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / tokens))
-        self.planned = None, None                             # number and batches of the last pool
+        mean_length = sum(p * task.lengths.sum(0).mean() for p, task in zip(probabilities, tasks))
+        self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / mean_length))
 
     def __getitem__(self, k):
         pool, i = divmod(k, POOL)
         rng = np.random.default_rng((self.cfg.seed, 3, k))
         return collate([self.tasks[t].example(j, rng) for t, j in self.plan(pool)[i]])
 
+    @lru_cache(maxsize=1)                           # for POOL batches, one after the other
     def plan(self, pool):
         """The POOL batches of a pool: arrays (n,2) of task and example."""
-        if self.planned[0] != pool:
-            self.planned = pool, self.new_plan(pool)
-        return self.planned[1]
-
-    def new_plan(self, pool):
         chosen = []
         for t, p in enumerate(self.probabilities):
             n = len(self.tasks[t])

@@ -7,8 +7,9 @@ import shutil
 import sys
 import zlib
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from data.languages import SCRIPTS, language_code
 
@@ -36,17 +37,13 @@ def read_lines(path):
 def read_pairs(path, languages):
     """(line number, [string, string]) of each line with text in a .tsv of two columns.
 
-    Raises ValueError for another number of columns, a header, or columns in quotes.
+    Raises ValueError for another number of columns, and for a header of names or `languages`.
     """
-    first = [line.split('\t') for line in islice(read_lines(path), 100) if line.strip()]
-    header_names = {*languages, *HEADERS, *SCRIPTS}
-    if first and {language_code(text.strip()) for text in first[0]} <= header_names:
-        raise ValueError(f'{path}: line 1 is a header, {" | ".join(first[0])!r}; remove it')
-    texts = [text for columns in first for text in columns]
-    if texts and all(len(text) > 1 and text[0] == text[-1] == '"' for text in texts):
-        raise ValueError(f'{path}: each text stands in quotes; remove them')
+    names = {*languages, *HEADERS, *SCRIPTS}
     for n, line in enumerate(read_lines(path), 1):
         columns = line.split('\t')
+        if n == 1 and {language_code(text.strip()) for text in columns} <= names:
+            raise ValueError(f'{path}: line 1 is a header, {" | ".join(columns)!r}; remove it')
         if line and len(columns) != 2:
             raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, '
                              'separated by a tab')
@@ -79,26 +76,27 @@ def atomic_dir(folder):
     """Gives a temporary folder; its files move to `folder` when all are written, else none does.
 
     A new folder appears at once with all its files. In an existing one each file is replaced
-    atomically, one after the other.
+    atomically, one after the other. Safetensors files get a checksum.
     """
-    folder = folder.resolve() if folder.is_symlink() else folder      # of one file system
+    folder = folder.resolve()                     # a link may lead to another file system
     temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
     temporary.mkdir(parents=True)
     try:
-        with path_in_errors(folder):
-            yield temporary
-            for path in temporary.iterdir():
-                if path.suffix == '.safetensors':
-                    path.chmod(temporary.stat().st_mode & 0o666)      # the library's is 0o600
-                    add_checksum(path)
-                sync(path)
+        yield temporary
+        for path in temporary.iterdir():
+            if path.suffix == '.safetensors':
+                path.chmod(temporary.stat().st_mode & 0o666)          # the library's is 0o600
+                add_checksum(path)
+            sync(path)
         try:
             temporary.rename(folder)
-        except OSError:                               # it exists, perhaps only just
+        except OSError:                           # it exists, perhaps only just
             if not folder.is_dir():
                 raise
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
+    except SafetensorError as e:                  # no OSError, also of a full disk
+        raise OSError(f'{folder} cannot be written: {e}') from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -108,25 +106,11 @@ def atomic_write(path):
     """Gives a temporary path; what is written there replaces `path` at once, or not at all."""
     temporary = path.with_name(path.name + '.tmp')
     try:
-        with path_in_errors(path):
-            yield temporary
-            sync(temporary)
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def path_in_errors(path):
-    """Puts the path into the error of a full disk, which does not name a file."""
-    try:
-        yield
-    except Exception as e:
-        if type(e).__name__ == 'SafetensorError':     # no OSError, also of a full disk
-            raise OSError(f'{path} cannot be written: {e}') from e
-        if isinstance(e, OSError) and e.errno and e.filename is None:
-            e.filename = str(path)
-        raise
 
 
 def sync(path):
@@ -136,16 +120,7 @@ def sync(path):
 
 
 def add_checksum(path):
-    """Sets `crc32` in the metadata of a safetensors file, where it is eight zeros.
-
-    The library writes metadata in any order; sorted, equal calls give equal files.
-    """
-    with open(path, 'rb+') as file:
-        n = int.from_bytes(file.read(8), 'little')
-        header = json.loads(file.read(n))
-        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
-        file.seek(8)
-        file.write(json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode().ljust(n))
+    """Fills in `crc32` in the metadata of a safetensors file, if it is there."""
     value, _, position = checksum(path)
     with open(path, 'rb+') as file:
         file.seek(position)
@@ -163,12 +138,12 @@ def check_folder(folder):
 def checksum(path):
     """CRC-32 of a safetensors file without its metadata `crc32`, the value of that, its place."""
     with open(path, 'rb') as file:
-        n = int.from_bytes(file.read(8), 'little')
-        header = file.read(min(n, path.stat().st_size))     # n may be damaged
-        noted = re.search(rb'"crc32":"(.{8})"', header)
+        file.seek(8)                              # past the header's length
+        head = file.read(2**20)                   # metadata comes first
+        noted = re.search(rb'"crc32":"(.{8})"', head)
         if not noted:
             return b'', b'00000000', 0
-        value = zlib.crc32(header[:noted.start(1)] + header[noted.end(1):])
+        value = zlib.crc32(head[:noted.start(1)] + head[noted.end(1):])
         while block := file.read(2**20):
             value = zlib.crc32(block, value)
     return f'{value:08x}'.encode(), noted[1], 8 + noted.start(1)

@@ -16,19 +16,19 @@ SENTENCE_ENDS = re.compile(f'(?<=[{STOPS.strip(ASCII_STOPS)}])'
 
 
 @cache
-def counts(char):
-    """Whether a character is no white space, punctuation or invisible one."""
-    return not (char.isspace() or char == SPACE or unicodedata.category(char)[0] in 'PZC')
+def in_form(char):
+    """Whether a character is no space, punctuation or invisible one."""
+    return char != SPACE and unicodedata.category(char)[0] not in 'PZC'
 
 
-def letters(text):
-    """A text's form: texts that differ in case, spaces, punctuation or Unicode's form have one."""
-    return ''.join(filter(counts, FOLD.Normalize(text)))
+def form(text):
+    """What texts have in common that differ only in case, spaces, punctuation or Unicode's form."""
+    return ''.join(filter(in_form, FOLD.Normalize(text)))
 
 
-def forms(text):
-    """Hashes, which hold in this process only: of a text's form, and a tuple of its sentences'."""
-    parts = [letters(part) for line in text.splitlines()
+def hash_forms(text):
+    """Hashes, the same in this process only: of a text's form, and of its sentences' (a tuple)."""
+    parts = [form(part) for line in text.splitlines()
              for part in SENTENCE_ENDS.split(FOLD.Normalize(line))]
     whole = ''.join(parts) or text.strip()
     return hash(whole), tuple(map(hash, filter(None, parts))) or (hash(whole),)
@@ -38,33 +38,32 @@ class Texts:
     """A set of texts. `text in texts`: it is one of them, or a run of its sentences, or has one."""
 
     def __init__(self, texts=()):
-        self.runs = set()             # texts as tuples of sentences, and whole ones as (form,)
-        self.run_lengths = {}         # a sentence -> the lengths of the runs that it begins
+        self.runs = set()             # texts as tuples of sentences, and as (whole,)
+        self.lengths = {}             # a sentence -> the lengths of the runs that it begins
         self.places = {}              # a sentence -> [(run, its place there)]
         self.update(texts)
 
     def update(self, texts):
-        for whole, run in map(forms, texts):
+        for whole, run in map(hash_forms, texts):
             if (whole,) not in self.runs:
                 self.runs |= {(whole,), run}
-                self.run_lengths.setdefault(run[0], set()).add(len(run))
+                self.lengths.setdefault(run[0], set()).add(len(run))
                 for place, sentence in enumerate(run):
                     self.places.setdefault(sentence, []).append((run, place))
 
     def __contains__(self, text):
-        whole, sentences = forms(text)
-        if (whole,) in self.runs or next(self.runs_in(sentences), None):
+        whole, sentences = hash_forms(text)
+        if (whole,) in self.runs or any(self.runs_in(sentences)):
             return True
-        # is it in a run? Compare where its rarest sentence stands
-        rarest = min(sentences, key=lambda sentence: len(self.places.get(sentence, ())))
-        i = sentences.index(rarest)
+        places = [self.places.get(sentence, ()) for sentence in sentences]
+        i = min(range(len(places)), key=lambda i: len(places[i]))      # the rarest: few to compare
         return any(place >= i and run[place - i:place - i + len(sentences)] == sentences
-                   for run, place in self.places.get(rarest, ()))
+                   for run, place in places[i])
 
     def runs_in(self, sentences):
         """(start, end) of each text of the set in a tuple of sentences."""
         for start, sentence in enumerate(sentences):
-            for n in self.run_lengths.get(sentence, ()):
+            for n in self.lengths.get(sentence, ()):
                 if sentences[start:start + n] in self.runs:
                     yield start, start + n
 
@@ -73,22 +72,20 @@ class Texts:
         if text not in self:
             return text
         parts = [part for line in text.splitlines() for part in (*SENTENCE_ENDS.split(line), '\n')]
-        places = [i for i, part in enumerate(parts) if letters(part)]
-        for start, end in self.runs_in(tuple(hash(letters(parts[i])) for i in places)):
+        places = [i for i, part in enumerate(parts) if form(part)]
+        for start, end in self.runs_in(tuple(hash(form(parts[i])) for i in places)):
             for i in places[start:end]:
                 parts[i] = ''
-        lines = ''.join(parts).split('\n')
-        left = '\n'.join(line.strip() for line in lines if letters(line))
+        left = '\n'.join(line.strip() for line in ''.join(parts).split('\n') if form(line))
         return '' if left in self else left
 
 
 def splits(documents, val_fraction):
-    """The function of a document (key, {language: text}) that gives its split and its texts.
+    """Returns split_of(key, texts) -> (split, texts), for documents (key, {language: text}).
 
-    The split is 'val' if the hash of its key, or else of its text (of a pair: in the last language
-    by name), is in the lowest val_fraction; so it is stable when the corpus grows. Others are
-    'train', without the sentences that are held out. The split is None (left out) if nothing
-    remains, and for a pair of which a side would lose a sentence.
+    'val': the hash of the key, or else of the text (of a pair: in the last language by name), is in
+    the lowest val_fraction, so it stays there when the corpus grows. 'train': others, less the
+    sentences that are held out. None: nothing remains, or a side of a pair would lose a sentence.
     """
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64

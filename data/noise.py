@@ -8,9 +8,9 @@ import numpy as np
 def infill(ids, mask, ratio, length, rng):
     """Replaces spans of tokens by one <mask> each (text infilling; BART, arXiv 1910.13461, 2.2).
 
-    round(ratio * n) tokens go, in spans of Poisson(length) tokens, of which the last is cut to fit;
-    an empty one inserts a <mask>. mBART: ratio 0.35, length 3.5. Spans do not overlap, so the rate
-    is exact. They may run over the end to the start, so each token goes equally often.
+    round(ratio * n) tokens go, in spans of Poisson(length) tokens, which do not overlap. The last
+    is cut to fit; an empty one inserts a <mask>. mBART: ratio 0.35, length 3.5. Spans may run over
+    the end to the start, so each token goes equally often.
     """
     n_gone = round(ratio * len(ids))
     spans = rng.poisson(length, size=2 * n_gone + 10)
@@ -26,8 +26,8 @@ def infill(ids, mask, ratio, length, rng):
     covers[is_span] = spans
     end = covers.cumsum()
     start = end - covers
-    # items lie on a ring, which is cut before a random token: the item of this token comes first
-    # and, if the cut is inside it, once more at the end
+    # items lie on a ring, which is cut before a random token: its item comes first and, if the cut
+    # is inside it, once more at the end
     cut = rng.integers(max(len(ids), 1))
     first = int(np.searchsorted(end, cut, 'right'))
     is_inside = first < n_items and start[first] < cut

@@ -47,9 +47,8 @@ class Denoise(Task):
 
     def example(self, i, rng):
         tok, cfg, ids = self.tokenizer, self.cfg, self.stream[i]
-        noisy = ids
-        if cfg.permute_sentences:
-            noisy = permute_sentences(ids, tok.sentence_starts(ids), rng)
+        starts = tok.sentence_starts(ids)
+        noisy = permute_sentences(ids, starts, rng) if cfg.permute_sentences else ids
         noisy = infill(noisy, tok.mask, cfg.mask_ratio, cfg.span_length, rng)
         return tok.add_special_tokens(self.source, noisy), tok.add_special_tokens(self.target, ids)
 
@@ -92,26 +91,22 @@ TASKS = {task.kind: task for task in (Denoise, Translate, MaskedTokens)}
 def tasks(folder, split, tokenizer, cfg):
     """The tasks of cfg.objective on the streams of a prepared folder that are in cfg.languages.
 
-    None of pairs if cfg.mt_fraction is 0, none of one language if it is 1. Raises ValueError when
-    none is left, or when a language has no text to train on.
+    None of pairs if cfg.mt_fraction is 0, none of one language if it is 1. Raises ValueError where
+    there is none, or a language has no text to train on.
     """
     found, streams = [], open_streams(folder, split)
-    there = {language for name in streams for language in name.split('-')}
-    missing = [language for language in cfg.languages if language not in there]
-    wanted = f'languages={",".join(cfg.languages)}'
-    if split == 'train' and missing:
-        raise ValueError(f'{wanted}: the corpus has no text in {" ".join(missing)}, or all is held '
-                         f'out (--val_fraction); it has {" ".join(sorted(there)) or "none"}')
     for name, stream in streams.items():
         languages = name.split('-')
         fraction = cfg.mt_fraction if len(languages) == 2 else 1 - cfg.mt_fraction
-        fraction = 1 if cfg.objective == 'mlm' else fraction
-        if fraction > 0 and {*languages} <= {*cfg.languages}:
+        if (fraction or cfg.objective == 'mlm') and {*languages} <= {*cfg.languages}:
             found += [task(stream, order[0], order[-1], tokenizer, cfg)
                       for task in TASKS.values() for order in permutations(languages)
                       if (task.objective, task.n_languages) == (cfg.objective, len(languages))]
-    if not found:
-        raise ValueError(f'{wanted}, objective={cfg.objective}, mt_fraction={cfg.mt_fraction}: the '
-                         f'corpus has no {split} text for these; it has {" ".join(streams)}. A '
-                         'larger --val_fraction holds more out')
+    there = {language for name in streams for language in name.split('-')}
+    missing = [language for language in cfg.languages if language not in there]
+    if not found or missing and split == 'train':
+        raise ValueError(f'languages={",".join(cfg.languages)}, objective={cfg.objective}, '
+                         f'mt_fraction={cfg.mt_fraction}: the corpus has no {split} text for '
+                         f'{" ".join(missing) or "these"}; it has {" ".join(streams) or "none"}. '
+                         'Set --val_fraction to hold out more or less')
     return found

@@ -3,7 +3,6 @@
 XLM-R's layout: <s> 0, <pad> 1, </s> 2, <unk> 3; SentencePiece's piece i (from 3) is i + 1; <mask>
 is the last. Language tokens <bo> <zh> ... follow, in the order given.
 """
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +23,15 @@ ASCII_STOPS = '!?.'
 class Tokenizer:
     """Text to ids and back.
 
-    model: a folder with a SentencePiece file, the file, or its bytes. vocab_size: rows of the
-    encoder's embeddings, if they are more than the pieces; language tokens come after them. Raises
-    FileNotFoundError, and ValueError for a file that is not XLM-R's kind or has too many pieces.
+    model: a folder with a SentencePiece file, or the bytes of one. vocab_size: rows of the
+    encoder's embeddings, if they are more than the pieces. Raises OSError where there is no file,
+    and ValueError for one that is damaged, not of XLM-R's kind, or has more pieces than rows.
     """
 
     def __init__(self, model, languages=(), vocab_size=None):
         name = 'the SentencePiece model'
         if not isinstance(model, bytes):
-            name = Path(model) / SENTENCEPIECE if Path(model).is_dir() else Path(model)
-            if not name.is_file():
-                raise FileNotFoundError(f'{name} does not exist; an encoder folder needs this file')
+            name = Path(model, SENTENCEPIECE)
             model = name.read_bytes()
         self.sp = sentencepiece.SentencePieceProcessor()
         try:
@@ -42,9 +39,8 @@ class Tokenizer:
             pieces = [self.sp.id_to_piece(i) for i in range(3, len(self.sp))]
         except (RuntimeError, UnicodeDecodeError) as e:
             raise ValueError(f'{name} is damaged or no SentencePiece file; copy it again') from e
-        special = self.sp.unk_id(), self.sp.bos_id(), self.sp.eos_id()
-        if special != (0, 1, 2):
-            raise ValueError(f'{name}: <unk> <s> </s> are pieces {special}, in XLM-R 0 1 2')
+        if (self.sp.unk_id(), self.sp.bos_id(), self.sp.eos_id()) != (0, 1, 2):
+            raise ValueError(f'{name}: <unk> <s> </s> are not its first pieces, as in XLM-R')
         self.model, self.languages = model, tuple(languages)
         self.mask = len(self.sp) + 1
         self.vocab_size = vocab_size or self.mask + 1
@@ -54,10 +50,10 @@ class Tokenizer:
         n_unused = self.vocab_size - self.mask - 1 + len(self.languages)
         self.pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>', *[''] * n_unused]
         self.to_id = np.array([UNK, BOS, EOS, *range(4, self.mask)])      # from SentencePiece's ids
-        # by id: does a piece end a sentence; or before a space; does it begin with one, or Chinese
+        # what a piece ends or begins with, by id
         self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
         self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces]) & ~self.ascii_stop
-        self.after_ascii_stop = np.array(
+        self.space_or_chinese = np.array(
             [p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
 
     def encode(self, text):
@@ -72,10 +68,8 @@ class Tokenizer:
         found = [self.encode(first)]
         for part in parts:
             # after an unknown character no ▁ is added; unknown ones that follow are the same <unk>
-            ids = self.encode(UNKNOWN + part)
-            begins_unknown = UNK in self.encode(part[:1])
-            start = np.argmax(ids == UNK) + (0 if begins_unknown else 1)
-            found += [[self.mask], ids[start:]]
+            ids, begins_unknown = self.encode(UNKNOWN + part), UNK in self.encode(part[:1])
+            found += [[self.mask], ids[np.argmax(ids == UNK) + (not begins_unknown):]]
         return np.concatenate(found)
 
     def decode(self, ids):
@@ -92,8 +86,8 @@ class Tokenizer:
     def language_id(self, language):
         """The id of a language's token. Raises ValueError for a language without one."""
         if language not in self.languages:
-            there = ' '.join(self.languages)
-            raise ValueError(f'language {language!r} has no token here; there are: {there}')
+            raise ValueError(f'language {language!r} has no token here; there are: '
+                             f'{" ".join(self.languages)}')
         return self.vocab_size + self.languages.index(language)
 
     def ids_outside_scripts(self, scripts):
@@ -101,20 +95,18 @@ class Tokenizer:
 
         Raises ValueError for a script of which the vocabulary has no letter.
         """
-        known = Counter(script(character) for piece in self.pieces for character in piece)
-        for name in scripts:
-            if name not in known:
-                there = ' '.join(filter(None, dict(known.most_common(12))))
-                raise ValueError(f'the vocabulary has no letters of {name}; it has {there}, ...')
-        allowed = {None, *scripts}
-        return [i for i, piece in enumerate(self.pieces[:self.mask])
-                if not set(map(script, piece)) <= allowed]
+        found = [{*map(script, piece)} - {None} for piece in self.pieces]
+        known = set().union(*found)
+        if lacking := {*scripts} - known:
+            raise ValueError(f'the vocabulary has no letters of {" ".join(sorted(lacking))}; it '
+                             f'has {" ".join(sorted(known))}')
+        return [i for i, names in enumerate(found[:self.mask]) if not names <= {*scripts}]
 
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""
         before, after = ids[:-1], ids[1:]
         starts = (self.stop[before] & ~self.stop[after]
-                  | self.ascii_stop[before] & self.after_ascii_stop[after])
+                  | self.ascii_stop[before] & self.space_or_chinese[after])
         return np.concatenate([[0], np.flatnonzero(starts) + 1])
 
 

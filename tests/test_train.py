@@ -443,7 +443,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--dtype=int8'], "dtype='int8': choose auto"),
     (['--block_size=600'], 'block_size=600: the encoder reads 64 tokens'),
     (['--languages=bo,xx'],
-     'no text in xx, or all is held out (--val_fraction); it has bo kk mn ug zh'),
+     'no train text for xx; it has bo-zh bo kk-zh kk mn-zh mn ug-zh ug zh. Set'),
     (['--share=all'], "share='all': choose copy or none"),
     (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
     (['--data_from=nowhere'], 'nowhere does not exist')])

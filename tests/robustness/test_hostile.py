@@ -28,7 +28,7 @@ import train
 from config import cli, runtime
 from data import dataset
 from data.batches import Batches
-from data.dataset import NO_IDS, open_streams, prepare, report, split_segments
+from data.dataset import open_streams, prepare, report, split_segments
 from data.examples import read_examples
 from data.files import atomic_dir, atomic_write, check_folder, read_lines
 from data.metrics import score
@@ -311,11 +311,10 @@ def test_a_new_folder_appears_whole_and_an_old_one_stays_whole(tmp_path, monkeyp
         assert not folder.exists()
         patch.setattr(os, 'replace', None)            # not file by file
     for writing, path in (atomic_dir, folder), (atomic_write, folder / 'a'):
-        with pytest.raises(OSError) as error, writing(path) as new:
+        with pytest.raises(OSError, match='No space left'), writing(path) as new:
             (new / 'a' if writing is atomic_dir else new).write_text('2')
             with open('/dev/full', 'w', encoding='utf-8') as full:
                 full.write('3' * 10**6)
-        assert error.value.filename == str(path)      # which the system does not say
     with atomic_write(folder / 'b') as new:
         new.write_text('4')
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['a', 'b', 'new']
@@ -357,13 +356,12 @@ def test_any_text_becomes_ids_and_back(tokenizer, line):
     tokenizer.decode(tokenizer.add_special_tokens('bo', ids))
 
 
-@given(st.lists(lines, max_size=6), st.integers(5, 40), st.integers(0, 2**32))
+@given(st.lists(lines, min_size=1, max_size=6), st.integers(5, 40), st.integers(0, 2**32))
 def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
     encoded = tokenizer.encode(texts)
     segments = split_segments(encoded, tokenizer, limit)
     assert all(0 < len(s) <= limit for s in segments)
-    assert np.array_equal(np.concatenate([NO_IDS, *segments]),
-                          np.concatenate([NO_IDS, *encoded]))
+    assert [i for ids in segments for i in ids] == [i for ids in encoded for i in ids]
     rng = np.random.default_rng(seed)
     for ids in segments:
         permuted = permute_sentences(ids, tokenizer.sentence_starts(ids), rng)
@@ -568,7 +566,7 @@ def test_pairs_with_nothing_on_one_side_are_counted(trained, tokenizer, tmp_path
                                         encoding='utf-8')
     prepared = prepare('text', tokenizer, 64, 0.2, tmp_path)
     report(prepared)
-    assert '  3 pairs with nothing on one side are left out' in capsys.readouterr().out
+    assert '  3 pairs with nothing or over 61 tokens on a side are left' in capsys.readouterr().out
     assert all(stream.lengths.all() for stream in open_streams(prepared, 'train').values())
 
 
