@@ -231,7 +231,6 @@ class Checkpoints:
         self.cfg, self.model, self.optimizer, self.origin = cfg, model, optimizer, origin
         self.out, self.is_main = Path(cfg.out_dir), rank_and_world()[0] == 0
         self.progress = Progress(**state['progress']) if state else Progress()
-        self.saved = self.progress.step                 # the step of last/
         if state:
             self.restore()
         if self.is_main:
@@ -239,7 +238,6 @@ class Checkpoints:
 
     def save(self):
         """Writes last/: the model, and in one file, of one step, all that resume needs."""
-        self.saved = self.progress.step
         if self.is_main:
             sync(self.out / 'log.jsonl')
             tensors = {}
@@ -288,9 +286,7 @@ class Checkpoints:
             path.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
 
     def log(self, **figures):
-        """Adds a line to log.jsonl; JSON has no nan, so null stands for it."""
-        figures = {name: None if isinstance(x, float) and not math.isfinite(x) else x
-                   for name, x in figures.items()}
+        """Adds a line to log.jsonl."""
         if self.is_main:
             with open(self.out / 'log.jsonl', 'a', encoding='utf-8') as file:
                 file.write(json.dumps(figures) + '\n')
@@ -313,10 +309,9 @@ class Checkpoints:
         if p.skipped_in_a_row == MOST_SKIPPED:
             if not self.is_main:
                 sys.exit(1)                             # one says it for all
-            good = f'{self.out}/last, of step {self.saved}' if self.saved else 'none yet'
             raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
-                             f'and gradient. The last good checkpoint: {good}. Try a lower --lr '
-                             '(with another --out_dir), or --dtype=float32')
+                             f'and gradient. {self.out}/last is of a step before. Try a lower '
+                             '--lr (with another --out_dir), or --dtype=float32')
 
     def evaluate_and_keep_best(self, evaluator, metric, mixed, save=True):
         """Evaluates, shows and logs; keeps the best. All on the main process."""

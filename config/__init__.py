@@ -1,23 +1,25 @@
 """Settings of the scripts: a line a key. config/cli.py reads files and --key=value into them."""
 from dataclasses import dataclass, field
 
+TINY = 1e-9                                             # least value of what must not be 0
 
-def key(default, help, low=None, above=None, high=None, changeable=False):
-    """A setting: its default, a line for --help, and its range, low <= value or above < value.
+
+def key(default, help, low=0, high=10**15, changeable=False):
+    """A setting: its default, a line for --help, and the range of a number.
 
     changeable: a run that is resumed may have another value. Only max_steps, by the learning rate,
     and the device, in the last bits, then change the weights.
     """
-    return field(default=default, metadata=dict(help=help, low=low, above=above, high=high,
+    return field(default=default, metadata=dict(help=help, low=low, high=high,
                                                 changeable=changeable))
 
 
-def changeable(default, help, low=None):
+def changeable(default, help, low=0):
     return key(default, help, low, changeable=True)
 
 
 def fraction(default, help):
-    return key(default, help, low=0, high=1)
+    return key(default, help, high=1)
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Run:
     """What train.py and finetune.py have in common."""
     layer: str = key('custom', 'kind of decoder layer: custom (paper) | normal; see model.LAYERS')
     share: str = key('copy', "decoder weights: copy (the encoder's) | none | tie | alternate")
-    insert_every: int = key(0, 'a normal layer after every so many (the paper: 3); 0: none', low=0)
+    insert_every: int = key(0, 'a normal layer after every so many (the paper: 3); 0: none')
     inserted: str = key('random', 'weights of these layers: random | duplicate')
     head: str = key('tied', 'output projection: tied (to the embeddings) | untied')
     dropout: float = fraction(0.1, 'in encoder and decoder')
@@ -33,13 +35,13 @@ class Run:
     accumulate: int = key(1, 'micro-batches of an optimizer step, over all processes', low=1)
     alpha: float = fraction(0.3, 'languages are drawn with p ~ examples^alpha')
     max_steps: int = changeable(500, 'optimizer steps', low=1)
-    lr: float = key(1e-3, 'peak learning rate of AdamW', above=0)
+    lr: float = key(1e-3, 'peak learning rate of AdamW', low=TINY)
     warmup: float = fraction(0.1, 'part of the steps in which the rate rises; then it falls')
-    weight_decay: float = key(0.01, 'on matrices only', low=0)
+    weight_decay: float = key(0.01, 'on matrices only')
     beta1: float = fraction(0.9, 'AdamW')
     beta2: float = fraction(0.98, "AdamW; XLM-R's")
-    grad_clip: float = key(1.0, 'largest norm of the gradient', above=0)
-    seed: int = key(1, 'of weights, data order, noise and dropout', low=0, high=2**32 - 1)
+    grad_clip: float = key(1.0, 'largest norm of the gradient', low=TINY)
+    seed: int = key(1, 'of weights, data order, noise and dropout', high=2**32 - 1)
     out_dir: str = changeable('out/tibetan', 'gets last/, best/ and log.jsonl')
     eval_interval: int = changeable(100, 'steps between evaluations', low=1)
     save_interval: int = changeable(100, 'steps between writes of last/', low=1)
@@ -48,7 +50,7 @@ class Run:
     dtype: str = changeable('auto', 'auto (bfloat16 on CUDA that has it) | float32 | bfloat16')
     compile: bool = changeable(False, 'torch.compile; for CUDA')
     deterministic: bool = changeable(False, 'on CUDA: the same bits each time; slower')
-    workers: int = changeable(0, 'processes that prepare batches; 0: the training process', low=0)
+    workers: int = changeable(0, 'processes that prepare batches; 0: the training process')
 
 
 @dataclass
@@ -64,9 +66,9 @@ class Train(Run):
     mask_ratio: float = fraction(0.35, 'denoising: fraction of tokens that are hidden')
     span_length: float = key(3.5, 'denoising: mean length of the hidden spans (Poisson)', low=1)
     permute_sentences: bool = key(True, 'denoising: put sentences into a random order')
-    mlm_ratio: float = key(0.15, 'mlm: fraction of tokens to predict', above=0, high=1)
+    mlm_ratio: float = key(0.15, 'mlm: fraction of tokens to predict', low=TINY, high=1)
     eval_segments: int = changeable(100, 'held-out segments per task and language', low=1)
-    eval_translations: int = changeable(0, 'pairs per direction translated at the end', low=0)
+    eval_translations: int = changeable(0, 'pairs per direction translated at the end')
 
 
 @dataclass
@@ -75,7 +77,7 @@ class FineTune(Run):
     data: str = changeable('', 'files of examples, .tsv or .jsonl, separated by commas')
     learn: tuple = key(('zh-bo',), 'source-target languages; bo alone is bo-bo')
     transfer: tuple = key((), 'further ones, of which only `shots` examples are learned')
-    shots: int = key(50, 'examples learned of each direction of `transfer`', low=0)
+    shots: int = key(50, 'examples learned of each direction of `transfer`')
     checkpoint: str = key('', "a model of train.py; '': made of the encoder")
     encoder: str = key('data/nano', 'folder of an XLM-R encoder')
     max_source_len: int = key(256, 'tokens, with <s> <lang> </s>; longer sources are cut', low=8)
@@ -87,11 +89,11 @@ class FineTune(Run):
     test_from: str = changeable('', 'where it lies')
     out_dir: str = changeable('out/translate', 'gets last/, best/ with the scores, log.jsonl')
     eval_examples: int = changeable(100, 'per direction, to choose the best checkpoint', low=1)
-    test_examples: int = changeable(0, 'per direction, scored at the end; 0: all', low=0)
+    test_examples: int = changeable(0, 'per direction, scored at the end; 0: all')
     eval_only: bool = changeable(False, 'score out_dir/best or, without it, `checkpoint`')
     beams: int = changeable(4, 'beam search; 1: greedy', low=1)
-    length_penalty: float = changeable(1.0, 'scores are divided by length ** this', low=0)
-    no_repeat_ngram: int = changeable(0, 'no sequence of so many tokens twice; 0: may', low=0)
+    length_penalty: float = changeable(1.0, 'scores are divided by length ** this')
+    no_repeat_ngram: int = changeable(0, 'no sequence of so many tokens twice; 0: may')
     force_script: tuple = changeable((), 'scripts that outputs may have, as bo:TIBETAN+LATIN')
 
 
@@ -105,14 +107,14 @@ class Sample:
     to: str = key('', "language to write; '': as fine-tuned, or the model's first")
     source: str = key('', "language of the text; '': as fine-tuned, or zh to translate")
     beams: int = key(4, 'beam search; 1: greedy. This and the next four: as fine-tuned', low=1)
-    length_penalty: float = key(1.0, 'scores are divided by length ** this', low=0)
-    no_repeat_ngram: int = key(4, 'no sequence of so many tokens twice; 0: may', low=0)
+    length_penalty: float = key(1.0, 'scores are divided by length ** this')
+    no_repeat_ngram: int = key(4, 'no sequence of so many tokens twice; 0: may')
     force_script: str = key('', "scripts that outputs may have, as TIBETAN+LATIN; '': any")
-    max_new_tokens: int = key(0, 'of an output; 0: three times the tokens read, and 20', low=0)
-    temperature: float = key(0.0, 'above 0: sample, with beams=1', low=0)
-    top_k: int = key(0, 'sample from so many likeliest tokens; 0: all', low=0)
-    top_p: float = key(1.0, 'sample from the likeliest tokens of this probability', above=0, high=1)
-    seed: int = key(1, 'of sampling', low=0, high=2**32 - 1)
+    max_new_tokens: int = key(0, 'of an output; 0: three times the tokens read, and 20')
+    temperature: float = key(0.0, 'above 0: sample, with beams=1')
+    top_k: int = key(0, 'sample from so many likeliest tokens; 0: all')
+    top_p: float = key(1.0, 'sample from likeliest tokens of this probability', low=TINY, high=1)
+    seed: int = key(1, 'of sampling', high=2**32 - 1)
     examples: int = key(1, 'held-out examples shown of each task and language', low=1)
     batch: int = key(16, 'texts at a time', low=1)
     device: str = key('auto', 'auto | cpu | cuda | mps')

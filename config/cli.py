@@ -8,7 +8,6 @@ import difflib
 import inspect
 import os
 import platform
-import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -33,18 +32,11 @@ def parse(cls, argv):
     if '--help' in rest or '-h' in rest:
         print(help_text(cls, values))
         sys.exit()
-    while rest:
-        arg = rest.pop(0)
-        if not arg.startswith('--'):
-            raise ValueError(f'{arg!r}: one config file comes first, then --key=value')
-        name, equals, text = arg[2:].partition('=')
-        field = find_field(cls, name, f'--{name}')
-        if not equals:                                  # --key value, or --flag for True
-            has_value = rest and not rest[0].startswith('--')
-            if not has_value and field.type is not bool:
-                raise ValueError(f'--{name}: write --{name}=VALUE')
-            text = rest.pop(0) if has_value else 'True'
-        values[name] = convert(field, text, f'--{name}')
+    for arg in rest:
+        name, equals, text = arg.removeprefix('--').partition('=')
+        if not arg.startswith('--') or not equals:
+            raise ValueError(f'{arg!r}: first may come a config file, then --key=value ...')
+        values[name] = convert(cls, name, text, '--')
     return values
 
 
@@ -63,8 +55,7 @@ def read_config(cls, path):
 
 def from_dict(cls, values, where):
     """{key: value}, each checked and of its key's type. Raises ValueError that names `where`."""
-    return {name: convert(find_field(cls, name, f'{where}: {name}'), value, f'{where}: {name}')
-            for name, value in values.items()}
+    return {name: convert(cls, name, value, f'{where}: ') for name, value in values.items()}
 
 
 def find(path):
@@ -72,18 +63,14 @@ def find(path):
     return path if Path(path).exists() or not (ROOT / path).exists() else str(ROOT / path)
 
 
-def find_field(cls, name, where):
-    known = {f.name: f for f in fields(cls)}
+def convert(cls, name, value, where):
+    """A value, or its text on the command line, as the type of its key and within its range."""
+    known, wanted = {f.name: f for f in fields(cls)}, value
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f'did you mean {near[0]}?' if near else '--help lists them all'
-        raise ValueError(f'{where}: unknown key; {hint}')
-    return known[name]
-
-
-def convert(field, value, where):
-    """A value, or its text on the command line, as the type of its field and within its range."""
-    kind, wanted = field.type, value
+        raise ValueError(f'{where}{name}: unknown key; {hint}')
+    kind, limits = known[name].type, known[name].metadata
     if isinstance(value, str) and kind is tuple:
         value = tuple(value.replace(',', ' ').split())
     elif isinstance(value, str) and kind is not str:
@@ -94,16 +81,12 @@ def convert(field, value, where):
     if kind is float and type(value) is int or kind is tuple and type(value) is list:
         value = kind(value)
     if type(value) is not kind or kind is tuple and not all(type(x) is str for x in value):
-        raise ValueError(f'{where}={wanted!r}: expected {KINDS[kind]}')
-    if (kind is tuple and field.default or field.name in ('out_dir', 'encoder')) and not value:
-        raise ValueError(f'{where} is empty')
-    low, above, high = (field.metadata[name] for name in ('low', 'above', 'high'))
-    if kind in (int, float) and not (
-            (low is None or value >= low) and (above is None or value > above)
-            and value <= (10**15 if high is None else high)):           # also false of nan
-        least = f'above {above}' if low is None else f'of at least {low}'
-        raise ValueError(f'{where}={wanted}: expected a number {least}'
-                         + (f' and at most {high}' if high is not None else ''))
+        raise ValueError(f'{where}{name}={wanted!r}: expected {KINDS[kind]}')
+    if not value and kind in (str, tuple) and name in ('out_dir', 'encoder', 'languages', 'learn'):
+        raise ValueError(f'{where}{name} is empty')
+    if kind in (int, float) and not limits['low'] <= value <= limits['high']:   # also nan
+        bound = f'most {limits["high"]}' if value > limits['high'] else f'least {limits["low"]}'
+        raise ValueError(f'{where}{name}={wanted}: expected a number of at {bound}')
     return value
 
 
@@ -121,14 +104,6 @@ def help_text(cls, values):
 def start(cls):
     """Checks a script's command line before it imports torch, which takes seconds."""
     run(lambda argv: parse(cls, argv))
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # `command &` ignores it
-        signal.signal(signal.SIGINT, stop_at_once)
-
-
-def stop_at_once(number, frame):
-    """Ctrl-C during imports, of which numpy's would lose an exception."""
-    os.write(2, b'stopped\n')
-    os._exit(130)
 
 
 def run(main):
@@ -137,8 +112,6 @@ def run(main):
         errors = 'strict' if stream is sys.stdin else 'backslashreplace'
         stream.reconfigure(encoding='utf-8', errors=errors)
     keep_memory()
-    if signal.getsignal(signal.SIGINT) is stop_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
             main(sys.argv[1:])

@@ -210,7 +210,8 @@ def test_what_does_not_go_together(folder, tmp_path):
     for args, message in (
             (['--temperature=1'], 'temperature=1.0 samples, which needs --beams=1'),
             (['--source=bo'], 'translate from bo to bo'), (['--task=answer'], 'goes with a'),
-            (['--question=x'], 'goes with a'), (['--task=denoise', '--source=zh'], 'denoise from zh to bo'),
+            (['--question=x'], 'goes with a'),
+            (['--task=denoise', '--source=zh'], 'denoise from zh to bo'),
             (['--task=sing'], 'choose translate, denoise'), (['--to=xx'], "language 'xx'")):
         with pytest.raises(ValueError, match=message):
             sample.main([f'--checkpoint={folder}', '--to=bo', '--text=x', *args])

