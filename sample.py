@@ -226,11 +226,9 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
 
 
 class Writer:
-    """A checkpoint that is ready to write, and counts of what its user has to know.
-
-    cfg: Sample, with languages. longest: the tokens that the model has learned to read at once.
-    """
+    """A checkpoint that is ready to write, and counts of what its user has to know."""
     def __init__(self, folder, cfg, longest):
+        """cfg: Sample, with languages. longest: tokens that the model has learned to read."""
         check_folder(folder)
         self.cfg, self.counts = cfg, Counter()
         self.device, self.dtype = runtime.find_device(cfg.device, cfg.dtype)
@@ -245,9 +243,9 @@ class Writer:
 
     def write(self, sources, languages):
         """The best text for each source, ids with <s> <lang> </s>; languages: one for each."""
-        names = ('beams', 'length_penalty', 'no_repeat_ngram', 'temperature', 'top_k', 'top_p',
-                 'max_new_tokens', 'batch')
-        options = {name: getattr(self.cfg, name) for name in names}
+        options = {name: getattr(self.cfg, name) for name in (
+            'beams', 'length_penalty', 'no_repeat_ngram', 'temperature', 'top_k', 'top_p',
+            'max_new_tokens', 'batch')}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             found = write(self.model, self.tokenizer, sources, languages, banned=self.banned,
                           **options)
@@ -264,7 +262,10 @@ class Writer:
         tok, cfg, sources = self.tokenizer, self.cfg, []
         for text in texts:
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
-            self.count_unreadable(text.replace('<mask>', ''), ids)
+            self.counts['texts are largely <unk>, not in the vocabulary'] += (
+                (ids == UNK).sum() > LARGELY_UNKNOWN * len(ids))
+            self.counts[f'texts are not in the script of {cfg.source}; see --source'] += (
+                wrong_script(text.replace('<mask>', ''), cfg.source) is not None)
             if cfg.task in BY_SENTENCE:
                 limit = self.longest - SPECIALS
                 parts = split_segments([ids], tok, limit, limit if cfg.task == 'denoise' else 0)
@@ -281,13 +282,6 @@ class Writer:
         answers = [space.join(islice(written, len(parts))) for parts in sources]
         return list(map(full_width, answers)) if cfg.to == 'zh' else answers
 
-    def count_unreadable(self, text, ids):
-        source = self.cfg.source
-        self.counts['texts are largely <unk>, not in the vocabulary'] += (
-            (ids == UNK).sum() > LARGELY_UNKNOWN * len(ids))
-        self.counts[f'texts are not in the script of {source}; see --source'] += (
-            wrong_script(text, source) is not None)
-
     def warn(self):
         """Says on standard error what became of the texts so far, and counts anew."""
         for what, n in self.counts.items():
@@ -298,13 +292,12 @@ class Writer:
 
 def newest_checkpoint():
     """The model of the newest run below out/: its best, or its last where it has no best yet."""
-    found = [p.parent for p in Path('out').glob('*/*/model.safetensors')
+    found = [p for p in Path('out').glob('*/*/model.safetensors')
              if p.parent.name in ('best', 'last') and 'share' in read_settings(p.parent)]
     if not found:
         raise FileNotFoundError('no checkpoint in out/; `python train.py config/tibetan.py` makes '
                                 'one, or name one with --checkpoint=FOLDER')
-    run = max(found, key=lambda p: (p / 'model.safetensors').stat().st_mtime).parent
-    return min(p for p in found if p.parent == run)                     # best is before last
+    return model_folder(max(found, key=lambda p: p.stat().st_mtime).parent.parent)
 
 
 def model_folder(folder):

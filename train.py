@@ -142,7 +142,7 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
     if world > 1:
         ids = [device.index] if device.type == 'cuda' else None
         forward = DistributedDataParallel(model, device_ids=ids)
-    loader = make_loader(batches, progress.step, cfg, device)
+    batches = micro_batches(batches, progress.step, cfg)
     bar = tqdm(total=cfg.max_steps, initial=progress.step, unit='step', dynamic_ncols=True,
                disable=True if rank else None)
     stop, stopped = runtime.StopSignals(), 0
@@ -151,7 +151,7 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
         run.evaluate_and_keep_best(evaluator, metric, mixed, save=False)
     while progress.step < cfg.max_steps and not stopped:
         started, lr = time.perf_counter(), cfg.lr * schedule(progress.step, cfg)
-        stats = train_step(forward, loader, optimizer, lr, mixed, cfg)
+        stats = train_step(forward, batches, optimizer, lr, mixed, cfg)
         run.record(stats, lr, time.perf_counter() - started, bar)
         is_last, stopped = progress.step == cfg.max_steps, stop.on_any_process()
         if progress.step % cfg.eval_interval == 0 or is_last:
@@ -167,7 +167,7 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
         sys.exit(128 + stopped)
 
 
-def train_step(forward, loader, optimizer, lr, mixed, cfg):
+def train_step(forward, batches, optimizer, lr, mixed, cfg):
     """One optimizer step over cfg.accumulate micro-batches, which the processes divide.
 
     The gradient is that of the loss per target token: sums of losses are divided once, by the
@@ -176,9 +176,9 @@ def train_step(forward, loader, optimizer, lr, mixed, cfg):
     (_, world), parameters = rank_and_world(), list(forward.parameters())
     totals = torch.zeros(2, dtype=torch.float64)        # loss, target tokens
     for n_left in reversed(range(cfg.accumulate // world)):
-        k, batch = next(loader)
+        k, batch = next(batches)
         torch.manual_seed(cfg.seed + 1_000_003 * k)     # dropout is a function of the batch
-        src, tgt = (x.to(parameters[0].device, non_blocking=True) for x in batch)
+        src, tgt = (torch.from_numpy(x).to(parameters[0].device) for x in batch)
         with forward.no_sync() if world > 1 and n_left else nullcontext():
             with mixed:
                 loss, n = forward(src, tgt)
@@ -209,13 +209,11 @@ def make_optimizer(model, cfg):
         fused=matrices[0].device.type in ('cpu', 'cuda'))
 
 
-def make_loader(batches, step, cfg, device):
-    """Iterates over (k, micro-batch k) of this process, from an optimizer step on."""
+def micro_batches(batches, step, cfg):
+    """Yields (k, micro-batch k) for this process, from an optimizer step on."""
     rank, world = rank_and_world()
-    mine = range(step * cfg.accumulate + rank, cfg.max_steps * cfg.accumulate, world)
-    return zip(mine, torch.utils.data.DataLoader(
-        batches, batch_size=None, sampler=mine, num_workers=cfg.workers,
-        worker_init_fn=runtime.ignore_signals, pin_memory=device.type == 'cuda'))
+    for k in range(step * cfg.accumulate + rank, cfg.max_steps * cfg.accumulate, world):
+        yield k, batches[k]
 
 
 def schedule(step, cfg):

@@ -50,7 +50,6 @@ class Run:
     dtype: str = changeable('auto', 'auto (bfloat16 on CUDA that has it) | float32 | bfloat16')
     compile: bool = changeable(False, 'torch.compile; for CUDA')
     deterministic: bool = changeable(False, 'on CUDA: the same bits each time; slower')
-    workers: int = changeable(0, 'processes that prepare batches; 0: the training process')
 
 
 @dataclass

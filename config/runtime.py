@@ -97,9 +97,3 @@ class StopSignals:
     def restore(self):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def ignore_signals(worker):
-    """For data workers: Ctrl-C reaches all processes of a group; the main one ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

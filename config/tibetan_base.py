@@ -24,4 +24,3 @@ span_length = 3.5
 val_fraction = 0.002
 eval_interval = 500
 save_interval = 500
-workers = 4

@@ -1,4 +1,4 @@
-"""Batches: batch k is a function of the settings and k; resuming and workers change nothing.
+"""Batches: batch k is a function of the settings and k; resuming changes nothing.
 
 Examples of all tasks are drawn for a pool of POOL batches. The pool is divided into batches of
 similar lengths, which are shuffled. A batch has `batch_tokens` tokens on average, source and target

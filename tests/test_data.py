@@ -10,7 +10,6 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
-import torch
 from conftest import HARD, LANGUAGES, sentences
 
 import config
@@ -337,15 +336,6 @@ def test_batches_are_a_function_of_their_number(prepared, tokenizer, cfg, object
         assert all(np.array_equal(a, b) for a, b in zip(one[k], batch))
     src, _ = train_batches(found, replace(cfg, seed=2))[0]
     assert not np.array_equal(src[:4, :4], one[0][0][:4, :4])
-
-
-@pytest.mark.full
-def test_batches_are_the_same_in_worker_processes(prepared, tokenizer, cfg):
-    batches = train_batches(tasks(prepared, 'train', tokenizer, cfg), cfg)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(9), num_workers=2,
-                                         multiprocessing_context='spawn')
-    for k, pair in enumerate(loader):
-        assert all(np.array_equal(a, b) for a, b in zip(batches[k], pair))
 
 
 @pytest.mark.parametrize('mt_fraction', [0.0, 0.5, 1.0])

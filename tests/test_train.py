@@ -290,9 +290,9 @@ def test_a_run_that_has_only_skipped_steps_can_go_on(cfg, monkeypatch):
 @pytest.mark.full
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves(cfg, number, tmp_path):
-    """As a terminal or a scheduler sends it: to the workers, too."""
+    """As a terminal or a scheduler sends it."""
     argv = [f'--{k}={",".join(v) if k == "languages" else v}' for k, v in
-            asdict(replace(cfg, workers=1, max_steps=5000)).items()]
+            asdict(replace(cfg, max_steps=5000)).items()]
     running = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *argv], cwd=tmp_path,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                start_new_session=True)

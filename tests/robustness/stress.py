@@ -66,11 +66,11 @@ def kills(folder, n=50):
 
 def signals(folder, n=8):
     """Ctrl-C and SIGTERM end a run and its worker with a message; it goes on to the same bits."""
-    finish(start('train', folder, 'whole', '--workers=1'))
+    finish(start('train', folder, 'whole'))
     expected = left_by(folder / 'whole')
     for i in range(n):
         number = (signal.SIGINT, signal.SIGTERM)[i % 2]
-        child = start('train', folder, 'stopped', '--workers=1')
+        child = start('train', folder, 'stopped')
         wait_for_step(folder / 'stopped', dice.randint(1, STEPS - 3))
         os.killpg(child, number)
         status, said = finish(child), (folder / 'said').read_text()
@@ -79,7 +79,7 @@ def signals(folder, n=8):
         assert status == 128 + number, f'signal {number}: exit status {status}'
         assert match, f'signal {number}: {said[-300:]!r}'
         assert step_of(folder / 'stopped/last') == int(match[1])
-        assert finish(start('train', folder, 'stopped', '--workers=1')) == 0
+        assert finish(start('train', folder, 'stopped')) == 0
         assert left_by(folder / 'stopped') == expected, 'a stopped run ends otherwise'
         shutil.rmtree(folder / 'stopped')
     shutil.rmtree(folder / 'whole')

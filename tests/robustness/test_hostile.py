@@ -339,13 +339,6 @@ def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
     assert not list(out.rglob('*.tmp'))
 
 
-def test_the_number_of_workers_changes_no_bit(trained, tmp_path):
-    for workers in (0, 2):
-        train.train(replace(trained, out_dir=str(tmp_path / str(workers)), max_steps=3,
-                            workers=workers))
-    assert same_weights(tmp_path / '0/last', tmp_path / '2/last')
-
-
 # Text
 
 @given(lines)
