@@ -5,7 +5,7 @@
     python sample.py --task=denoise --to=bo --text='བོད་<mask>ལ།'
     python sample.py --to=bo --file=zh.txt       a line each; --file=-: what you type or pipe in
 
-First how a model writes: its cache, its beams, the loop (`search`, `write`). Then the command.
+First how a model writes: its cache, its beams, the loop. Then filters, and the command.
 """
 import sys
 from collections import Counter
@@ -148,26 +148,6 @@ def topk(x, n):
     return best, which.gather(1, i // 64) * 64 + i % 64
 
 
-def ban_repeats(logp, ids, n):
-    """Bans, in logp (R,V), each token that would complete an n-gram that is in ids (R,T)."""
-    if ids.shape[1] >= n:
-        grams = ids.unfold(1, n, 1)                                     # (R,T-n+1,n)
-        same = (grams[:, :, :-1] == ids[:, None, ids.shape[1] - n + 1:]).all(-1)
-        row, at = same.nonzero(as_tuple=True)
-        logp[row, grams[row, at, -1]] = -torch.inf
-
-
-def keep_sampled(logp, temperature, top_k, top_p):
-    """Samples a token a row of logp (R,V); returns logp with -inf for all others."""
-    p, order = (logp / temperature).softmax(-1).sort(-1, descending=True)
-    if top_k:
-        p = p[:, :top_k] / p[:, :top_k].sum(-1, keepdim=True)
-    if top_p < 1:                                                       # keep what crosses it
-        p = p.masked_fill(p.cumsum(-1) - p > top_p, 0)
-    token = order.gather(1, p.multinomial(1))                           # (R,1)
-    return torch.full_like(logp, -torch.inf).scatter(1, token, logp.gather(1, token))
-
-
 @torch.inference_mode()
 def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat_ngram=0,
            temperature=0.0, top_k=0, top_p=1.0, banned=()):
@@ -223,6 +203,26 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
         for i, [(ids, _), *_] in zip(rows, found):
             written[i] = tokenizer.decode(ids), len(ids) == limits[i]
     return [written[i] for i in range(len(sources))]
+
+
+def ban_repeats(logp, ids, n):
+    """Bans, in logp (R,V), each token that would complete an n-gram that is in ids (R,T)."""
+    if ids.shape[1] >= n:
+        grams = ids.unfold(1, n, 1)                                     # (R,T-n+1,n)
+        same = (grams[:, :, :-1] == ids[:, None, ids.shape[1] - n + 1:]).all(-1)
+        row, at = same.nonzero(as_tuple=True)
+        logp[row, grams[row, at, -1]] = -torch.inf
+
+
+def keep_sampled(logp, temperature, top_k, top_p):
+    """Samples a token a row of logp (R,V); returns logp with -inf for all others."""
+    p, order = (logp / temperature).softmax(-1).sort(-1, descending=True)
+    if top_k:
+        p = p[:, :top_k] / p[:, :top_k].sum(-1, keepdim=True)
+    if top_p < 1:                                                       # keep what crosses it
+        p = p.masked_fill(p.cumsum(-1) - p > top_p, 0)
+    token = order.gather(1, p.multinomial(1))                           # (R,1)
+    return torch.full_like(logp, -torch.inf).scatter(1, token, logp.gather(1, token))
 
 
 class Writer:

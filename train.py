@@ -65,21 +65,19 @@ def train(cfg):
 def build(cfg, state):
     """The model and its tokenizer: of a run that goes on, or of an encoder."""
     torch.manual_seed(cfg.seed)
-    is_swcm = cfg.objective == 'swcm'
-    if not is_swcm and cfg.objective != 'mlm':
-        raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
     folder = Path(cfg.out_dir, 'last') if state else start_folder(cfg)
-    if not is_swcm:
-        model = XLMR.from_encoder(folder, dropout=cfg.dropout, mlm_head=True)
-    elif state:                                         # `restore` then fills in its weights
-        model = SWCM.load(folder)
+    if cfg.objective == 'mlm':
+        encoder = model = XLMR.from_encoder(folder, dropout=cfg.dropout, mlm_head=True)
+    elif cfg.objective == 'swcm':                       # `restore` fills in the weights of last/
+        model = SWCM.load(folder) if state else SWCM.from_encoder(
+            folder, languages=cfg.languages, **model_options(cfg))
+        encoder = model.encoder
     else:
-        model = SWCM.from_encoder(folder, languages=cfg.languages, **model_options(cfg))
+        raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
     c = model.config
     if cfg.block_size > c.max_length:
         raise ValueError(f'block_size={cfg.block_size}: the encoder reads {c.max_length} tokens')
-    pieces = model.encoder.sentencepiece if is_swcm else model.sentencepiece
-    return model, Tokenizer(pieces, c.languages, c.vocab_size)
+    return model, Tokenizer(encoder.sentencepiece, c.languages, c.vocab_size)
 
 
 def model_options(cfg):
@@ -385,11 +383,7 @@ def check_origin(cfg, state, text):
 
 
 def evaluate(model, held_out, tokenizer, cfg, is_last):
-    """Losses per target token (nats), scores by task, and lines with some sources and outputs.
-
-    Scores: for mlm the accuracy on masked tokens, and that of the commonest token; for translation,
-    in the last step, chrF++ of greedy output.
-    """
+    """Losses per target token (nats), scores by task, and lines with some sources and outputs."""
     losses, scores, lines = {}, {}, []
     for task in held_out:
         batches = val_batches(task, cfg, cfg.eval_segments)
@@ -401,8 +395,8 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
             chosen = np.linspace(0, len(task) - 1, n).astype(int)
             sources = [task.val_example(i)[0] for i in chosen]
             outputs = [text for text, _ in write(model, tokenizer, sources, [task.target] * n)]
-            scores[f'chrF++ {task.source}-{task.target}'] = chrf(
-                outputs, [task.reference(i) for i in chosen])
+            references = [task.reference(i) for i in chosen]
+            scores[f'chrF++ {task.source}-{task.target}'] = chrf(outputs, references)
     for task in [t for t in held_out if cfg.languages[0] in (t.source, t.target)][:3]:
         src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])
         if task.kind == 'mlm':
@@ -433,6 +427,7 @@ def likeliest(model, src, tgt):
 
 
 def masked_accuracy(model, task, batches):
+    """The share of masked tokens that the model hits, and that the commonest token would hit."""
     pairs = [to_tensors(model, *batch) for batch in batches]
     right = torch.cat([likeliest(model, src, tgt) == tgt[tgt != PAD] for src, tgt in pairs])
     masked = torch.cat([tgt[tgt != PAD] for _, tgt in pairs])
