@@ -104,11 +104,8 @@ def read_parts(cfg):
 
 
 def few_shots(examples, cfg):
-    """The examples of cfg.learn, and cfg.shots different ones of each direction of cfg.transfer.
-
-    Which ones depends on the seed and on nothing else; fewer shots are a part of more.
-    """
-    def place(e):
+    """The examples of cfg.learn, and of each direction of cfg.transfer the first cfg.shots."""
+    def place(e):                                       # fewer shots are a part of more
         return digest('shots', cfg.seed, *e.source, e.target)
 
     chosen = [e for e in examples if e.direction in cfg.learn]

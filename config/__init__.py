@@ -82,7 +82,7 @@ class FineTune(Run):
     max_target_len: int = key(128, 'tokens; examples with longer targets are not learned', low=8)
     val_fraction: float = fraction(0.01, 'to choose the best checkpoint; 0: on those learned')
     test_fraction: float = fraction(0.01, 'held out for the scores')
-    test: str = changeable('', 'further files, all for the scores, each named by its beginning')
+    test: str = changeable('', 'files of further tests, each named by its start up to a dot')
     out_dir: str = changeable('out/translate', 'gets last/, best/ with the scores, log.jsonl')
     eval_examples: int = changeable(100, 'per direction, to choose the best checkpoint', low=1)
     test_examples: int = changeable(0, 'per direction, scored at the end; 0: all', low=0)

@@ -24,8 +24,8 @@ class Example:
     direction: str                                    # zh-bo; bo stands for bo-bo
     source: tuple                                     # one text, or question and context
     target: str
-    texts: tuple                                      # not learned if one is held out; the last
-    others: tuple = ()                                # says if this is. Others: further answers
+    texts: tuple                                      # by which it is held out: `split_examples`
+    others: tuple = ()                                # further right answers
 
 
 def languages_of(direction):

@@ -27,7 +27,6 @@ TSHEG = '\u0f0b\u0f0c'                                # between syllables of Tib
 CMRC_MARKS = normalize('-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
 CMRC_SEGMENT = re.compile(r"[一-龥]|'?(?:[^\W一-龥]|,(?=\d)|\.(?=[^\W一-龥]))+|[.…]+|\S")
 REPEAT = re.compile(r'(.{2,50}?)\1{3}', re.DOTALL)
-RESAMPLES = 1000
 ABOUT = {                                             # units: see `units`
     'chrF++': 'characters 1-6 and words 1-2, all texts together; as sacrebleu',
     'rouge_l_f': 'F1 of the longest common subsequence of units',
@@ -186,10 +185,10 @@ def score(hypotheses, references, language):
 
 
 def bootstrap(counts, formula):
-    """Counts of each text (n,k) -> value, low, high: the 2.5th and 97.5th percentile over RESAMPLES
-    samples of n texts with replacement (Koehn 2004, W04-3250)."""
+    """Counts of each text (n,k) -> value, low, high: the 2.5th and 97.5th percentile over 1,000
+    samples of n texts with replacement (Koehn 2004, aclanthology.org/W04-3250)."""
     n, rng = len(counts), np.random.default_rng(0)
-    scores = [formula(rng.multinomial(n, [1 / n] * n) @ counts) for _ in range(RESAMPLES)]
+    scores = [formula(rng.multinomial(n, [1 / n] * n) @ counts) for _ in range(1000)]
     return float(formula(counts.sum(0))), *map(float, np.percentile(scores, [2.5, 97.5]))
 
 

@@ -1,13 +1,14 @@
-"""data/examples.py and data/convert.py: the files that data sets come in, and what is held out."""
+"""data/examples.py: the files that data sets come in, and what is held out."""
 import json
+import re
 import subprocess
 import sys
+from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
-from conftest import sentences
+from conftest import ROOT, sentences
 
-import data.convert
 from data.examples import Example, Examples, read_examples, split_examples
 from data.heldout import splits
 
@@ -41,44 +42,31 @@ def test_read(tmp_path, name, text, expected):
     assert read_examples(str(tmp_path / name), ['bo']) == ([expected], 0)
 
 
-PUBLISHED = [  # file name, its text, the example
-    ('squad.json', json.dumps({'version': 'v1.0', 'data': [
+PUBLISHED = {  # file name: its text, the file that it becomes, its example
+    'cmrc2018_train.json': (json.dumps({'version': 'v1.0', 'data': [
         {'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
             {'id': 'TRAIN_186', 'context': ARTICLE,
-             'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}, indent=1), FOUND_Y),
-    ('kazqad.jsonl',
-     line(title='x', context=ARTICLE, **answer({'text': [ANSWER], 'answer_start': [5]})), FOUND)]
+             'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}, indent=1),
+        'cmrc.zh.jsonl', FOUND_Y),
+    'kazqad.jsonl': (line(title='x', context=ARTICLE,
+                          **answer({'text': [ANSWER], 'answer_start': [5]})),
+                     'kazqad.kk.jsonl', FOUND),
+    'TibetanQA.csv': (f'\ufeffID,标题,段落,问题,答案\n1,x,{ARTICLE},{QUESTION},"{ANSWER}"\n',
+                      'tibetanqa.bo.jsonl', FOUND)}
 
 
-@pytest.mark.parametrize('name, text, expected', PUBLISHED)
-def test_convert(tmp_path, capsys, name, text, expected):
+def test_programs_of_the_readme(tmp_path):
     """What is published becomes a .jsonl with the same examples."""
-    path, out = tmp_path / name, tmp_path / 'out.bo.jsonl'
-    path.write_text(text, encoding='utf-8')
-    data.convert.main([str(path), f'--out={out}'])
-    assert capsys.readouterr().out == f'{out}: 1 examples\n'
-    assert read_examples(str(out), ['bo', 'zh'])[0] == [expected]
-
-
-@pytest.mark.parametrize('name, text, message', [
-    ('a.json', '{"data": ', 'a.json: question 1 cannot be read: JSONDecodeError'),
-    ('a.json', '{"data": ["x"]}', 'a.json: question 1 cannot be read: TypeError'),
-    ('a.jsonl', '{"context": "x", "answers": []}',
-     "a.jsonl: question 1 cannot be read: KeyError.'question'")])
-def test_convert_bad_files(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text, encoding='utf-8')
-    with pytest.raises(ValueError, match=message):
-        data.convert.main([str(tmp_path / name), f'--out={tmp_path}/out.jsonl'])
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_converter_as_a_command(tmp_path):
-    (tmp_path / 'a.json').write_text('[', encoding='utf-8')
-    command = [sys.executable, '-m', 'data.convert', tmp_path / 'a.json']
-    done = subprocess.run([*command, '--out', tmp_path / 'x.bo.jsonl'], capture_output=True,
-                          text=True, encoding='utf-8')
-    assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert done.stderr.startswith(f'error: {tmp_path}/a.json: question 1 cannot be read')
+    readme = (ROOT / 'data/README.md').read_text(encoding='utf-8')
+    programs = {out: dedent(program)
+                for program, out in re.findall(r'python -c "\n([^"]+)" > (\S+)', readme)}
+    for name, (text, out, expected) in PUBLISHED.items():
+        (tmp_path / name).write_text(text, encoding='utf-8')
+        done = subprocess.run([sys.executable, '-c', programs.pop(out)], cwd=tmp_path,
+                              capture_output=True, text=True, check=True)
+        (tmp_path / 'out.bo.jsonl').write_text(done.stdout, encoding='utf-8')
+        assert read_examples(str(tmp_path / 'out.bo.jsonl'), ['bo']) == ([expected], 0)
+    assert not programs
 
 
 def test_languages(tmp_path):
