@@ -23,8 +23,8 @@ from config.cpu import pack
 from config.runtime import main_process_first, print0, rank_and_world
 from data.batches import Batches, task_probabilities, val_batches
 from data.dataset import SPECIALS, corpus_module
-from data.examples import Examples, languages_of, read_examples, split_examples, translation
-from data.files import atomic_write, check_folder
+from data.examples import Examples, languages_of, read_examples, split_examples
+from data.files import atomic_dir, check_folder
 from data.heldout import Texts, digest, splits
 from data.metrics import ABOUT, report, score
 from data.tokenizer import Tokenizer, normalize
@@ -32,29 +32,22 @@ from model import SWCM
 from sample import read_settings, run_of, write
 from train import check_origin, fit, loss_of, model_options, read_state, start_folder, weight_report
 
-# A task: the texts that an example has as its source, whether these are in another language than
-# its target, and the scores that are shown, by the first of which the best checkpoint is chosen
-Task = namedtuple('Task', 'source is_translation scores')
-FAULTS = 'wrong_script', 'wrong_language', 'empty', 'repeats'
+# A task: the texts that an example has as its source, and the score of the best checkpoint
+Task = namedtuple('Task', 'source score')
 TASKS = {
-    'translate': Task(['text'], True, ('chrF++', 'bleu', *FAULTS)),
-    'summarise': Task(['text'], False, ('rouge_l_f', 'rouge_l_p', 'rouge_l_r', 'rouge_l_char_f',
-                                        'chrF++', *FAULTS)),
-    'answer': Task(['question', 'context'], False, ('f1', 'exact', 'cmrc_f1', 'cmrc_exact',
-                                                    'rouge_l_f', *FAULTS)),
+    'translate': Task(['text'], 'chrF++'),
+    'summarise': Task(['text'], 'rouge_l_f'),
+    'answer': Task(['question', 'context'], 'f1'),
 }
 
 
 def finetune(cfg):
-    """Runs one config to its end: reads the examples, trains, scores, writes cfg.out_dir.
-
-    Raises ValueError or FileNotFoundError, which name what is wrong and the remedy.
-    """
+    """Runs one config to its end: reads the examples, trains, scores, writes cfg.out_dir."""
     if cfg.task not in TASKS:
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     best = Path(cfg.out_dir, 'best')
     state = None if cfg.eval_only else read_state(cfg)
-    parts, samples, left_out = read_parts(cfg)
+    parts, left_out = read_parts(cfg)
     texts = [text for e in parts['train'] for text in (e.direction, *e.source, e.target)]
     origin = None if cfg.eval_only else check_origin(cfg, state, f'{digest(*texts):016x}')
     is_done = state and state['progress']['step'] >= cfg.max_steps
@@ -65,12 +58,16 @@ def finetune(cfg):
         if is_main:
             warn_of_learned(parts, start_folder(begin))
     model, tokenizer = build(begin, state)
-    sets = {part: [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg,
-                            learn=part in ('train', 'val')) for d in (*cfg.learn, *cfg.transfer)]
-            for part, found in parts.items()}
-    print0('\n'.join(describe(sets, left_out)))
-    tests = [(part, task) for part, found in sets.items() for task in found
-             if part not in ('train', 'val') and len(task)]
+    sets = {}
+    for part, found in parts.items():
+        sets[part] = [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg,
+                               learn=part in ('train', 'val')) for d in (*cfg.learn, *cfg.transfer)]
+        for task in sets[part]:
+            print0(f'  {task.direction:6} {part:12}{len(task):9,} examples, {task.n_cut:,} sources '
+                   f'cut, {task.n_long:,} targets too long')
+        sets[part] = [task for task in sets[part] if len(task)]
+    print0(f'  left out: {left_out}')
+    tests = [(part, task) for part in sets if part not in ('train', 'val') for task in sets[part]]
     if not tests:
         raise ValueError('no examples to score; see --test_fraction and --test')
     if not is_done and not cfg.eval_only:
@@ -78,63 +75,43 @@ def finetune(cfg):
         model = SWCM.load(best) if rank_and_world()[0] == 0 else model
     if rank_and_world()[0] == 0:
         folder = best.parent if cfg.eval_only and begin is cfg else best
-        write_scores(model, tests, samples, tokenizer, cfg, folder)
+        write_scores(model, tests, tokenizer, cfg, folder)
 
 
 def read_parts(cfg):
-    """{'train': [Example], 'val': ..., 'test': ..., further tests}, samples, what was left out.
-
-    samples: {language: texts}, none of them for tests, by which languages are told apart.
-    """
-    directions, samples = [*cfg.learn, *cfg.transfer], {}
-    examples, left_out = read_examples(cfg.data, directions)
-    parts, left_out['text in common with one held out'] = split_examples(
-        examples, cfg.val_fraction, cfg.test_fraction)
-    for e in parts['train'] + parts['val']:
-        for language, side in zip(languages_of(e.direction), (e.source, (e.target,))):
-            samples.setdefault(language, []).extend(side)
+    """{'train': [Example], 'val': ..., 'test': ..., a name in --test: ...}, and what is left out.
+    Raises ValueError for examples of another task, and for a direction without any."""
+    directions = [*cfg.learn, *cfg.transfer]
+    if len({*directions}) < len(directions):
+        raise ValueError(f'{" ".join(directions)}: give each of --learn and --transfer once')
+    examples, n_empty = read_examples(cfg.data, directions)
+    parts, n_shared = split_examples(examples, cfg.val_fraction, cfg.test_fraction)
     parts['train'] = few_shots(parts['train'], cfg)
-    if cfg.test:
-        parts['test files'], more = read_examples(cfg.test, directions)
-        left_out += more
-    if cfg.test_dataset:
-        parts[cfg.test_dataset] = corpus_examples(cfg, directions)
-    check_examples(cfg, [e for found in parts.values() for e in found])
-    return parts, {language: texts[:3000] for language, texts in samples.items()}, left_out
-
-
-def check_examples(cfg, examples):
-    """Raises ValueError for an example that is not of the task, and a direction without any."""
-    if missing := {*cfg.learn, *cfg.transfer} - {e.direction for e in examples}:
+    for path in filter(None, cfg.test.split(',')):
+        name, (found, n) = Path(path).name.split('.')[0], read_examples(path, directions)
+        if name in ('train', 'val', 'test'):
+            raise ValueError(f'test={path}: no test may be called {name}; rename the file')
+        parts[name] = parts.get(name, []) + found
+        n_empty += n
+    examples = [e for found in parts.values() for e in found]
+    if missing := {*directions} - {e.direction for e in examples}:
         raise ValueError(f'data={cfg.data}: no examples of {" ".join(missing)}')
-    task = TASKS[cfg.task]
     for e in examples:
-        if len(e.source) != len(task.source) or task.is_translation and '-' not in e.direction:
+        if len(e.source) != len(TASKS[cfg.task].source):
             raise ValueError(f'{" ".join(e.source)[:40]!r} is no example for task={cfg.task}: its '
-                             f'source has {len(e.source)} texts, its language is {e.direction}')
+                             f'source has {len(e.source)} texts')
+    return parts, f'{n_empty:,} without text, {n_shared:,} with a text in common with one held out'
 
 
 def few_shots(examples, cfg):
-    """The examples of cfg.learn, and cfg.shots different ones of each direction of cfg.transfer.
+    """The examples of cfg.learn, and of each direction of cfg.transfer the first cfg.shots."""
+    def place(e):                                       # fewer shots are a part of more
+        return digest('shots', cfg.seed, *e.source, e.target)
 
-    Which ones depends on the seed and on nothing else; fewer shots are a part of more.
-    """
-    few = []
+    chosen = [e for e in examples if e.direction in cfg.learn]
     for d in cfg.transfer:
-        of_direction = {e for e in examples if e.direction == d}
-        few += sorted(of_direction, key=lambda e: digest('shots', cfg.seed, *e.source, e.target)
-                      )[:cfg.shots]
-    return [e for e in examples if e.direction in cfg.learn] + few
-
-
-def corpus_examples(cfg, directions):
-    """All pairs of the corpus cfg.test_dataset, which is of translations only."""
-    corpus = corpus_module(cfg.test_dataset)
-    with main_process_first():
-        files = corpus.fetch(cfg.test_from)
-    return [translation({language: texts[language] for language in languages_of(d)}, d)
-            for _, texts in corpus.documents(files) for d in directions
-            if '-' in d and {*languages_of(d)} <= {*texts}]
+        chosen += sorted({e for e in examples if e.direction == d}, key=place)[:cfg.shots]
+    return chosen
 
 
 def warn_of_learned(parts, folder):
@@ -156,7 +133,7 @@ def texts_learned(folder):
     """Yields what a model, and those it began from, learned, by the settings of their runs."""
     run = run_of(folder)
     if isinstance(run, FineTune):
-        parts, *_ = read_parts(replace(run, test='', test_dataset=''))
+        parts, _ = read_parts(replace(run, test=''))
         yield from (text for e in parts['train'] for text in e.texts)
     elif run:
         corpus, pairs = corpus_module(run.dataset), run.mt_fraction * (run.objective == 'swcm')
@@ -192,33 +169,24 @@ def build(cfg, state):
     return model, tokenizer
 
 
-def describe(sets, left_out):
-    """Yields lines: examples of each part and direction, and what was cut or left out."""
-    for part, task in ((part, task) for part, tasks in sets.items() for task in tasks):
-        yield (f'  {task.direction:6} {part:12}{len(task):9,} examples, {task.n_cut:,} sources '
-               f'cut, {task.n_long:,} targets too long')
-    yield from (f'  left out, {reason}: {n:,}' for reason, n in left_out.items() if n)
-
-
 def learn(cfg, model, tokenizer, sets, state, origin):
     """Trains; the best checkpoint is that of the best first score of greedy outputs."""
-    tasks = [task for task in sets['train'] if len(task)]
-    learned = {task.direction for task in tasks}
+    learned = {task.direction for task in sets['train']}
     chosen = [task for task in sets['val' if cfg.val_fraction else 'train']
-              if len(task) and task.direction in learned]
+              if task.direction in learned]
     if not learned >= {*cfg.learn} or not chosen:
         raise ValueError(f'data={cfg.data}: too few examples to learn {",".join(cfg.learn)} and to '
                          f'hold some out with val_fraction={cfg.val_fraction}; try 0.1')
-    print0(f'  best checkpoint: by {TASKS[cfg.task].scores[0]} of greedy outputs, at most '
+    print0(f'  best checkpoint: by {TASKS[cfg.task].score} of greedy outputs, at most '
            f'{cfg.eval_examples} of {" ".join(task.direction for task in chosen)}; then by loss')
-    fit(cfg, model, Batches(tasks, task_probabilities(tasks, 0, cfg.alpha), cfg),
-        lambda model, is_last: evaluate(model, chosen, tokenizer, cfg), state, origin,
-        metric=lambda losses, scores: -sum(scores.values()) / len(scores))
+    batches = Batches(sets['train'], task_probabilities(sets['train'], 0, cfg.alpha), cfg)
+    fit(cfg, model, batches, lambda model, is_last: evaluate(model, chosen, tokenizer, cfg),
+        state, origin, metric=lambda losses, scores: -sum(scores.values()) / len(scores))
 
 
 def evaluate(model, tasks, tokenizer, cfg):
     """For `fit`: losses (nats per target token), the first score of greedy outputs, samples."""
-    losses, scores, lines, metric = {}, {}, [], TASKS[cfg.task].scores[0]
+    losses, scores, lines, metric = {}, {}, [], TASKS[cfg.task].score
     for task in tasks:
         losses[task.name] = loss_of(model, val_batches(task, cfg, cfg.eval_examples))
         examples, outputs, whole, _ = predict(model, task, tokenizer, cfg, cfg.eval_examples, 1)
@@ -229,7 +197,7 @@ def evaluate(model, tasks, tokenizer, cfg):
     return losses, scores, lines
 
 
-def predict(model, task, tokenizer, cfg, n, beams, samples=None):
+def predict(model, task, tokenizer, cfg, n, beams):
     """At most n of a task's examples (0: all), evenly spread, outputs, and what `score` returns."""
     n = min(n or len(task), len(task))
     chosen = np.linspace(0, len(task) - 1, n).astype(int)
@@ -239,7 +207,7 @@ def predict(model, task, tokenizer, cfg, n, beams, samples=None):
                   length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram)
     examples, outputs = [task.examples[i] for i in chosen], [text for text, _ in found]
     references = [(e.target, *e.others) for e in examples]
-    return examples, outputs, *score(outputs, references, task.target, samples)
+    return examples, outputs, *score(outputs, references, task.target)
 
 
 def banned_ids(cfg, tokenizer):
@@ -248,13 +216,13 @@ def banned_ids(cfg, tokenizer):
     for entry in cfg.force_script:
         language, _, names = entry.partition(':')
         if language not in written:
-            raise ValueError(f'force_script={entry}: name one of the languages that are written, '
+            raise ValueError(f'force_script={entry}: begin with a language that is written, '
                              f'{" ".join(sorted(written))}')
         banned[language] = tokenizer.ids_outside_scripts(names.upper().split('+'))
     return banned
 
 
-def write_scores(model, tests, samples, tokenizer, cfg, folder):
+def write_scores(model, tests, tokenizer, cfg, folder):
     """Scores the model's outputs for all tests; prints, writes metrics.json, predictions.jsonl."""
     metrics, lines = {}, []
     device, dtype = runtime.find_device(cfg.device, cfg.dtype)
@@ -264,29 +232,24 @@ def write_scores(model, tests, samples, tokenizer, cfg, folder):
     for test, task in tests:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             examples, outputs, whole, each = predict(model, task, tokenizer, cfg,
-                                                     cfg.test_examples, cfg.beams, samples)
+                                                     cfg.test_examples, cfg.beams)
         print0(f'{test}, {task.direction}: {len(examples)} examples; percent, 95 % intervals')
-        print0('\n'.join(report(whole, TASKS[cfg.task].scores)))
+        print0('\n'.join(report(whole)))
         metrics.setdefault(test, {})[task.direction] = {
             'examples': len(examples), 'too_long': task.n_long, 'cut': task.n_cut,
-            **{name: dict(zip(('value', 'low', 'high'), map(or_null, values)))
-               for name, values in whole.items()}}
+            **{name: {'value': round(value, 4), 'low': round(low, 4), 'high': round(high, 4)}
+               for name, (value, low, high) in whole.items()}}
         lines += [{'test': test, 'direction': task.direction, 'source': e.source,
                    'prediction': output, 'reference': e.target, 'others': e.others,
-                   'scores': {name: or_null(values[i]) for name, values in each.items()}}
+                   'scores': {name: round(values[i], 4) for name, values in each.items()}}
                   for i, (e, output) in enumerate(zip(examples, outputs))]
     whole = {'scores': metrics, 'about': ABOUT, 'settings': asdict(cfg)}
-    texts = {'metrics.json': json.dumps(whole, indent=1, ensure_ascii=False),
-             'predictions.jsonl': '\n'.join(json.dumps(x, ensure_ascii=False) for x in lines)}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        with atomic_write(folder / name) as path:
-            path.write_text(text + '\n', encoding='utf-8')
+    with atomic_dir(folder) as new:
+        texts = json.dumps(whole, indent=1, ensure_ascii=False)
+        (new / 'metrics.json').write_text(texts + '\n', encoding='utf-8')
+        texts = '\n'.join(json.dumps(line, ensure_ascii=False) for line in lines)
+        (new / 'predictions.jsonl').write_text(texts + '\n', encoding='utf-8')
     print0(f'wrote {folder}/metrics.json and predictions.jsonl')
-
-
-def or_null(value):
-    return round(value, 4) if value == value else None  # JSON has no nan
 
 
 if __name__ == '__main__':

@@ -1,13 +1,11 @@
 """Supervised examples, source to target: translations, summaries, answers.
 
 .tsv      two columns: source and target or, with a name such as web.bo-zh.tsv, a translation
-.jsonl    an object a line: a text in two languages, `zh`, `bo` (also `zh-CN`, `bod_Tibt`, and
-          inside `translation`), or the fields of one of FORMS; several right answers are a list
+.jsonl    an object a line: a text in two languages, `zh`, `bo` (also `zh-CN`, `bod_Tibt`), or
+          the fields of one of FORMS; several right answers are a list
 
-An object's `lang`, or `source_lang` and `target_lang`, says the languages; else the file's name
-does (news.bo.jsonl); else the settings do, if they have one direction only.
+The file's name says the languages (news.bo.jsonl), or else --learn if it has one direction.
 """
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +24,8 @@ class Example:
     direction: str                                    # zh-bo; bo stands for bo-bo
     source: tuple                                     # one text, or question and context
     target: str
-    texts: tuple                                      # not learned if one is held out; the last
-    others: tuple = ()                                # says if this is. Others: further answers
+    texts: tuple                                      # by which it is held out: `split_examples`
+    others: tuple = ()                                # further right answers
 
 
 def languages_of(direction):
@@ -37,31 +35,28 @@ def languages_of(direction):
 
 
 def read_examples(paths, directions):
-    """The Examples in `directions` of files, and a Counter of those left out, by reason.
+    """The Examples in `directions` of files, and how many others have no text on one side.
 
     paths: file names, separated by commas. Raises OSError, and ValueError for an example of no
     known form or language, texts in another script, and a file without an example.
     """
-    found, left_out = [], Counter()
+    found, n_empty = [], 0
     for path in map(Path, paths.split(',')):
-        there = list(read_file(path.expanduser(), directions))
-        asked = [e for e in there if e.direction in directions]
-        kept = [e for e in asked if all(map(str.strip, e.source)) and normalize(e.target)]
+        there = [e for e in read_file(path.expanduser(), directions) if e.direction in directions]
+        kept = [e for e in there if all(map(str.strip, e.source)) and normalize(e.target)]
         if not kept:
-            raise ValueError(f'{path} has no example of {" ".join(directions)}; it has {len(asked)}'
-                             f' empty ones and {len(there) - len(asked)} in other languages')
+            raise ValueError(f'{path} has no example of {" ".join(directions)} with text')
         for d in {e.direction for e in kept}:
             pairs = [(e.source[-1], e.target) for e in kept if e.direction == d][:1000]
             for texts, language in zip(zip(*pairs), languages_of(d)):
                 check_script(texts, language, path)   # as of swapped columns
         found += kept
-        left_out['in other languages'] += len(there) - len(asked)
-        left_out['empty'] += len(asked) - len(kept)
-    return found, left_out
+        n_empty += len(there) - len(kept)
+    return found, n_empty
 
 
 def read_file(path, directions):
-    """Yields the Examples of a .tsv or .jsonl file, also those in other directions."""
+    """Yields the Examples of a .tsv or .jsonl file, of translations those in `directions`."""
     known = '-'.join(directions).split('-')
     named = path.stem.split('.')[-1].split('-')       # of web.bo-zh.tsv; ti-sum.jsonl has none
     named = named if {*named} <= {*SCRIPTS, *known} else []
@@ -73,45 +68,37 @@ def read_file(path, directions):
                    for n, line in enumerate(read_lines(path), 1) if line.strip())
     else:
         raise ValueError(f'{str(path)!r}: give --data=FILES of examples, .tsv or .jsonl, separated '
-                         'by commas; data/convert.py converts others')
+                         'by commas; data/README.md says how to convert others')
+    languages = named or known * (len(directions) == 1)
     for n, record in records:
-        languages = named or known * (len(directions) == 1)
         yield from make_examples(record, f'{path}: line {n}', languages, directions)
 
 
-def make_examples(record, where, languages, wanted):
-    """The Examples of a record {field: value}: one, or for a text in several languages one for each
-    of `wanted` that it has. languages: its source's and target's, if it does not say them."""
-    if isinstance(record.get('translation'), dict):   # as on Hugging Face's hub
-        record = record['translation']
+def make_examples(record, where, languages, directions):
+    """The Examples of a record {field: value}: one, or of a translation those in `directions`.
+
+    languages: of source and target, unless the fields are languages.
+    """
     record = {language_code(name): value for name, value in record.items()}
-    known = {*languages, *'-'.join(wanted).split('-')}
-    texts = {x: strings_of(record, x, where)[0] for x in sorted(known & record.keys())}
-    directions = [d for d in wanted if len({*languages_of(d)} & texts.keys()) == 2]
+    known = {*languages, *'-'.join(directions).split('-')}
+    texts = {x: strings_of(record, x, where)[0] for x in known & record.keys()}
     if len(texts) < 2:
         form = next((form for form in FORMS if record.keys() >= {*form}), None)
-        own = [record[x] for x in ('source_lang', 'lang', 'target_lang') if record.get(x)]
-        languages = [language_code(str(x)) for x in own] or languages
         if not form:
             raise ValueError(f'{where} has {shorten(", ".join(map(repr, record)))}, not the fields '
-                             f'{" or ".join(map(", ".join, FORMS))}; see data/convert.py')
+                             f'{" or ".join(map(", ".join, FORMS))}')
         if not languages:
-            raise ValueError(f'{where}: nothing says which of {" ".join(wanted)} it is; give it a '
-                             '"lang", or name the file like news.bo.jsonl')
+            raise ValueError(f'{where}: nothing says which of {" ".join(directions)} it is; name '
+                             'the file like news.bo.jsonl')
         *source, (target, *others) = [strings_of(record, field, where) for field in form]
         source = tuple(strings[0] for strings in source)
-        directions = ['-'.join(dict.fromkeys(languages))]
-        if len(source) > 1 or '-' not in directions[0]:
-            return [Example(directions[0], source, target, source[-1:], tuple(others))]
-        texts = {languages[0]: source[0], languages[-1]: target}
-    return [translation(texts, d) for d in directions or ['-'.join(texts)]]
-
-
-def translation(texts, direction):
-    """The Example of {language: text}."""
-    source, target = languages_of(direction)
-    there = tuple(texts[language] for language in sorted(texts) if texts[language].strip())
-    return Example(direction, (texts[source],), texts[target], there)
+        if len(source) > 1 or len(languages) == 1:
+            return [Example('-'.join(languages), source, target, source[-1:], tuple(others))]
+        texts = {languages[0]: source[0], languages[1]: target}
+    sides = tuple(texts[language] for language in sorted(texts) if texts[language].strip())
+    pairs = [languages_of(d) for d in directions if '-' in d]
+    return [Example(f'{source}-{target}', (texts[source],), texts[target], sides)
+            for source, target in pairs if {source, target} <= texts.keys()]
 
 
 def strings_of(record, field, where):
@@ -125,9 +112,9 @@ def strings_of(record, field, where):
 def split_examples(examples, val_fraction, test_fraction):
     """Returns {'train': [...], 'val': ..., 'test': ...} and the number of examples left out.
 
-    A hash of the last of its texts says where an example belongs: the same for all directions, and
-    as data.heldout.splits does with the sum of the fractions. Left out is what shares a text
-    (data.heldout.Texts) with an example for the test or, for training, with one for validation.
+    A hash of the last of its texts says where an example belongs, as in data.heldout.splits with
+    the sum of the fractions. Left out is what shares a text (data.heldout.Texts) with an example
+    for the test or, for training, with one for validation.
     """
     parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
     for e in examples:

@@ -2,8 +2,8 @@
 
     python -m data.metrics hypotheses.txt references.txt --lang=bo
 
-Both are scored as the vocabulary normalises them (data.tokenizer.normalize). chrF and BLEU add up
-the counts of all texts; the other scores are means over texts.
+Both are scored as the vocabulary normalises them (data.tokenizer.normalize). chrF++ is
+of the counts of all texts together; the other scores are means over texts.
 """
 import argparse
 import math
@@ -12,8 +12,7 @@ import string
 import unicodedata
 from collections import Counter, defaultdict
 from difflib import SequenceMatcher
-from functools import partial, reduce
-from operator import eq, or_
+from functools import partial
 
 import numpy as np
 
@@ -24,19 +23,15 @@ from data.tokenizer import normalize
 
 TSHEG = '\u0f0b\u0f0c'                                # between syllables of Tibetan and Dzongkha
 # CMRC 2018 (aclanthology.org/D19-1600) drops these marks; a segment of the rest is a character, a
-# word, a number or a sign. Its script has nltk split what is not Chinese, in the validation set's
-# answers 19 of 601 such strings otherwise
+# word, a number or a sign. (Its script has nltk split what is not Chinese: 19 of 601 otherwise.)
 CMRC_MARKS = normalize('-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
 CMRC_SEGMENT = re.compile(r"[一-龥]|'?(?:[^\W一-龥]|,(?=\d)|\.(?=[^\W一-龥]))+|[.…]+|\S")
 REPEAT = re.compile(r'(.{2,50}?)\1{3}', re.DOTALL)
-RESAMPLES = 1000
 ABOUT = {                                             # units: see `units`
     'chrF++': 'characters 1-6 and words 1-2, all texts together; as sacrebleu',
-    'bleu': '1-4 units, all texts together; as sacrebleu over these',
     'rouge_l_f': 'F1 of the longest common subsequence of units',
     'rouge_l_p': 'its precision',
     'rouge_l_r': 'its recall',
-    'rouge_l_char_f': 'the same F1 over characters other than white space',
     'f1': 'as SQuAD: units in common',
     'cmrc_f1': 'as CMRC 2018: longest common substring without its marks',
     'exact': 'as SQuAD: equal to a reference but for case, punctuation, runs of spaces',
@@ -44,13 +39,12 @@ ABOUT = {                                             # units: see `units`
     'empty': 'texts with nothing in them',
     'repeats': 'texts with 2 to 50 characters four times in a row',
     'wrong_script': "texts most of whose letters are not of the references' script",
-    'wrong_language': 'texts in a wrong script, or likelier in another of the languages',
 }
 
 
 def units(text, language):
-    """A text's syllables between tshegs, characters (BY_CHARACTER), or words between spaces, and
-    its marks. White space is dropped, and tshegs, too, unless there is nothing else."""
+    """A text's syllables, characters (BY_CHARACTER) or words, and its marks, without white space;
+    tshegs are dropped, too, unless there is nothing else."""
     if language in BY_CHARACTER:
         return list(characters(text))
     spaced = ''.join(' ' if c in TSHEG else f' {c} ' if is_mark(c) else c for c in text)
@@ -96,7 +90,7 @@ def chrf_counts(hypothesis, references):
     ours, candidates = [ngrams(split(hypothesis), n) for split, n in orders], []
     for reference in references:
         theirs = [ngrams(split(reference), n) for split, n in orders]
-        # as sacrebleu, count nothing against a reference without n-grams
+        # as sacrebleu, nothing is counted against a reference without n-grams
         candidates.append(np.ravel([(a.total(), b.total(), (a & b).total()) if b else (0, 0, 0)
                                     for a, b in zip(ours, theirs)]))
     return max(candidates, key=chrf_of)
@@ -110,37 +104,6 @@ def chrf_of(counts):
     p, r = ((common / np.maximum(n, 1)).sum(where=there) / max(there.sum(), 1)
             for n in (ours, theirs))
     return 100 * 5 * p * r / max(4 * p + r, 1e-16)
-
-
-def bleu_counts(hypothesis, references):
-    """Lengths of the hypothesis and of the reference nearest in length; then for n = 1 to 4 the
-    hypothesis' n-grams, and those that any reference has too: (10,)."""
-    nearest = min(map(len, references), key=lambda n: (abs(n - len(hypothesis)), n))
-    counts = [len(hypothesis), nearest]
-    for n in range(1, 5):
-        ours, theirs = ngrams(hypothesis, n), reduce(or_, (ngrams(r, n) for r in references))
-        counts += [ours.total(), (ours & theirs).total()]
-    return np.array(counts)
-
-
-def bleu_of(counts):
-    """Counts (10,) -> BLEU (Papineni et al. 2002); nan for one to three units. The first order
-    without a match counts as 1/2 match, the next as 1/4 ... (Chen and Cherry 2014, 3)."""
-    (length, wanted), total, common = counts[:2], counts[2::2], counts[3::2]
-    if length and not total[3]:
-        return math.nan
-    if not common[0]:
-        return 0.0
-    smoothed = np.where(common == 0, 0.5 ** np.cumsum(common == 0), common)
-    return 100 * np.exp(min(0, 1 - wanted / length)) * np.exp(np.log(smoothed / total).mean())
-
-
-def mean_of(counts):
-    """Counts (2,), a score's sum and the number of texts -> the score's mean."""
-    return 100 * counts[0] / counts[1]
-
-
-FORMULAS = {'chrF++': chrf_of, 'bleu': bleu_of}       # of counts; the others have mean_of
 
 
 def f_measure(common, ours, theirs):
@@ -165,24 +128,6 @@ def common_substring(ours, theirs):
     return SequenceMatcher(None, ours, theirs, autojunk=False).find_longest_match().size
 
 
-def likeliest_languages(texts, samples):
-    """The likeliest language of each text, by samples {language: texts}; None if nothing tells.
-    Naive Bayes over trigrams of characters tells Kazakh from Mongolian by a sentence."""
-    def trigrams(text):
-        return ngrams(f'  {normalize(text).casefold()} ', 3)
-
-    seen, found = {language: trigrams(' '.join(sample)) for language, sample in samples.items()}, []
-    totals = {language: max(n.total(), 1) for language, n in seen.items()}
-    smallest = min(totals.values())                   # a small sample is not to be the likeliest
-    for text in texts:
-        grams = trigrams(text)
-        known = any(grams.keys() & n.keys() for n in seen.values())
-        likelihood = {x: sum(n * math.log(seen[x][gram] * (smallest / totals[x]) + 0.1)
-                             for gram, n in grams.items()) for x in seen}
-        found.append(max(seen, key=likelihood.get) if known and main_script(text) else None)
-    return found
-
-
 def normalize_all(hypotheses, references):
     """Texts as they are scored, and for each a list of its references that have text."""
     several = [[r for r in map(normalize, [found] if isinstance(found, str) else found) if r]
@@ -195,7 +140,7 @@ def normalize_all(hypotheses, references):
 
 
 def values_of(hypothesis, references, language):
-    """{score: value from 0 to 1, or counts} of one text, against the best of its references."""
+    """{score: value from 0 to 1, or chrF's counts} of a text, by the best of its references."""
     def best(common, split):
         return max(f_measure(common, split(hypothesis), split(r)) for r in references)
 
@@ -205,11 +150,9 @@ def values_of(hypothesis, references, language):
     def without_marks(text):                          # as CMRC 2018 compares answers
         return text.lower().strip().translate(dict.fromkeys(map(ord, CMRC_MARKS)))
 
-    split, words = partial(units, language=language), partial(words_only, language=language)
-    found = {'chrF++': chrf_counts(hypothesis, references),
-             'bleu': bleu_counts(split(hypothesis), list(map(split, references)))}
-    found |= zip(('rouge_l_f', 'rouge_l_p', 'rouge_l_r'), best(common_subsequence, split))
-    found['rouge_l_char_f'], *_ = best(common_subsequence, characters)
+    as_units, words = partial(units, language=language), partial(words_only, language=language)
+    found = {'chrF++': chrf_counts(hypothesis, references)}
+    found |= zip(('rouge_l_f', 'rouge_l_p', 'rouge_l_r'), best(common_subsequence, as_units))
     found['f1'], *_ = best(lambda a, b: (Counter(a) & Counter(b)).total(), words)
     if language == 'zh':
         found['cmrc_f1'], *_ = best(common_substring,
@@ -219,25 +162,22 @@ def values_of(hypothesis, references, language):
                     'repeats': REPEAT.search(hypothesis + ' ') is not None}
 
 
-def score(hypotheses, references, language, samples=None):
+def score(hypotheses, references, language):
     """All scores of ABOUT: {name: (value, low, high)} and {name: [value of each text]}, in percent.
 
-    references: for each hypothesis a text, or several of which the best counts. samples: {language:
-    texts}, without which there is no wrong_language. A score without a value is nan. Raises
-    ValueError for lists that are empty or of unequal length, and a text without a reference.
+    references: for each hypothesis a text, or several of which the best counts. Raises ValueError
+    for lists that are empty or of unequal length, and a text without a reference.
     """
     hypotheses, references = normalize_all(hypotheses, references)
     rows = [values_of(*pair, language) for pair in zip(hypotheses, references)]
     script = main_script(''.join(map(''.join, references)))
-    likeliest = samples and likeliest_languages(hypotheses, samples)
-    for i, row in enumerate(rows):
-        row['wrong_script'] = main_script(hypotheses[i]) not in (script, None)
-        if samples:
-            row['wrong_language'] = row['wrong_script'] or likeliest[i] not in (language, None)
+    for row, hypothesis in zip(rows, hypotheses):
+        row['wrong_script'] = main_script(hypothesis) not in (script, None)
     whole, each = {}, {}
     for name in rows[0]:
-        values, formula = [row[name] for row in rows], FORMULAS.get(name, mean_of)
-        counts = np.array(values if name in FORMULAS else [(value, 1) for value in values])
+        values, is_chrf = [row[name] for row in rows], name == 'chrF++'
+        counts = np.array(values if is_chrf else [(value, 1) for value in values])
+        formula = chrf_of if is_chrf else lambda sums: 100 * sums[0] / sums[1]
         each[name] = [float(formula(n)) for n in counts]
         is_rate = isinstance(values[0], bool)
         whole[name] = wilson(sum(values), len(rows)) if is_rate else bootstrap(counts, formula)
@@ -245,29 +185,25 @@ def score(hypotheses, references, language, samples=None):
 
 
 def bootstrap(counts, formula):
-    """Counts of each text (n,k) -> value, low, high: the 2.5th and 97.5th percentile over RESAMPLES
-    samples of n texts with replacement (Koehn 2004, W04-3250)."""
+    """Counts of each text (n,k) -> value, low, high: the 2.5th and 97.5th percentile over 1,000
+    samples of n texts with replacement (Koehn 2004, aclanthology.org/W04-3250)."""
     n, rng = len(counts), np.random.default_rng(0)
-    scores = [formula(rng.multinomial(n, [1 / n] * n) @ counts) for _ in range(RESAMPLES)]
-    finite = [x for x in scores if math.isfinite(x)]
-    low, high = np.percentile(finite, [2.5, 97.5]) if finite else [math.nan] * 2
-    return float(formula(counts.sum(0))), float(low), float(high)
+    scores = [formula(rng.multinomial(n, [1 / n] * n) @ counts) for _ in range(1000)]
+    return float(formula(counts.sum(0))), *map(float, np.percentile(scores, [2.5, 97.5]))
 
 
 def wilson(k, n):
-    """The fraction k / n and its 95 % interval (Wilson 1927), in percent; the bootstrap of 0 of n
-    would be [0, 0]."""
+    """k / n and its interval (Wilson 1927), in percent; the bootstrap of 0 of n would be [0, 0]."""
     def lowest(k, z=1.959964):
         return (k + z * z / 2 - z * math.sqrt(z * z / 4 + k * (n - k) / n)) / (n + z * z)
 
     return 100 * k / n, 100 * lowest(k), 100 * (1 - lowest(n - k))
 
 
-def report(whole, names=ABOUT):
-    """Yields a line for each score of `names`: value, interval, what it is."""
-    for name in filter(whole.get, names):
-        numbers = '{:6.1f}  [{:5.1f}, {:5.1f}]'.format(*whole[name]).replace('nan', '  –')
-        yield f'  {name:15}{numbers}  {ABOUT[name]}'
+def report(whole):
+    """Yields a line for each score: value, interval, what it is."""
+    for name in filter(whole.get, ABOUT):
+        yield '  {:15}{:6.1f}  [{:5.1f}, {:5.1f}]  {}'.format(name, *whole[name], ABOUT[name])
 
 
 def main(argv):

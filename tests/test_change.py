@@ -78,7 +78,7 @@ def test_a_corpus(settings, monkeypatch, tmp_path):
 
 def test_a_fine_tuning_task(tmp_path, encoder_folder, monkeypatch, capsys):
     """A row of finetune.TASKS: it is learned, scored as the row says, and sample.py does it."""
-    monkeypatch.setitem(finetune.TASKS, 'simplify', finetune.Task(['text'], False, ('bleu', 'f1')))
+    monkeypatch.setitem(finetune.TASKS, 'simplify', finetune.Task(['text'], 'f1'))
     path, out = tmp_path / 'pairs.bo.jsonl', tmp_path / 'out'
     lines = [json.dumps({'source': text, 'target': text[:9]}) for text in sentences('bo')]
     path.write_text('\n'.join(lines), encoding='utf-8')
@@ -87,9 +87,9 @@ def test_a_fine_tuning_task(tmp_path, encoder_folder, monkeypatch, capsys):
         '--max_source_len=60', '--max_target_len=30', '--val_fraction=0.2', '--test_fraction=0.2',
         '--max_steps=1', '--batch_tokens=300', '--beams=1', f'--out_dir={out}']))
     shown = capsys.readouterr().out
-    assert 'simplify bo' in shown and 'best checkpoint: by bleu of greedy outputs' in shown
-    assert re.search(r'test, bo: .*\n  bleu +\d.*\n  f1 +\d.*\nwrote', shown)
+    assert 'simplify bo' in shown and 'best checkpoint: by f1 of greedy outputs' in shown
+    assert re.search(r'test, bo: .*\n  chrF\+\+ +\d.*\n(.+\n)+wrote', shown)
     metrics = json.loads((out / 'best/metrics.json').read_text(encoding='utf-8'))
-    assert metrics['scores']['test']['bo']['bleu']['value'] is not None
+    assert metrics['scores']['test']['bo']['f1']['value'] is not None
     sample.main([f'--checkpoint={out}', f'--text={sentences("bo")[0]}'])
     assert capsys.readouterr().out.count('\n') == 1

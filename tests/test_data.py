@@ -3,7 +3,6 @@ import io
 import json
 import shutil
 import tarfile
-import urllib.request
 from collections import Counter
 from dataclasses import replace
 from subprocess import CompletedProcess
@@ -20,7 +19,6 @@ from data.dataset import (
     split_segments, write_streams)
 from data.heldout import digest, splits
 from data.noise import infill, mask_tokens, permute_sentences
-from data.ntrex import prepare as ntrex
 from data.tasks import TASKS, Task, tasks
 from data.text import prepare as text
 from data.files import atomic_dir, check_folder, read_lines
@@ -514,7 +512,7 @@ def test_udhr_says_what_it_tried(tmp_path, monkeypatch, capsys):
 
 
 def test_unknown_dataset(tokenizer):
-    with pytest.raises(ValueError, match='data/none/prepare.py; there are ntrex, text, udhr'):
+    with pytest.raises(ValueError, match='data/none/prepare.py; there are text, udhr'):
         prepare('none', tokenizer, 64, 0.1)
 
 
@@ -522,33 +520,6 @@ def test_small_things(tmp_path):
     assert digest('ab', 'c') != digest('a', 'bc') and digest('a') == digest(b'a') < 2**64
     (tmp_path / 'x').write_bytes('a\u2028b\nc'.encode())
     assert list(read_lines(tmp_path / 'x')) == ['a\u2028b', 'c']
-
-
-def test_ntrex(tmp_path, monkeypatch):
-    names = {language: name for name, language in ntrex.LANGUAGES.items()}
-    for lang in names:
-        text = ''.join(f'{lang} {n}\n' for n in range(3)) + ('\n' if lang == 'mn' else 'end\n')
-        name = names[lang] if lang in ('bo', 'zh') else f'{lang}.txt'
-        (tmp_path / name).write_text(text, encoding='utf-8')
-    documents = [texts for _, texts in ntrex.documents(ntrex.fetch(tmp_path))]
-    assert len(documents) == 5 * 4 - 1 and {'bo': 'bo 2', 'zh': 'zh 2'} in documents
-    for lang in ('kk', 'mn', 'en'):
-        (tmp_path / f'{lang}.txt').unlink()
-    assert len(list(ntrex.documents(ntrex.fetch(tmp_path)))) == 2 * 4
-    (tmp_path / 'ug.txt').write_text('one\n', encoding='utf-8')
-    with pytest.raises(ValueError, match='ug.txt ends before line 2'):
-        list(ntrex.documents(ntrex.fetch(tmp_path)))
-    (tmp_path / names['zh']).unlink()
-    with pytest.raises(FileNotFoundError, match='needs zh.txt and another language'):
-        ntrex.fetch(tmp_path)
-    monkeypatch.setattr(ntrex, 'RAW', tmp_path / 'raw')
-
-    def no(*args, **kwargs):
-        raise OSError('no network')
-    monkeypatch.setattr(urllib.request, 'urlopen', no)
-    with pytest.raises(OSError, match='NTREX-128/ cannot be read .no network.*name a folder'):
-        ntrex.fetch()
-    assert not (tmp_path / 'raw').exists()
 
 
 def test_a_flipped_bit_is_found(tmp_path, encoder_folder):

@@ -1,13 +1,14 @@
-"""data/examples.py and data/convert.py: the files that data sets come in, and what is held out."""
+"""data/examples.py: the files that data sets come in, and what is held out."""
 import json
+import re
 import subprocess
 import sys
+from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
-from conftest import sentences
+from conftest import ROOT, sentences
 
-import data.convert
 from data.examples import Example, Examples, read_examples, split_examples
 from data.heldout import splits
 
@@ -38,94 +39,54 @@ def line(**fields):
      FOUND_Y)])
 def test_read(tmp_path, name, text, expected):
     (tmp_path / name).write_text(text, encoding='utf-8')
-    found, left_out = read_examples(str(tmp_path / name), ['bo'])
-    assert found == [expected] and not left_out.total()
+    assert read_examples(str(tmp_path / name), ['bo']) == ([expected], 0)
 
 
-PUBLISHED = [  # file name, its text, the example
-    ('squad.json', json.dumps({'version': 'v1.0', 'data': [
+PUBLISHED = {  # file name: its text, the file that it becomes, its example
+    'cmrc2018_train.json': (json.dumps({'version': 'v1.0', 'data': [
         {'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
             {'id': 'TRAIN_186', 'context': ARTICLE,
-             'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}, indent=1), FOUND_Y),
-    ('trial.json', json.dumps([
-        {'context_id': 'TRIAL_1', 'context_text': ARTICLE, 'title': 'x', 'qas': [
-            {'query_id': 'TRIAL_1_QUERY_0', 'query_text': QUESTION, 'answers': [ANSWER, 'y']}]}]),
-     FOUND_Y),
-    ('kazqad.jsonl',
-     line(title='x', context=ARTICLE, **answer({'text': [ANSWER], 'answer_start': [5]})), FOUND),
-    ('tibetanqa.csv',
-     f'\ufeffID,标题,段落,问题,答案\n1,x,{ARTICLE},{QUESTION},"{ANSWER}"\n', FOUND)]
+             'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}, indent=1),
+        'cmrc.zh.jsonl', FOUND_Y),
+    'kazqad.jsonl': (line(title='x', context=ARTICLE,
+                          **answer({'text': [ANSWER], 'answer_start': [5]})),
+                     'kazqad.kk.jsonl', FOUND),
+    'TibetanQA.csv': (f'\ufeffID,标题,段落,问题,答案\n1,x,{ARTICLE},{QUESTION},"{ANSWER}"\n',
+                      'tibetanqa.bo.jsonl', FOUND)}
 
 
-@pytest.mark.parametrize('name, text, expected', PUBLISHED)
-def test_convert(tmp_path, capsys, name, text, expected):
+def test_programs_of_the_readme(tmp_path):
     """What is published becomes a .jsonl with the same examples."""
-    path, out = tmp_path / name, tmp_path / 'out.bo.jsonl'
-    path.write_text(text, encoding='utf-8')
-    data.convert.main([str(path), f'--out={out}'])
-    assert capsys.readouterr().out == f'{out}: 1 examples\n'
-    assert read_examples(str(out), ['bo', 'zh'])[0] == [expected]
-
-
-@pytest.mark.parametrize('name, text, message', [
-    ('a.csv', '问题,段落,答案\nx, y, z\nx, y, z, w\n',
-     'a.csv: question 2 cannot be read: .*a cell without a name'),
-    ('a.csv', '问题,段落,答案\na,b,"c,d\n',
-     'a.csv: question 1 cannot be read: .*unexpected end of data'),
-    ('a.json', '{"data": ', 'a.json: question 1 cannot be read: JSONDecodeError'),
-    ('a.json', '{"data": ["x"]}', 'a.json: question 1 cannot be read: TypeError'),
-    ('a.json', '[{"context": "x", "qas": [{"answers": []}]}]',
-     "a.json: question 1 cannot be read: KeyError.'question'")])
-def test_convert_bad_files(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text, encoding='utf-8')
-    with pytest.raises(ValueError, match=message):
-        data.convert.main([str(tmp_path / name), f'--out={tmp_path}/out.jsonl'])
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_a_missing_cell_is_noticed(tmp_path):
-    (tmp_path / 'a.csv').write_text('问题,段落,答案\nx,y\n', encoding='utf-8')
-    data.convert.main([f'{tmp_path}/a.csv', f'--out={tmp_path}/a.bo.jsonl'])
-    with pytest.raises(ValueError, match='line 1: answer is .None., expected a string'):
-        read_examples(f'{tmp_path}/a.bo.jsonl', ['bo'])
-
-
-def test_converter_as_a_command(tmp_path):
-    (tmp_path / 'a.json').write_text('[', encoding='utf-8')
-    command = [sys.executable, '-m', 'data.convert', tmp_path / 'a.json']
-    done = subprocess.run([*command, '--out', tmp_path / 'x.bo.jsonl'], capture_output=True,
-                          text=True, encoding='utf-8')
-    assert done.returncode == 1 and done.stderr.count('\n') == 1
-    assert done.stderr.startswith(f'error: {tmp_path}/a.json: question 1 cannot be read')
+    readme = (ROOT / 'data/README.md').read_text(encoding='utf-8')
+    programs = {out: dedent(program)
+                for program, out in re.findall(r'python -c "\n([^"]+)" > (\S+)', readme)}
+    for name, (text, out, expected) in PUBLISHED.items():
+        (tmp_path / name).write_text(text, encoding='utf-8')
+        done = subprocess.run([sys.executable, '-c', programs.pop(out)], cwd=tmp_path,
+                              capture_output=True, text=True, check=True)
+        (tmp_path / 'out.bo.jsonl').write_text(done.stdout, encoding='utf-8')
+        assert read_examples(str(tmp_path / 'out.bo.jsonl'), ['bo']) == ([expected], 0)
+    assert not programs
 
 
 def test_languages(tmp_path):
-    """First a record's own languages, then those of the file's name, then the only direction."""
+    """Those of the file's name or else the only direction."""
     (tmp_path / 'a.bo-zh.tsv').write_text('བོད\t藏\nདེབ\t\n', encoding='utf-8')
-    found, left_out = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['zh-bo', 'bo-zh', 'zh-kk'])
+    found, n_empty = read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['zh-bo', 'bo-zh', 'zh-kk'])
     both = ('བོད', '藏')
     assert found == [Example('zh-bo', ('藏',), 'བོད', both), Example('bo-zh', ('བོད',), '藏', both)]
-    assert left_out == {'in other languages': 0, 'empty': 2}
+    assert n_empty == 2
     text = 'དེབ\t\u200b\n'                              # whose target normalises to nothing
     (tmp_path / 'c.bo-zh.tsv').write_text(text, encoding='utf-8')
-    with pytest.raises(ValueError, match='no example of bo-zh; it has 1 empty ones and 0 in o'):
-        read_examples(str(tmp_path / 'c.bo-zh.tsv'), ['bo-zh'])
-    path = tmp_path / 'b.kk.jsonl'
-    rows = [{'source': 'a', 'target': 'b'}, {'source': 'a', 'target': 'b', 'lang': 'mn'},
-            {'source': 'a', 'target': 'b', 'source_lang': 'zh',
-             'target_lang': 'mn'}, {'id': '1', 'zh': 'x', 'bo': 'y'}]
-    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
-    found, left_out = read_examples(str(path), ['kk', 'zh-mn', 'bo-zh'])
-    assert [e.direction for e in found] == ['kk', 'zh-mn', 'bo-zh']
-    assert left_out == {'in other languages': 1, 'empty': 0}
-    for name, language in (('dev.jsonl', 'bo'), ('ti-sum.jsonl', 'bo'), ('bo.jsonl', 'bo'),
-                           ('x.kk.jsonl', 'kk')):
-        (tmp_path / name).write_text(json.dumps(rows[0]), encoding='utf-8')
-        found, left_out = read_examples(str(tmp_path / name), [language])
-        assert len(found) == 1 and not left_out.total()
-    for name, directions, message in (
-            ('x.kk.jsonl', ['bo'], 'x.kk.jsonl has no example of bo; it has .* 1 in other'),
-            ('a.bo-zh.tsv', ['kk-zh', 'kk'], 'has no example of kk-zh kk; it has .* 2 in other')):
+    row = {'source': 'a', 'target': 'b', 'id': '1'}
+    for name, directions in (('dev.jsonl', ['bo']), ('ti-sum.jsonl', ['bo']), ('bo.jsonl', ['bo']),
+                             ('x.kk.jsonl', ['kk', 'zh-mn']), ('x.zh-mn.jsonl', ['kk', 'zh-mn'])):
+        (tmp_path / name).write_text(json.dumps(row), encoding='utf-8')
+        [example], n_empty = read_examples(str(tmp_path / name), directions)
+        assert example.direction == directions['mn' in name] and n_empty == 0
+    for name, directions in (('x.kk.jsonl', ['bo']), ('a.bo-zh.tsv', ['kk-zh', 'kk']),
+                             ('c.bo-zh.tsv', ['bo-zh'])):
+        message = f'{name} has no example of {" ".join(directions)} with text'
         with pytest.raises(ValueError, match=message):
             read_examples(str(tmp_path / name), directions)
 
@@ -134,15 +95,14 @@ def test_translations_share_texts(tmp_path):
     """In every form of file the key of a pair and its texts are the same."""
     expected = Example('bo-zh', ('བོད',), '藏', ('བོད', '藏'))
     rows = {
-        'a.jsonl': json.dumps(
-            {'source': 'བོད', 'target': '藏', 'source_lang': 'bo', 'target_lang': 'zh'}),
+        'a.bo-zh.jsonl': json.dumps({'source': 'བོད', 'target': '藏'}),
         'b.tsv': 'བོད\t藏\n\n', 'c.jsonl': json.dumps({'zh': '藏', 'bo': 'བོད', 'ug': ' '})
     }
     for name, text in rows.items():
         (tmp_path / name).write_text(text, encoding='utf-8')
         assert read_examples(str(tmp_path / name), ['bo-zh'])[0] == [expected]
-    found, left_out = read_examples(str(tmp_path / 'c.jsonl'), ['bo-zh', 'ug-zh'])
-    assert [e.direction for e in found] == ['bo-zh'] and left_out['empty'] == 1
+    found, n_empty = read_examples(str(tmp_path / 'c.jsonl'), ['bo-zh', 'ug-zh'])
+    assert [e.direction for e in found] == ['bo-zh'] and n_empty == 1
     assert found[0].texts == ('བོད', '藏')
 
 
@@ -152,11 +112,11 @@ def test_translations_share_texts(tmp_path):
     ('a.jsonl', '{"source": "x", "target": 3}', 'line 1: target is 3, expected a string'),
     ('a.jsonl', '{"source": "x"', 'line 1 is not JSON'),
     ('a.jsonl', '"x"', 'line 1 is no JSON object'),
-    ('a.jsonl', '', 'a.jsonl has no example of bo; it has 0 empty ones and 0'),
+    ('a.jsonl', '', 'a.jsonl has no example of bo with text'),
     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
     ('a.jsonl', r'{"source": "x", "target": "\ud800"}',
      'line 1: target is .* expected a string'),
-    ('a.xml', 'x', 'give --data=FILES of examples, .tsv or .jsonl.*data/convert.py')])
+    ('a.xml', 'x', 'give --data=FILES of examples, .tsv or .jsonl.*data/README.md')])
 def test_bad_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding='utf-8')
     with pytest.raises(ValueError, match=message):
@@ -209,15 +169,11 @@ def test_held_out_as_in_pretraining(tmp_path):
     assert {e.texts[-1] for e in parts['val'] + parts['test']} == held_out
 
 
-def test_translations_of_the_hub(tmp_path):
-    """Hugging Face's form, and its names of languages."""
-    rows = [{'translation': {'zh': '藏', 'bo': 'བོད'}}, {'zh_CN': '藏', 'bod_Tibt': 'བོད', 'id': 3}]
+def test_codes_of_languages(tmp_path):
+    rows = [{'zh': '藏', 'bo': 'བོད'}, {'zh_CN': '藏', 'bod_Tibt': 'བོད', 'id': 3}]
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     assert read_examples(str(tmp_path / 'a.jsonl'), ['zh-bo'])[0] == 2 * [
         Example('zh-bo', ('藏',), 'བོད', ('བོད', '藏'))]
-    row = {'source': '藏', 'target': 'བོད', 'source_lang': 'zh-CN', 'target_lang': 'bod'}
-    (tmp_path / 'b.jsonl').write_text(json.dumps(row), encoding='utf-8')
-    assert read_examples(str(tmp_path / 'b.jsonl'), ['zh-bo'])[0][0].direction == 'zh-bo'
 
 
 def test_examples_are_cut_and_counted(tokenizer):

@@ -43,8 +43,8 @@ def download(url, names, folder):
             with urllib.request.urlopen(url + name, timeout=20) as response:
                 (folder / name).write_bytes(response.read())
     except (OSError, HTTPException) as e:
-        raise OSError(f'{url} cannot be read ({e}); name a folder that has its files, '
-                      'with --data_from or --test_from') from e
+        raise OSError(f'{url} cannot be read ({e}); name a folder that has its files, with '
+                      '--data_from') from e
 
 
 def download_npm(folder):
