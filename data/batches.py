@@ -1,8 +1,8 @@
 """Batches: batch k is a function of the settings and k; resuming changes nothing.
 
-Examples of all tasks are drawn for a pool of POOL batches. The pool is divided into batches of
-similar lengths, which are shuffled. A batch has `batch_tokens` tokens on average, source and target
-together, without padding (2 to 11 % more); one of the longest examples has up to twice as many.
+Examples of all tasks are drawn for a pool of POOL batches, which is divided into batches of similar
+lengths. A batch has `batch_tokens` tokens on average, source and target together, without padding
+(2 to 11 % more); one of the longest examples has up to twice as many.
 """
 from functools import lru_cache
 
@@ -45,12 +45,11 @@ class Batches:
     def plan(self, pool):
         """The POOL batches of a pool: arrays (n,2) of task and example."""
         chosen = []
-        for t, p in enumerate(self.probabilities):
-            n = len(self.tasks[t])
+        for t, (task, p) in enumerate(zip(self.tasks, self.probabilities)):
             first, last = (int(i * self.pool_size * p) for i in (pool, pool + 1))
-            epochs, places = np.divmod(np.arange(first, last), n)
+            epochs, places = np.divmod(np.arange(first, last), len(task))
             for epoch in np.unique(epochs):
-                order = np.random.default_rng((self.cfg.seed, 1, t, epoch)).permutation(n)
+                order = np.random.default_rng((self.cfg.seed, 1, t, epoch)).permutation(len(task))
                 chosen += [(t, i) for i in order[places[epochs == epoch]]]
         chosen = np.array(chosen)                                                   # (n,2)
         lengths = np.array([self.tasks[t].lengths[:, i] for t, i in chosen])        # (n,2)
@@ -60,10 +59,9 @@ class Batches:
 
 
 def bucket_by_length(lengths, rows, n):
-    """Divides rows of lengths (m,2), m >= n, into n lists of similar lengths and nearly equal sums.
+    """Divides rows of lengths (m,2), m >= n, into n = 2^i lists of similar lengths and equal sums.
 
-    n is a power of two. Halves them recursively, at half of the tokens, after sorting by the side,
-    source or target, on which they differ most.
+    Halves them, at half of the tokens, sorted by the side, source or target, that differs most.
     """
     if n == 1:
         return [rows]

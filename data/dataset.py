@@ -2,10 +2,9 @@
 
 A prepared folder holds two files for each stream (a language, `bo`, or a pair, `bo-zh`) and split:
 STREAM.SPLIT.bin, the ids one after the other, and STREAM.SPLIT.npy, the offsets of its segments.
-Segments of a pair alternate: 2i and 2i + 1 translate each other; STREAM.val.txt has their texts, a
-line each. meta.json has the width of the ids and the counts that `report` prints.
+Segments 2i and 2i + 1 of a pair translate each other; STREAM.val.txt has their texts, a line each.
+meta.json has the width of the ids and the counts that `report` prints.
 """
-import argparse
 import hashlib
 import importlib
 import json
@@ -17,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from config import cli
 from data.files import atomic_dir
 from data.heldout import digest, splits
-from data.tokenizer import UNK, Tokenizer, normalize
+from data.tokenizer import UNK, normalize
 
 ROOT = Path(__file__).parent
 FORMAT = 2                        # of the token files
@@ -51,10 +49,7 @@ def token_folder(dataset):
 
 
 def corpus_module(dataset):
-    """data/DATASET/prepare.py: fetch(source) -> files; documents(files) -> (key, {language: text}).
-
-    Raises ValueError where there is none.
-    """
+    """data/DATASET/prepare.py, which has `fetch` and `documents`. Raises ValueError without one."""
     known = sorted(path.parent.name for path in ROOT.glob('*/prepare.py'))
     if dataset not in known:
         raise ValueError(f'dataset={dataset!r}: there is no data/{dataset}/prepare.py; there are '
@@ -80,12 +75,9 @@ def split_documents(documents, split_of):
 
 
 def encode_documents(documents, tokenizer, n=256):
-    """(split, texts, note) -> (split, texts, note, lines), for each text the ids of its lines.
-
-    Encodes n documents at a time, for SentencePiece's threads.
-    """
+    """(split, texts, note) -> (split, texts, note, lines), for each text the ids of its lines."""
     documents = iter(documents)
-    while batch := list(islice(documents, n)):
+    while batch := list(islice(documents, n)):    # for SentencePiece's threads
         lines = [[text.splitlines() or [''] for text in texts.values()] for _, texts, _ in batch]
         ids = iter(tokenizer.encode([*chain(*chain(*lines))]))
         for document, lines_of_texts in zip(batch, lines):
@@ -108,8 +100,8 @@ def cut_document(split, lines, tokenizer, limit):
 def split_segments(lines, tokenizer, limit, gather=None):
     """Lines of ids -> segments of at most `limit` tokens that end with a sentence or a line.
 
-    All tokens are kept, in order. Whole sentences are gathered up to `gather` tokens (default:
-    `limit`; 0: one sentence a segment); a sentence longer than `limit` is cut.
+    Whole sentences are gathered up to `gather` tokens (default: `limit`; 0: one sentence a
+    segment); a sentence longer than `limit` is cut.
     """
     ids, gather = np.concatenate(lines), limit if gather is None else gather
     if 0 < len(ids) <= gather:                    # most documents: only faster
@@ -126,10 +118,7 @@ def split_segments(lines, tokenizer, limit, gather=None):
 
 
 def write_streams(folder, documents, split_of, tokenizer, block_size):
-    """Writes the token files of documents (key, {language: text}), and meta.json.
-
-    Raises ValueError where there is no document.
-    """
+    """Writes all files of a folder from (key, {language: text}). Raises ValueError for none."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
     files, lengths, references = {}, defaultdict(list), defaultdict(list)
@@ -180,10 +169,10 @@ def report(folder):
 
 
 class Stream:
-    """One memory-mapped token file: `stream[i]` is segment i (n,), `lengths` (N,) their tokens.
+    """A memory-mapped token file: `stream[i]` is segment i (n,), `lengths` (N,) are those of all.
 
-    `texts` are those of a pair that is held out, normalized, one for each segment. Raises
-    ValueError for a file that is damaged or has ids outside the vocabulary.
+    `texts` are the normalized texts of segments, for held-out pairs. Raises ValueError for a file
+    that is damaged or has ids outside the vocabulary.
     """
 
     def __init__(self, folder, name, meta):
@@ -205,17 +194,7 @@ class Stream:
 
 
 def open_streams(folder, split):
-    """{name: Stream} of a prepared folder; names are languages, or pairs like bo-zh."""
+    """{name: Stream} of a split of a prepared folder."""
     meta = json.loads((folder / 'meta.json').read_bytes())
     return {name.removesuffix(f'.{split}'): Stream(folder, name, meta)
             for name in sorted(meta['segments']) if name.endswith(f'.{split}')}
-
-
-def main(dataset):
-    """The command line of data/NAME/prepare.py: prepares a corpus, prints how a vocabulary fits."""
-    parser = argparse.ArgumentParser(f'python -m data.{dataset}.prepare')
-    parser.add_argument('--from', help='where the corpus lies', dest='source')
-    parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file')
-    args = parser.parse_args()
-    cli.run(lambda argv: report(
-        prepare(dataset, Tokenizer(cli.find(args.encoder)), 256, 0.1, args.source)))

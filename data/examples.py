@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import is_text, read_json_object, read_lines, read_pairs, shorten
+from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.heldout import Texts, digest
 from data.languages import SCRIPTS, check_script, language_code
 from data.tokenizer import EOS, normalize
@@ -62,7 +62,7 @@ def read_file(path, directions):
     named = named if {*named} <= {*SCRIPTS, *known} else []
     if path.suffix == '.tsv':
         columns = named if len(named) == 2 else ('source', 'target')
-        records = ((n, dict(zip(columns, texts))) for n, texts in read_pairs(path, named))
+        records = ((n, dict(zip(columns, texts))) for n, texts in read_pairs(path))
     elif path.suffix == '.jsonl':
         records = ((n, read_json_object(line, f'{path}: line {n}'))
                    for n, line in enumerate(read_lines(path), 1) if line.strip())
@@ -85,7 +85,7 @@ def make_examples(record, where, languages, directions):
     if len(texts) < 2:
         form = next((form for form in FORMS if record.keys() >= {*form}), None)
         if not form:
-            raise ValueError(f'{where} has {shorten(", ".join(map(repr, record)))}, not the fields '
+            raise ValueError(f'{where} has {", ".join(map(repr, record)):.60}, not the fields '
                              f'{" or ".join(map(", ".join, FORMS))}')
         if not languages:
             raise ValueError(f'{where}: nothing says which of {" ".join(directions)} it is; name '
@@ -104,8 +104,8 @@ def make_examples(record, where, languages, directions):
 def strings_of(record, field, where):
     """The different strings of a field, one or more."""
     strings = record[field] if isinstance(record[field], list) else [record[field]]
-    if not all(isinstance(string, str) and is_text(string) for string in strings):
-        raise ValueError(f'{where}: {field} is {shorten(ascii(record[field]))}, expected a string')
+    if not all(map(is_text, strings)):
+        raise ValueError(f'{where}: {field} is {ascii(record[field]):.60}, expected a string')
     return list(dict.fromkeys(strings)) or ['']
 
 

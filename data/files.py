@@ -11,39 +11,24 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from data.languages import SCRIPTS, language_code
-
 SENTENCEPIECE = 'sentencepiece.bpe.model'         # the file's name in the XLM-R family
-HEADERS = 'source', 'target', 'src', 'tgt', 'trg'
 
 
 def read_lines(path):
-    """The lines of a UTF-8 file, or of standard input for `-`, without their ends.
-
-    Raises ValueError with the position of a byte that is not UTF-8.
-    """
-    position = 0
+    """The lines of a UTF-8 file, or of standard input for `-`. Raises ValueError for others."""
     with nullcontext(sys.stdin.buffer) if path == '-' else open(path, 'rb') as file:
-        for line in file:
+        for n, line in enumerate(file, 1):
             try:
                 yield line.decode('utf-8').removeprefix('\ufeff').rstrip('\r\n')
             except UnicodeDecodeError as e:
-                raise ValueError(
-                    f'{path}: byte {position + e.start} (0x{line[e.start]:02x}) is not UTF-8; '
-                    'convert it: iconv -f GB18030 (or UTF-16) -t UTF-8 OLD > NEW') from e
-            position += len(line)
+                raise ValueError(f'{path}: line {n} is not UTF-8; convert the file: iconv -f '
+                                 'GB18030 (or UTF-16) -t UTF-8 OLD > NEW') from e
 
 
-def read_pairs(path, languages):
-    """(line number, [string, string]) of each line with text in a .tsv of two columns.
-
-    Raises ValueError for another number of columns, and for a header of names or `languages`.
-    """
-    names = {*languages, *HEADERS, *SCRIPTS}
+def read_pairs(path):
+    """(line number, [string, string]) of each line with text in a .tsv. Raises ValueError."""
     for n, line in enumerate(read_lines(path), 1):
         columns = line.split('\t')
-        if n == 1 and {language_code(text.strip()) for text in columns} <= names:
-            raise ValueError(f'{path}: line 1 is a header, {" | ".join(columns)!r}; remove it')
         if line and len(columns) != 2:
             raise ValueError(f'{path}: line {n} has {len(columns)} columns instead of two, '
                              'separated by a tab')
@@ -62,21 +47,17 @@ def read_json_object(content, where):
     return found
 
 
-def is_text(string):
-    """Whether a string has no lone surrogates, which are not UTF-8 and come from JSON's \\ud800."""
-    return not any('\ud800' <= c <= '\udfff' for c in string)
-
-
-def shorten(string, length=60):
-    return string if len(string) <= length else string[:length] + ' ...'
+def is_text(value):
+    """Whether a value from JSON is a string, and without lone surrogates, which are not UTF-8."""
+    return isinstance(value, str) and not re.search('[\ud800-\udfff]', value)
 
 
 @contextmanager
 def atomic_dir(folder):
     """Gives a temporary folder; its files move to `folder` when all are written, else none does.
 
-    A new folder appears at once with all its files. In an existing one each file is replaced
-    atomically, one after the other. Safetensors files get a checksum.
+    A new folder appears at once; in an existing one each file is replaced atomically. Safetensors
+    files get a checksum.
     """
     folder = folder.resolve()                     # a link may lead to another file system
     temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
@@ -91,8 +72,6 @@ def atomic_dir(folder):
         try:
             temporary.rename(folder)
         except OSError:                           # it exists, perhaps only just
-            if not folder.is_dir():
-                raise
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
     except SafetensorError as e:                  # no OSError, also of a full disk
@@ -120,7 +99,7 @@ def sync(path):
 
 
 def add_checksum(path):
-    """Fills in `crc32` in the metadata of a safetensors file, if it is there."""
+    """Fills in `crc32` in the metadata of a safetensors file that has it."""
     value, _, position = checksum(path)
     with open(path, 'rb+') as file:
         file.seek(position)

@@ -2,6 +2,7 @@
 import hashlib
 import re
 import unicodedata
+from collections import defaultdict
 from functools import cache
 
 import sentencepiece
@@ -27,7 +28,7 @@ def form(text):
 
 
 def hash_forms(text):
-    """Hashes, the same in this process only: of a text's form, and of its sentences' (a tuple)."""
+    """Hashes of a text's form and, in a tuple, of its sentences'."""
     parts = [form(part) for line in text.splitlines()
              for part in SENTENCE_ENDS.split(FOLD.Normalize(line))]
     whole = ''.join(parts) or text.strip()
@@ -38,27 +39,27 @@ class Texts:
     """A set of texts. `text in texts`: it is one of them, or a run of its sentences, or has one."""
 
     def __init__(self, texts=()):
-        self.runs = set()             # texts as tuples of sentences, and as (whole,)
-        self.lengths = {}             # a sentence -> the lengths of the runs that it begins
-        self.places = {}              # a sentence -> [(run, its place there)]
+        self.runs = set()                     # texts as tuples of sentences, and as (whole,)
+        self.lengths = defaultdict(set)       # a sentence -> the lengths of the runs that it begins
+        self.places = defaultdict(list)       # a sentence -> [(run, its place there)]
         self.update(texts)
 
     def update(self, texts):
         for whole, run in map(hash_forms, texts):
             if (whole,) not in self.runs:
                 self.runs |= {(whole,), run}
-                self.lengths.setdefault(run[0], set()).add(len(run))
+                self.lengths[run[0]].add(len(run))
                 for place, sentence in enumerate(run):
-                    self.places.setdefault(sentence, []).append((run, place))
+                    self.places[sentence].append((run, place))
 
     def __contains__(self, text):
         whole, sentences = hash_forms(text)
         if (whole,) in self.runs or any(self.runs_in(sentences)):
             return True
         places = [self.places.get(sentence, ()) for sentence in sentences]
-        i = min(range(len(places)), key=lambda i: len(places[i]))      # the rarest: few to compare
+        i, runs = min(enumerate(places), key=lambda x: len(x[1]))      # the rarest: few to compare
         return any(place >= i and run[place - i:place - i + len(sentences)] == sentences
-                   for run, place in places[i])
+                   for run, place in runs)
 
     def runs_in(self, sentences):
         """(start, end) of each text of the set in a tuple of sentences."""
@@ -83,9 +84,9 @@ class Texts:
 def splits(documents, val_fraction):
     """Returns split_of(key, texts) -> (split, texts), for documents (key, {language: text}).
 
-    'val': the hash of the key, or else of the text (of a pair: in the last language by name), is in
-    the lowest val_fraction, so it stays there when the corpus grows. 'train': others, less the
-    sentences that are held out. None: nothing remains, or a side of a pair would lose a sentence.
+    'val': the hash of the key, or else of the text (of a pair: in the last language by name), is
+    below val_fraction, also when the corpus grows. 'train': others, less the sentences that are
+    held out. None: nothing remains, or a side of a pair would lose a sentence.
     """
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64

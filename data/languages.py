@@ -6,16 +6,14 @@ from functools import cache
 
 # Scripts as Unicode's names of letters begin
 SCRIPTS = {
-    'bo': {'TIBETAN'}, 'dz': {'TIBETAN'}, 'en': {'LATIN'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'},
-    'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'}, 'ko': {'HANGUL', 'CJK'},
-    'ky': {'CYRILLIC', 'ARABIC'}, 'lo': {'LAO'}, 'mn': {'CYRILLIC', 'MONGOLIAN'}, 'my': {'MYANMAR'},
-    'ru': {'CYRILLIC'}, 'th': {'THAI'}, 'ug': {'ARABIC', 'CYRILLIC'}, 'yue': {'CJK'},
-    'lzh': {'CJK'}, 'zh': {'CJK'}}
+    'bo': {'TIBETAN'}, 'en': {'LATIN'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'},
+    'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'}, 'ko': {'HANGUL', 'CJK'}, 'lo': {'LAO'},
+    'mn': {'CYRILLIC', 'MONGOLIAN'}, 'my': {'MYANMAR'}, 'ru': {'CYRILLIC'}, 'th': {'THAI'},
+    'ug': {'ARABIC', 'CYRILLIC'}, 'zh': {'CJK'}}
 # Written without spaces, and without marks between syllables
 BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'
-# ISO 639-2 and -3, as in FLORES-200 (zho_Hans), OPUS and others
-CODES = {'bod': 'bo', 'tib': 'bo', 'uig': 'ug', 'kaz': 'kk', 'mon': 'mn', 'khk': 'mn', 'mvf': 'mn',
-         'zho': 'zh', 'chi': 'zh', 'cmn': 'zh', 'eng': 'en'}
+# ISO 639-3, as in FLORES-200 (zho_Hans)
+CODES = {'bod': 'bo', 'uig': 'ug', 'kaz': 'kk', 'khk': 'mn', 'zho': 'zh', 'cmn': 'zh', 'eng': 'en'}
 CHINESE = '\u3400-\u9fff\uf900-\ufaff。”’》」』】）'    # characters, and what closes a quotation
 FULL_WIDTH = str.maketrans(',!?:;', '，！？：；')
 MIN_FRACTION = 0.1                    # of letters in a language's own scripts: texts quote others
@@ -52,20 +50,14 @@ def main_script(text):
 
 
 def wrong_script(text, language):
-    """The main script of a text with too few letters in its language's, else None.
-
-    Nothing is wrong in a language that is not in SCRIPTS.
-    """
+    """The main script of a text with too few letters in its language's; None if not in SCRIPTS."""
     found = Counter(filter(None, map(script, text)))
     n_right = sum(found[name] for name in SCRIPTS.get(language, found))
     return main_script(text) if n_right < MIN_FRACTION * found.total() else None
 
 
 def check_script(texts, language, where):
-    """Raises ValueError, which begins with `where`, for texts in another language's script.
-
-    Latin is let through: any language may be transcribed, or quote so much of it.
-    """
+    """Raises ValueError for texts in another language's script, but for Latin transcriptions."""
     found = wrong_script(''.join(texts), language)
     if found not in (None, 'LATIN'):
         known = ' or '.join(sorted(SCRIPTS[language]))

@@ -1,22 +1,71 @@
-"""Training tasks: what a model reads and what it should write, one class each.
+"""Training tasks: what a model reads and what it should write.
 
-A new task is a class here, added to TASKS; `tasks` finds the streams for it.
+First the noise, mBART's and BERT's: pure functions of ids (n,) without special tokens and a numpy
+generator. Then the tasks, a class each. A new one is added to TASKS; `tasks` finds its streams.
 """
 from itertools import permutations
 
 import numpy as np
 
 from data.dataset import SPECIALS, open_streams
-from data.noise import infill, mask_tokens, permute_sentences
 from data.tokenizer import BOS, EOS, PAD, UNK
+
+
+def infill(ids, mask, ratio, length, rng):
+    """Replaces spans of tokens by one <mask> each (text infilling; BART, arXiv 1910.13461, 2.2).
+
+    round(ratio * n) tokens go, in spans of Poisson(length) tokens, which do not overlap. The last
+    is cut to fit; an empty one inserts a <mask>. mBART: ratio 0.35, length 3.5. Spans may run over
+    the end to the start, so each token goes equally often.
+    """
+    n_gone = round(ratio * len(ids))
+    spans = rng.poisson(length, size=2 * n_gone + 10)
+    spans = spans[spans.cumsum() - spans < n_gone]
+    spans[-1:] -= spans.sum() - n_gone
+    # kept tokens and spans in a random order, one item each; an item covers 1 token or its span's
+    n_items = len(ids) - n_gone + len(spans)
+    is_span = np.zeros(n_items, bool)
+    is_span[rng.choice(n_items, len(spans), replace=False)] = True
+    covers = np.ones(n_items, int)
+    covers[is_span] = spans
+    end = covers.cumsum()
+    start = end - covers
+    # items lie on a ring, which is cut before a random token: its item comes first and, if the cut
+    # is inside it, once more at the end
+    cut = rng.integers(max(len(ids), 1))
+    noisy = ids.take(start - cut, mode='wrap')
+    noisy[is_span] = mask
+    first = int(np.searchsorted(end, cut, 'right'))
+    is_inside = first < n_items and start[first] < cut
+    return np.concatenate([noisy[first:], noisy[:first + is_inside]])
+
+
+def permute_sentences(ids, starts, rng):
+    """The sentences, which begin at `starts` (the first is 0), in a random order."""
+    sentences = np.split(ids, starts[1:])
+    return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
+
+
+def mask_tokens(ids, mask, ratio, first, rng):
+    """BERT's masking: of ratio * n tokens 80 % become <mask>, 10 % a random piece from id `first`.
+
+    Returns the ids and a boolean array (n,) of the tokens to predict, at least one.
+    """
+    chosen = np.zeros(len(ids), bool)
+    chosen[rng.choice(len(ids), max(1, round(ratio * len(ids))), replace=False)] = True
+    dice = rng.random(len(ids))
+    noisy = np.where(chosen & (dice < 0.8), mask, ids)
+    swapped = chosen & (dice >= 0.9)
+    noisy[swapped] = rng.integers(first, mask, swapped.sum())
+    return noisy, chosen
 
 
 class Task:
     """Examples of one kind from one stream, from language `source` to language `target`.
 
     A subclass has `kind`, its name; `objective`, of the runs that learn it; `n_languages`, of the
-    stream; `segment_lengths()`; and `example(i, rng)`: ids of source (S,) and target (T,), with
-    special tokens. `lengths` (2, n) foretell S and T.
+    stream; `example(i, rng)`: ids of source (S,) and target (T,), with special tokens; and
+    `segment_lengths()`: what S and T will be, without these. `lengths` (2, n) has them.
     """
 
     def __init__(self, stream, source, target, tokenizer, cfg):
@@ -102,8 +151,7 @@ def tasks(folder, split, tokenizer, cfg):
             found += [task(stream, order[0], order[-1], tokenizer, cfg)
                       for task in TASKS.values() for order in permutations(languages)
                       if (task.objective, task.n_languages) == (cfg.objective, len(languages))]
-    there = {language for name in streams for language in name.split('-')}
-    missing = [language for language in cfg.languages if language not in there]
+    missing = [x for x in cfg.languages if x not in '-'.join(streams).split('-')]
     if not found or missing and split == 'train':
         raise ValueError(f'languages={",".join(cfg.languages)}, objective={cfg.objective}, '
                          f'mt_fraction={cfg.mt_fraction}: the corpus has no {split} text for '

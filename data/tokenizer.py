@@ -23,25 +23,23 @@ ASCII_STOPS = '!?.'
 class Tokenizer:
     """Text to ids and back.
 
-    model: a folder with a SentencePiece file, or the bytes of one. vocab_size: rows of the
-    encoder's embeddings, if they are more than the pieces. Raises OSError where there is no file,
-    and ValueError for one that is damaged, not of XLM-R's kind, or has more pieces than rows.
+    model: a folder with a SentencePiece file, or its bytes. vocab_size: rows of the encoder's
+    embeddings, if they are more than the pieces. Raises OSError where there is no file, ValueError
+    for one that is damaged, not of XLM-R's kind, or has more pieces than rows.
     """
 
     def __init__(self, model, languages=(), vocab_size=None):
-        name = 'the SentencePiece model'
-        if not isinstance(model, bytes):
-            name = Path(model, SENTENCEPIECE)
-            model = name.read_bytes()
+        name = 'the SentencePiece model' if isinstance(model, bytes) else Path(model, SENTENCEPIECE)
+        self.model = model if isinstance(model, bytes) else name.read_bytes()
         self.sp = sentencepiece.SentencePieceProcessor()
         try:
-            self.sp.LoadFromSerializedProto(model)
+            self.sp.LoadFromSerializedProto(self.model)
             pieces = [self.sp.id_to_piece(i) for i in range(3, len(self.sp))]
         except (RuntimeError, UnicodeDecodeError) as e:
             raise ValueError(f'{name} is damaged or no SentencePiece file; copy it again') from e
         if (self.sp.unk_id(), self.sp.bos_id(), self.sp.eos_id()) != (0, 1, 2):
             raise ValueError(f'{name}: <unk> <s> </s> are not its first pieces, as in XLM-R')
-        self.model, self.languages = model, tuple(languages)
+        self.languages = tuple(languages)
         self.mask = len(self.sp) + 1
         self.vocab_size = vocab_size or self.mask + 1
         if self.vocab_size <= self.mask:
@@ -91,7 +89,7 @@ class Tokenizer:
         return self.vocab_size + self.languages.index(language)
 
     def ids_outside_scripts(self, scripts):
-        """The ids of pieces with a letter of another script than these (as data.languages.script).
+        """The ids of pieces with a letter of another script than these, named as in languages.py.
 
         Raises ValueError for a script of which the vocabulary has no letter.
         """

@@ -11,7 +11,6 @@ import math
 import unicodedata
 from collections import Counter
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 
 import sentencepiece
@@ -26,7 +25,6 @@ from model import XLMR
 FILE_CHARACTERS = 10_000_000                          # new pieces are trained on, per text file
 COMMON = 0.999                                        # of a text's characters: kept in new pieces
 PART = 1000                                           # SentencePiece drops lines over 4,192 bytes
-NORMAL = 1                                            # type of a piece that is not a special one
 
 
 def used_pieces(tokenizer, paths):
@@ -36,7 +34,7 @@ def used_pieces(tokenizer, paths):
     if not used:
         raise ValueError(f'{", ".join(paths)}: there is no text')
     pieces = proto(tokenizer).pieces
-    normal = [i for i, piece in enumerate(pieces) if piece.type == NORMAL]
+    normal = [i for i, piece in enumerate(pieces) if piece.type == piece.NORMAL]
     lowest = min(normal, key=lambda i: pieces[i].score)
     gone = {i for i in normal if len(pieces[i].piece.lstrip(SPACE)) > 1} - used - {lowest}
     return [i for i in range(len(pieces)) if i not in gone]
@@ -54,15 +52,16 @@ def new_pieces(tokenizer, paths, n):
         lines += [part for part in read_parts(path) if digest('vocabulary', part) < limit]
         counts.update(in_file)
     counts = Counter({c: times for c, times in counts.items() if not c.isspace()})
-    ranked, enough = counts.most_common(), COMMON * counts.total()
-    n_before = accumulate((times for _, times in ranked), initial=0)
-    kept = [c for (c, _), before in zip(ranked, n_before)
-            if (before < enough or UNK in tokenizer.encode(c)) and c not in '\0' + UNKNOWN]
+    kept, n_before, enough = [], 0, COMMON * counts.total()
+    for c, times in counts.most_common():
+        if (n_before < enough or UNK in tokenizer.encode(c)) and c not in '\0' + UNKNOWN:
+            kept.append(c)
+        n_before += times
     spaces = dict.fromkeys(map(ord, counts.keys() - set(kept)), ' ')      # for rare characters
     model = train_sentencepiece((line.translate(spaces) for line in lines), kept, n)
-    trained = [piece for piece in proto(Tokenizer(model)).pieces if piece.type == NORMAL]
     old = {piece.piece: piece.score for piece in proto(tokenizer).pieces}
-    new = [piece for piece in trained if piece.piece not in old]
+    new = [piece for piece in proto(Tokenizer(model)).pieces
+           if piece.type == piece.NORMAL and piece.piece not in old]
     # Scores are log probabilities. With lower ones for new pieces old text is cut nearly as before
     shift, lowest = min(0, math.log(max(len(new), 1) / len(old))), min(old.values())
     return [(piece.piece, max(piece.score + shift, lowest)) for piece in new]
@@ -75,9 +74,8 @@ def read_parts(path):
 
 
 def train_sentencepiece(lines, characters, n):
-    """The bytes of a SentencePiece unigram model as XLM-R's (NFKC), trained on `lines`. It has at
-    most n pieces beside <unk> <s> </s>, among them the lines' characters and those of the list
-    `characters`. Raises ValueError if n is too small for these."""
+    """The bytes of a SentencePiece model as XLM-R's, trained on `lines`: at most n pieces beside
+    <unk> <s> </s>, all `characters` among them. Raises ValueError if n is too small for these."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(1)
     try:
@@ -94,9 +92,9 @@ def train_sentencepiece(lines, characters, n):
 def new_rows(pieces, tokenizer, word):
     """Embeddings (N,C) of new pieces, from those of the old pieces (V,C).
 
-    Each is the mean of the old pieces that it was cut into (Gee et al., EMNLP 2022), with noise of
-    a tenth of the old rows' spread, so that no two are equal. Where one of these is <unk> it is
-    random, N(0, 0.02²), as XLM-R's were.
+    Each is the mean of the old pieces that it was cut into (Gee et al., EMNLP 2022), with a tenth
+    of the old rows' spread as noise, so that no two are equal. Where one is <unk> it is random,
+    N(0, 0.02²), as XLM-R's were.
     """
     noise = torch.randn(len(pieces), word.shape[1], generator=torch.Generator().manual_seed(1))
     rows, spread = 0.02 * noise, 0.1 * word[UNK + 1:tokenizer.mask].std(0)
@@ -122,9 +120,9 @@ def with_pieces(encoder, tokenizer, kept, new):
     ids, mask = [*range(UNK + 1), *(i + 1 for i in kept if i >= UNK)], tokenizer.mask
     word, bias = state['embeddings.word.weight'].detach(), state['head.bias']
     rows = new_rows([piece for piece, _ in new], tokenizer, word)
-    added_bias = bias[UNK + 1:mask].mean().expand(len(new))
+    bias_of_new = bias[UNK + 1:mask].mean().expand(len(new))
     state['embeddings.word.weight'] = torch.cat([word[ids], rows, word[mask, None]])
-    state['head.bias'] = torch.cat([bias[ids], added_bias, bias[mask, None]])
+    state['head.bias'] = torch.cat([bias[ids], bias_of_new, bias[mask, None]])
     config = replace(encoder.config, vocab_size=len(ids) + len(new) + 1)
     changed = XLMR(config, model.SerializeToString())
     changed.copy_encoder(state, 'the encoder')
@@ -141,8 +139,7 @@ def proto(tokenizer):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser('python -m data.vocabulary', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser('python -m data.vocabulary')
     parser.add_argument('command', choices=('trim', 'extend'))
     parser.add_argument('--encoder', required=True, type=cli.find, help='folder of an encoder')
     parser.add_argument('--text', required=True, nargs='+', help='files of plain text, UTF-8')

@@ -13,7 +13,7 @@ from config import Train
 from config.cpu import pack
 from data.batches import collate
 from data.files import SENTENCEPIECE
-from data.noise import mask_tokens
+from data.tasks import mask_tokens
 from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from model import SWCM, XLMR, Attention, Layer, SWCMConfig
 from sample import search

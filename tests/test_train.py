@@ -25,6 +25,7 @@ from config import cli, runtime
 from data import dataset, vocabulary
 from data.batches import collate, val_batches
 from data.tasks import tasks
+from data.text import prepare as read_text
 from data.tokenizer import PAD, Tokenizer
 from model import SWCM, XLMR
 
@@ -408,7 +409,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     assert finetune.build(config.FineTune(), None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
     for main, args in ((vocabulary.main, ['trim', '--text=zh.txt', '--out=small']),
-                       (lambda args: dataset.main('text'), ['--from=zh.txt'])):
+                       (read_text.main, ['--from=zh.txt'])):
         monkeypatch.setattr(sys, 'argv', ['', *args, '--encoder=data/nano'])
         main(sys.argv[1:])
     (tmp_path / 'data/nano').mkdir(parents=True)      # a folder of one's own comes first

@@ -173,7 +173,7 @@ def test_rows_of_new_pieces(tokenizer):
     ('extend', 'empty.txt', (), '--pieces=8000: too few for this text, or it is empty'),
     ('extend', 'signs.txt', (), '--pieces=8000: too few for this text, or it is empty'),
     ('extend', 'ka.jsonl', (), 'ka.jsonl: give files of plain text'),
-    ('extend', 'latin1.txt', (), 'byte 0 (0xe9) is not UTF-8'),
+    ('extend', 'latin1.txt', (), 'latin1.txt: line 1 is not UTF-8'),
     ('extend', 'none.txt', (), 'none.txt'),
     ('extend', 'ka.txt', ('--pieces=23',), '--pieces=23: too few for this text'),
     ('extend', 'ka.txt', ('--pieces=0',), '--pieces=0: too few for this text'),

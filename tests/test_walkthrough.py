@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.batches import collate
-from data.noise import infill
+from data.tasks import infill
 from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import SWCM
 from sample import search

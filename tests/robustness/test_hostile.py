@@ -32,8 +32,7 @@ from data.dataset import open_streams, prepare, report, split_segments
 from data.examples import read_examples
 from data.files import atomic_dir, atomic_write, check_folder, read_lines
 from data.metrics import score
-from data.noise import infill, mask_tokens, permute_sentences
-from data.tasks import Task
+from data.tasks import Task, infill, mask_tokens, permute_sentences
 from data.text import prepare as text
 from data.tokenizer import UNK
 from model import SIZES, SWCM, XLMR
@@ -521,8 +520,8 @@ def call(monkeypatch, main, argv):
 
 @pytest.mark.parametrize('name, content, message', [
     ('deep.bo.jsonl', b'[' * 100_000, 'line 1 is not JSON'),
-    ('half.bo.jsonl', b'{"text": "a\\ud800b"}', 'line 1 has a "title" or "text" that is no string'),
-    ('null.bo.jsonl', b'{"text": null}', 'line 1 has a "title" or "text" that is no string'),
+    ('half.bo.jsonl', b'{"text": "a\\ud800b"}', 'line 1 has no string "text"'),
+    ('null.bo.jsonl', b'{"text": null}', 'line 1 has no string "text"'),
     ('x.bo-bo.tsv', b'a\tb\n', 'has no file named like'),
     ('million.bo.txt', b'\n' * 1_000_000, 'has no text'), ('empty.bo.txt', b'', 'has no text'),
     ('utf16.bo.txt', 'བོད'.encode('utf-16'), 'is not UTF-8')])
