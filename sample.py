@@ -87,8 +87,7 @@ class Beams:
     """The K texts of each open source that are being written, best first, and those that ended.
 
     A </s> among a source's K best candidates ends a text. A source is done when K texts have ended
-    and no text that is being written, were it to end now, would be better (transformers' rule).
-    """
+    and no text that is being written, were it to end now, would be better (transformers' rule)."""
     def __init__(self, start, limits, K, length_penalty):
         self.ids, self.total = start[:, None], start.new_zeros(len(start), 1, dtype=torch.float)
         self.limits, self.K, self.length_penalty = limits, K, length_penalty
@@ -104,8 +103,7 @@ class Beams:
         """Adds a token to each text, given log p (R,V).
 
         Returns `kept` (B,), which of the sources stay open, `parent` (B,K), which of a source's
-        texts each of its new ones continues, and the tokens (B,K).
-        """
+        texts each of its new ones continues, and the tokens (B,K)."""
         n_texts, n = self.ids.shape[1], self.ids.shape[2] - 1           # n tokens with the new one
         score, parent, token = best_candidates(self.total, logp, 2 * self.K)    # K may be </s>
         ends = (token == EOS) & score.isfinite()                        # (B,2K)
@@ -131,8 +129,7 @@ class Beams:
 def best_candidates(total, logp, n):
     """The n best ways to continue texts of scores `total` (B,texts), given log p (R,V) of a token.
 
-    Returns scores, the text that each continues, and its token, (B,n) each, best first.
-    """
+    Returns scores, the text that each continues, and its token, (B,n) each, best first."""
     best, token = (x.unflatten(0, total.shape) for x in topk(logp, n))  # (B,texts,n)
     score, i = (total[:, :, None] + best).flatten(1).topk(min(n, best[0].numel()))
     return score, i // best.shape[2], token.flatten(1).gather(1, i)
@@ -159,8 +156,7 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
 
         score = sum of log p(token | before, source), </s> too, / (len(ids) + 1) ** length_penalty
 
-    where p is the model's own probability. R: all texts of all sources, B * K.
-    """
+    where p is the model's own probability. R: all texts of all sources, B * K."""
     c = model.config
     token = torch.tensor([[BOS, c.language_id(x)] for x in languages], device=src.device)   # (B,2)
     memory = model.encoder.encode(src)
@@ -188,8 +184,7 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
     sources: ids with <s> <lang> </s>; languages: one to write for each. max_new_tokens: at most so
     many; 0: three times the source's and 20, enough for 1,999 of 2,000 lines of NTREX in each of
     README's directions. options: of `search`. Texts of like length are written together, `batch`
-    at a time, which changes none.
-    """
+    at a time, which changes none."""
     device, most = next(model.parameters()).device, model.config.max_length - 2
     limits = [min(max_new_tokens or 3 * len(source) + 20, most) for source in sources]
     banned = [*range(tokenizer.mask, tokenizer.vocab_size), *banned]    # rows that no text has
@@ -257,8 +252,7 @@ class Writer:
         """A text in cfg.to for each text in cfg.source.
 
         Translation takes a text by sentences, denoising by pieces that end with one, and joins the
-        outputs. For a summary or an answer, a text is cut to what the model can read.
-        """
+        outputs. For a summary or an answer, a text is cut to what the model can read."""
         tok, cfg, sources = self.tokenizer, self.cfg, []
         for text in texts:
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
@@ -346,8 +340,7 @@ def show_examples(writer, folder, run):
 def settings(given, run, languages):
     """The Sample of the settings given; what they leave open is as in the model's run.
 
-    Raises ValueError where task, languages and options do not fit.
-    """
+    Raises ValueError where task, languages and options do not fit."""
     task = given.get('task') or getattr(run, 'task', 'translate')
     if task not in (*TASKS, getattr(run, 'task', '')):
         raise ValueError(f'task={task!r}: choose {", ".join(TASKS)}')

@@ -123,8 +123,7 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
     `batches[k]` a pair of int64 arrays; `evaluator(model, is_last)` a dict of losses per token, one
     of scores, and lines to show. The checkpoint of least `metric(losses, scores)` is the best.
-    `origin`: see check_origin. On a CPU the same settings give the same bits, stopped or not.
-    """
+    `origin`: see check_origin. On a CPU the same settings give the same bits, stopped or not."""
     if cfg.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -169,8 +168,7 @@ def train_step(forward, batches, optimizer, lr, mixed, cfg):
     """One optimizer step over cfg.accumulate micro-batches, which the processes divide.
 
     The gradient is that of the loss per target token: sums of losses are divided once, by the
-    number of target tokens of the whole step. A step that is not finite changes no weight.
-    """
+    number of target tokens of the whole step. A step that is not finite changes no weight."""
     (_, world), parameters = rank_and_world(), list(forward.parameters())
     totals = torch.zeros(2, dtype=torch.float64)        # loss, target tokens
     for n_left in reversed(range(cfg.accumulate // world)):

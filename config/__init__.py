@@ -8,8 +8,7 @@ def key(default, help, low=0, high=10**15, changeable=False):
     """A setting: its default, a line for --help, and the range of a number.
 
     changeable: a run that is resumed may have another value. Only max_steps, by the learning rate,
-    and the device, in the last bits, then change the weights.
-    """
+    and the device, in the last bits, then change the weights."""
     return field(default=default, metadata=dict(help=help, low=low, high=high,
                                                 changeable=changeable))
 

@@ -24,8 +24,7 @@ def load(cls, argv):
 def parse(cls, argv):
     """{key: value} of argv. --help prints every key with its value, and exits.
 
-    Raises ValueError for a wrong key or value, and FileNotFoundError for a missing file.
-    """
+    Raises ValueError for a wrong key or value, and FileNotFoundError for a missing file."""
     values, rest = {}, list(argv)
     if rest and not rest[0].startswith('-'):
         values.update(read_config(cls, rest.pop(0)))
@@ -133,8 +132,7 @@ def keep_memory():
     """Has glibc keep freed memory for the next step.
 
     Otherwise the kernel takes large blocks back and fills new ones with zeros in every step: a
-    quarter of the time at XLM-R base's sizes on a CPU.
-    """
+    quarter of the time at XLM-R base's sizes on a CPU."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)                             # M_MMAP_MAX: no blocks of their own

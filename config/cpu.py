@@ -8,8 +8,7 @@ from model import Attention
 class PackedLinear(nn.Module):
     """A Linear with 16-bit weights, which are widened as they are read: arithmetic in float32.
 
-    For the few rows of a decoding step the time goes into reading weights: half the bytes.
-    """
+    For the few rows of a decoding step the time goes into reading weights: half the bytes."""
     def __init__(self, weight, bias):
         super().__init__()
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight, bias)
@@ -50,8 +49,7 @@ class PackedHead(nn.Module):
 def pack(model):
     """Makes a model on an x86 CPU write faster, and fit for nothing else; others stay as they are.
 
-    A module that encoder and decoder share (share='tie') is packed once for each place.
-    """
+    A module that encoder and decoder share (share='tie') is packed once for each place."""
     if 'fbgemm' not in torch.backends.quantized.supported_engines:
         return
     for parent in [m for m in model.modules() if not isinstance(m, Attention)]:

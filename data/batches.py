@@ -18,8 +18,7 @@ POOL = 128
 def task_probabilities(tasks, mt_fraction, alpha):
     """The probability of each task (n,): p ~ segments^alpha (XLM, arXiv 1901.07291, section 3.1).
 
-    Tasks of pairs (n_languages 2) have mt_fraction together where there are others beside them.
-    """
+    Tasks of pairs (n_languages 2) have mt_fraction together where there are others beside them."""
     is_pair = np.array([getattr(task, 'n_languages', 1) == 2 for task in tasks])
     p = np.array([len(task) for task in tasks], float) ** alpha
     if is_pair.any() and not is_pair.all():
@@ -61,8 +60,7 @@ class Batches:
 def bucket_by_length(lengths, rows, n):
     """Divides rows of lengths (m,2), m >= n, into n = 2^i lists of similar lengths and equal sums.
 
-    Halves them, at half of the tokens, sorted by the side, source or target, that differs most.
-    """
+    Halves them, at half of the tokens, sorted by the side, source or target, that differs most."""
     if n == 1:
         return [rows]
     of_rows = lengths[rows]

@@ -30,8 +30,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
 
     A segment has at most block_size - SPECIALS tokens. About val_fraction of the documents are held
     out. `source`: where the corpus lies ('': it fetches itself). The folder's name is a hash of
-    all this and of the text files, so a changed corpus or vocabulary is prepared anew.
-    """
+    all this and of the text files, so a changed corpus or vocabulary is prepared anew."""
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     settings = FORMAT, tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
@@ -101,8 +100,7 @@ def split_segments(lines, tokenizer, limit, gather=None):
     """Lines of ids -> segments of at most `limit` tokens that end with a sentence or a line.
 
     Whole sentences are gathered up to `gather` tokens (default: `limit`; 0: one sentence a
-    segment); a sentence longer than `limit` is cut.
-    """
+    segment); a sentence longer than `limit` is cut."""
     ids, gather = np.concatenate(lines), limit if gather is None else gather
     if 0 < len(ids) <= gather:                    # most documents: only faster
         return [ids]
@@ -172,8 +170,7 @@ class Stream:
     """A memory-mapped token file: `stream[i]` is segment i (n,), `lengths` (N,) are those of all.
 
     `texts` are the normalized texts of segments, for held-out pairs. Raises ValueError for a file
-    that is damaged or has ids outside the vocabulary.
-    """
+    that is damaged or has ids outside the vocabulary."""
 
     def __init__(self, folder, name, meta):
         texts = folder / f'{name}.txt'

@@ -38,8 +38,7 @@ def read_examples(paths, directions):
     """The Examples in `directions` of files, and how many others have no text on one side.
 
     paths: file names, separated by commas. Raises OSError, and ValueError for an example of no
-    known form or language, texts in another script, and a file without an example.
-    """
+    known form or language, texts in another script, and a file without an example."""
     found, n_empty = [], 0
     for path in map(Path, paths.split(',')):
         there = [e for e in read_file(path.expanduser(), directions) if e.direction in directions]
@@ -77,8 +76,7 @@ def read_file(path, directions):
 def make_examples(record, where, languages, directions):
     """The Examples of a record {field: value}: one, or of a translation those in `directions`.
 
-    languages: of source and target, unless the fields are languages.
-    """
+    languages: of source and target, unless the fields are languages."""
     record = {language_code(name): value for name, value in record.items()}
     known = {*languages, *'-'.join(directions).split('-')}
     texts = {x: strings_of(record, x, where)[0] for x in known & record.keys()}
@@ -114,8 +112,7 @@ def split_examples(examples, val_fraction, test_fraction):
 
     A hash of the last of its texts says where an example belongs, as in data.heldout.splits with
     the sum of the fractions. Left out is what shares a text (data.heldout.Texts) with an example
-    for the test or, for training, with one for validation.
-    """
+    for the test or, for training, with one for validation."""
     parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
     for e in examples:
         place = digest(e.texts[-1]) / 2**64
@@ -136,8 +133,7 @@ class Examples:
     """Examples of one direction as token ids: a training task for data/batches.py.
 
     Sources are cut to max_source_len tokens, question and context together; `n_cut` are. `n_long`
-    targets have more than max_target_len tokens: these examples are not learned.
-    """
+    targets have more than max_target_len tokens: these examples are not learned."""
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)

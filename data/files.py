@@ -57,8 +57,7 @@ def atomic_dir(folder):
     """Gives a temporary folder; its files move to `folder` when all are written, else none does.
 
     A new folder appears at once; in an existing one each file is replaced atomically. Safetensors
-    files get a checksum.
-    """
+    files get a checksum."""
     folder = folder.resolve()                     # a link may lead to another file system
     temporary = folder.with_name(f'{folder.name}.{secrets.token_hex(4)}.tmp')
     temporary.mkdir(parents=True)

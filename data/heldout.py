@@ -86,8 +86,7 @@ def splits(documents, val_fraction):
 
     'val': the hash of the key, or else of the text (of a pair: in the last language by name), is
     below val_fraction, also when the corpus grows. 'train': others, less the sentences that are
-    held out. None: nothing remains, or a side of a pair would lose a sentence.
-    """
+    held out. None: nothing remains, or a side of a pair would lose a sentence."""
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64
 

@@ -166,8 +166,7 @@ def score(hypotheses, references, language):
     """All scores of ABOUT: {name: (value, low, high)} and {name: [value of each text]}, in percent.
 
     references: for each hypothesis a text, or several of which the best counts. Raises ValueError
-    for lists that are empty or of unequal length, and a text without a reference.
-    """
+    for lists that are empty or of unequal length, and a text without a reference."""
     hypotheses, references = normalize_all(hypotheses, references)
     rows = [values_of(*pair, language) for pair in zip(hypotheses, references)]
     script = main_script(''.join(map(''.join, references)))

@@ -16,8 +16,7 @@ def infill(ids, mask, ratio, length, rng):
 
     round(ratio * n) tokens go, in spans of Poisson(length) tokens, which do not overlap. The last
     is cut to fit; an empty one inserts a <mask>. mBART: ratio 0.35, length 3.5. Spans may run over
-    the end to the start, so each token goes equally often.
-    """
+    the end to the start, so each token goes equally often."""
     n_gone = round(ratio * len(ids))
     spans = rng.poisson(length, size=2 * n_gone + 10)
     spans = spans[spans.cumsum() - spans < n_gone]
@@ -49,8 +48,7 @@ def permute_sentences(ids, starts, rng):
 def mask_tokens(ids, mask, ratio, first, rng):
     """BERT's masking: of ratio * n tokens 80 % become <mask>, 10 % a random piece from id `first`.
 
-    Returns the ids and a boolean array (n,) of the tokens to predict, at least one.
-    """
+    Returns the ids and a boolean array (n,) of the tokens to predict, at least one."""
     chosen = np.zeros(len(ids), bool)
     chosen[rng.choice(len(ids), max(1, round(ratio * len(ids))), replace=False)] = True
     dice = rng.random(len(ids))
@@ -65,8 +63,7 @@ class Task:
 
     A subclass has `kind`, its name; `objective`, of the runs that learn it; `n_languages`, of the
     stream; `example(i, rng)`: ids of source (S,) and target (T,), with special tokens; and
-    `segment_lengths()`: what S and T will be, without these. `lengths` (2, n) has them.
-    """
+    `segment_lengths()`: what S and T will be, without these. `lengths` (2, n) has them."""
 
     def __init__(self, stream, source, target, tokenizer, cfg):
         self.stream, self.source, self.target = stream, source, target
@@ -141,8 +138,7 @@ def tasks(folder, split, tokenizer, cfg):
     """The tasks of cfg.objective on the streams of a prepared folder that are in cfg.languages.
 
     None of pairs if cfg.mt_fraction is 0, none of one language if it is 1. Raises ValueError where
-    there is none, or a language has no text to train on.
-    """
+    there is none, or a language has no text to train on."""
     found, streams = [], open_streams(folder, split)
     for name, stream in streams.items():
         languages = name.split('-')

@@ -25,8 +25,7 @@ class Tokenizer:
 
     model: a folder with a SentencePiece file, or its bytes. vocab_size: rows of the encoder's
     embeddings, if they are more than the pieces. Raises OSError where there is no file, ValueError
-    for one that is damaged, not of XLM-R's kind, or has more pieces than rows.
-    """
+    for one that is damaged, not of XLM-R's kind, or has more pieces than rows."""
 
     def __init__(self, model, languages=(), vocab_size=None):
         name = 'the SentencePiece model' if isinstance(model, bytes) else Path(model, SENTENCEPIECE)
@@ -91,8 +90,7 @@ class Tokenizer:
     def ids_outside_scripts(self, scripts):
         """The ids of pieces with a letter of another script than these, named as in languages.py.
 
-        Raises ValueError for a script of which the vocabulary has no letter.
-        """
+        Raises ValueError for a script of which the vocabulary has no letter."""
         found = [{*map(script, piece)} - {None} for piece in self.pieces]
         known = set().union(*found)
         if lacking := {*scripts} - known:

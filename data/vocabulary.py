@@ -94,8 +94,7 @@ def new_rows(pieces, tokenizer, word):
 
     Each is the mean of the old pieces that it was cut into (Gee et al., EMNLP 2022), with a tenth
     of the old rows' spread as noise, so that no two are equal. Where one is <unk> it is random,
-    N(0, 0.02²), as XLM-R's were.
-    """
+    N(0, 0.02²), as XLM-R's were."""
     noise = torch.randn(len(pieces), word.shape[1], generator=torch.Generator().manual_seed(1))
     rows, spread = 0.02 * noise, 0.1 * word[UNK + 1:tokenizer.mask].std(0)
     model = proto(tokenizer)                          # cuts a piece without a space before it

@@ -48,8 +48,7 @@ def fetch(source):
 def documents(files):
     """(None, {language: text}) for each document or pair.
 
-    Raises ValueError where a file has none, or the first ones are in another language's script.
-    """
+    Raises ValueError where a file has none, or the first ones are in another language's script."""
     for path in files:
         names = languages(path)
         if path.suffix == '.tsv':
