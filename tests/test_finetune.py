@@ -293,6 +293,6 @@ def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, 
     whole, parts = (lines_of(tmp_path / x / 'best/predictions.jsonl') for x in ('whole', 'parts'))
     assert whole == parts
     capsys.readouterr()
-    run_here(*settings, f'--out_dir={tmp_path}/whole', '--eval_only', '--test_fraction=0.5')
+    run_here(*settings, f'--out_dir={tmp_path}/whole', '--eval_only=True', '--test_fraction=0.5')
     assert re.search(r'warning: \d+ of the \d+ examples for test are learned, here or by .*/best',
                      capsys.readouterr().out)

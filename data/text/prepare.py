@@ -2,7 +2,7 @@
 
 bo.txt            a document a line or, if more than one line in a hundred is empty, documents
                   between empty lines
-news.bo.jsonl     an object a line with `text`; also as MC2 has it, bo-*.jsonl
+news.bo.jsonl     an object a line with `text`, perhaps `title`; also as MC2 has it, bo-*.jsonl
 web.bo-zh.tsv     two columns, which translate each other, in the order of the name
 
 `python -m data.text.prepare --from PATH --encoder FOLDER` shows how a vocabulary fits them.
@@ -78,9 +78,10 @@ def read_jsonl(path):
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
             document = read_json_object(line, f'{path}: line {n}')
-            text = document.get('text')
-            if not is_text(text):
+            parts = document.get('title') or '', document.get('text')
+            if not all(map(is_text, parts)):
                 raise ValueError(f'{path}: line {n} has no string "text": {ascii(document):.60}')
+            text = '\n'.join(filter(None, parts))
             if text.strip():
                 yield text
 
