@@ -313,7 +313,7 @@ def test_a_diverging_run_ends(cfg, monkeypatch):
     """... with its last good checkpoint, and so does the same command again."""
     spoil(monkeypatch, {step: float('inf') for step in range(4, 20)})
     cfg = replace(cfg, max_steps=20, save_interval=1)
-    message = 'step 8: 5 steps in a row without a finite loss and gradient.*last, of step 3'
+    message = 'step 8: 5 steps in a row without a finite loss and gradient. .*/last is of a step before'
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             train.train(cfg)
@@ -498,7 +498,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                               cwd=tmp_path, input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
     assert status == 0 and piped == out, err
     for args, message in ((['--text=x', '--to=fr'],
-                           "'fr' has no token here; there are: bo ug kk mn zh"),
+                           "language 'fr': the model has bo ug kk mn zh"),
                           (['--text=x', '--to=zh'],
                            'translate from zh to zh: see --source and --to'),
                           (['--file=none.txt'], 'none.txt'),
