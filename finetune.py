@@ -227,7 +227,7 @@ def write_scores(model, tests, tokenizer, cfg, folder):
     metrics, lines = {}, []
     device, dtype = runtime.find_device(cfg.device, cfg.dtype)
     model.to(device).eval()
-    if device.type == 'cpu' and dtype == torch.float32:
+    if device.type == 'cpu' and cfg.dtype == 'auto':
         pack(model)
     for test, task in tests:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

@@ -230,7 +230,8 @@ class XLMR(nn.Module):
         known = {name: t for name, t in own.items() if name.startswith('head.')}
         known |= {name: t for name, t in tensors.items()
                   if self.head.has_transform or not name.startswith('head.')}
-        if self.head.has_transform and 'head.bias' in tensors:
+        self.head_is_read = self.head.has_transform and 'head.bias' in tensors
+        if self.head_is_read:
             known['head.bias'] = F.pad(tensors['head.bias'], (0, n_new))
         load_tensors(self, {**known, 'embeddings.word.weight': torch.cat([word, new])}, folder)
 

@@ -286,7 +286,7 @@ class Writer:
 
 def newest_checkpoint():
     """The model of the newest run below out/: its best, or its last where it has no best yet."""
-    found = [p for p in Path('out').glob('*/*/model.safetensors')
+    found = [p for p in Path('out').rglob('model.safetensors')
              if p.parent.name in ('best', 'last') and 'share' in read_settings(p.parent)]
     if not found:
         raise FileNotFoundError('no checkpoint in out/; `python train.py config/tibetan.py` makes '
@@ -327,8 +327,7 @@ def show_examples(writer, folder, run):
         raise FileNotFoundError(f'the settings of the run of {folder} are not beside it: its '
                                 'held-out text is not known; give --text')
     tok, n = writer.tokenizer, writer.cfg.examples
-    encoder = Tokenizer(tok.model, (), tok.vocab_size)
-    data = prepare(run.dataset, encoder, run.block_size, run.val_fraction, run.data_from)
+    data = prepare(run.dataset, tok, run.block_size, run.val_fraction, run.data_from)
     examples = [(task, *task.val_example(i)) for task in tasks(data, 'val', tok, run)
                 for i in np.linspace(0, len(task) - 1, n + 2)[1:-1].astype(int)]
     outputs = writer.write([src for _, src, _ in examples], [task.target for task, *_ in examples])

@@ -263,8 +263,7 @@ class Checkpoints:
 
     def begin_log(self):
         """Removes what a run before left, from the step on that this one begins with."""
-        for name in ('last.*.tmp', 'best.*.tmp', 'best/*.json*.tmp', 'config.json.tmp',
-                     'log.jsonl.tmp'):                  # not those of others, as in --out_dir=.
+        for name in ('last.*.tmp', 'best.*.tmp', 'config.json.tmp', 'log.jsonl.tmp'):
             for path in self.out.glob(name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         step, log = self.progress.step, self.out / 'log.jsonl'
@@ -446,11 +445,12 @@ def table(figures):
 def weight_report(model, cfg, state):
     """Lines that say how many weights each part of a model has, and where they come from."""
     is_loaded, counts, seen = state or getattr(cfg, 'checkpoint', ''), {}, set()
-    c, folder = model.config, f'{cfg.out_dir}/last' if state else start_folder(cfg)
+    folder = f'{cfg.out_dir}/last' if state else start_folder(cfg)
+    encoder = model.encoder if isinstance(model, SWCM) else model
     for name, p in model.named_parameters(remove_duplicate=False):
         part, *rest = name.removeprefix('encoder.').split('.')
         origin = f'read from {folder}'
-        if part == 'head' and not is_loaded and (c.head == 'untied' or not c.mlm_head):
+        if part == 'head' and not is_loaded and not encoder.head_is_read:
             origin = 'random'
         if part == 'decoder':
             part = type(model.decoder[int(rest[0])]).__name__

@@ -7,8 +7,8 @@ TINY = 1e-9                                             # least value of what mu
 def key(default, help, low=0, high=10**15, changeable=False):
     """A setting: its default, a line for --help, and the range of a number.
 
-    changeable: a run that is resumed may have another value. Only max_steps, by the learning rate,
-    and the device, in the last bits, then change the weights."""
+    changeable: a run that is resumed may have another value. max_steps then changes the learning
+    rates that follow; device, dtype and the like change the rounding of sums."""
     return field(default=default, metadata=dict(help=help, low=low, high=high,
                                                 changeable=changeable))
 

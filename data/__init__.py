@@ -1,1 +1,1 @@
-"""Text files to batches: text/prepare, tokenizer, dataset, noise, tasks, batches, in that order."""
+"""Text files to batches: text/prepare, tokenizer, dataset, tasks, batches, in that order."""

@@ -148,24 +148,6 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
 
 
-def report(folder):
-    """Prints a line per stream, in segments or pairs; warns where the vocabulary does not fit."""
-    meta = json.loads((folder / 'meta.json').read_bytes())
-    print('stream   documents       tokens  for training  held out  tokens/char    <unk>')
-    for stream, n in meta['streams'].items():
-        train, val = (meta['segments'].get(f'{stream}.{split}', 0) // len(stream.split('-'))
-                      for split in ('train', 'val'))
-        unknown = n['unknown'] / max(n['tokens'], 1)              # a stream may have no token
-        print(f'{stream:8}{n["documents"]:10,}{n["tokens"]:13,}{train:14,}{val:10,}'
-              f'{n["tokens"] / max(n["characters"], 1):13.2f}{unknown:9.2%}')
-        for note, times in meta['notes'].get(stream, {}).items():
-            print(f'  {times} {note}')
-        if unknown > 0.01:
-            print(f'warning: {unknown:.1%} of the tokens of {stream} are <unk>: use an encoder '
-                  'with its characters (for Tibetan: CINO), or `python -m data.vocabulary extend`',
-                  file=sys.stderr)
-
-
 class Stream:
     """A memory-mapped token file: `stream[i]` is segment i (n,), `lengths` (N,) are those of all.
 
@@ -195,3 +177,21 @@ def open_streams(folder, split):
     meta = json.loads((folder / 'meta.json').read_bytes())
     return {name.removesuffix(f'.{split}'): Stream(folder, name, meta)
             for name in sorted(meta['segments']) if name.endswith(f'.{split}')}
+
+
+def report(folder):
+    """Prints a line per stream, in segments or pairs; warns where the vocabulary does not fit."""
+    meta = json.loads((folder / 'meta.json').read_bytes())
+    print('stream   documents       tokens  for training  held out  tokens/char    <unk>')
+    for stream, n in meta['streams'].items():
+        train, val = (meta['segments'].get(f'{stream}.{split}', 0) // len(stream.split('-'))
+                      for split in ('train', 'val'))
+        unknown = n['unknown'] / max(n['tokens'], 1)              # a stream may have no token
+        print(f'{stream:8}{n["documents"]:10,}{n["tokens"]:13,}{train:14,}{val:10,}'
+              f'{n["tokens"] / max(n["characters"], 1):13.2f}{unknown:9.2%}')
+        for note, times in meta['notes'].get(stream, {}).items():
+            print(f'  {times} {note}')
+        if unknown > 0.01:
+            print(f'warning: {unknown:.1%} of the tokens of {stream} are <unk>: use an encoder '
+                  'with its characters (for Tibetan: CINO), or `python -m data.vocabulary extend`',
+                  file=sys.stderr)

@@ -1,7 +1,7 @@
 """Training tasks: what a model reads and what it should write.
 
-First the noise, mBART's and BERT's: pure functions of ids (n,) without special tokens and a numpy
-generator. Then the tasks, a class each. A new one is added to TASKS; `tasks` finds its streams.
+Noise is a pure function of ids (n,) without special tokens and a numpy generator. A task is a
+class. A new one is added to TASKS, at the end; `tasks` finds its streams.
 """
 from itertools import permutations
 
@@ -43,19 +43,6 @@ def permute_sentences(ids, starts, rng):
     """The sentences, which begin at `starts` (the first is 0), in a random order."""
     sentences = np.split(ids, starts[1:])
     return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
-
-
-def mask_tokens(ids, mask, ratio, first, rng):
-    """BERT's masking: of ratio * n tokens 80 % become <mask>, 10 % a random piece from id `first`.
-
-    Returns the ids and a boolean array (n,) of the tokens to predict, at least one."""
-    chosen = np.zeros(len(ids), bool)
-    chosen[rng.choice(len(ids), max(1, round(ratio * len(ids))), replace=False)] = True
-    dice = rng.random(len(ids))
-    noisy = np.where(chosen & (dice < 0.8), mask, ids)
-    swapped = chosen & (dice >= 0.9)
-    noisy[swapped] = rng.integers(first, mask, swapped.sum())
-    return noisy, chosen
 
 
 class Task:
@@ -120,25 +107,11 @@ class Translate(Task):
         return self.stream.texts[self.rows(i)[1]]
 
 
-class MaskedTokens(Task):
-    """The masked tokens of a text, as BERT: for an encoder."""
-    kind, objective, n_languages = 'mlm', 'mlm', 1
-
-    def example(self, i, rng):
-        ids, tok = self.stream[i], self.tokenizer
-        noisy, chosen = mask_tokens(ids, tok.mask, self.cfg.mlm_ratio, UNK + 1, rng)
-        target = np.where(chosen, ids, PAD)                               # <pad>: no loss
-        return np.concatenate([[BOS], noisy, [EOS]]), np.concatenate([[PAD], target, [PAD]])
-
-
-TASKS = {task.kind: task for task in (Denoise, Translate, MaskedTokens)}
-
-
 def tasks(folder, split, tokenizer, cfg):
     """The tasks of cfg.objective on the streams of a prepared folder that are in cfg.languages.
 
     None of pairs if cfg.mt_fraction is 0, none of one language if it is 1. Raises ValueError where
-    there is none, or a language has no text to train on."""
+    there is none, or the corpus has no training text of a language."""
     found, streams = [], open_streams(folder, split)
     for name, stream in streams.items():
         languages = name.split('-')
@@ -154,3 +127,30 @@ def tasks(folder, split, tokenizer, cfg):
                          f'{" ".join(missing) or "these"}; it has {" ".join(streams) or "none"}. '
                          'Set --val_fraction to hold out more or less')
     return found
+
+
+def mask_tokens(ids, mask, ratio, first, rng):
+    """BERT's masking: of ratio * n tokens 80 % become <mask>, 10 % a random piece from id `first`.
+
+    Returns the ids and a boolean array (n,) of the tokens to predict, at least one."""
+    chosen = np.zeros(len(ids), bool)
+    chosen[rng.choice(len(ids), max(1, round(ratio * len(ids))), replace=False)] = True
+    dice = rng.random(len(ids))
+    noisy = np.where(chosen & (dice < 0.8), mask, ids)
+    swapped = chosen & (dice >= 0.9)
+    noisy[swapped] = rng.integers(first, mask, swapped.sum())
+    return noisy, chosen
+
+
+class MaskedTokens(Task):
+    """The masked tokens of a text, as BERT: for an encoder."""
+    kind, objective, n_languages = 'mlm', 'mlm', 1
+
+    def example(self, i, rng):
+        ids, tok = self.stream[i], self.tokenizer
+        noisy, chosen = mask_tokens(ids, tok.mask, self.cfg.mlm_ratio, UNK + 1, rng)
+        target = np.where(chosen, ids, PAD)                               # <pad>: no loss
+        return np.concatenate([[BOS], noisy, [EOS]]), np.concatenate([[PAD], target, [PAD]])
+
+
+TASKS = {task.kind: task for task in (Denoise, Translate, MaskedTokens)}

@@ -1,9 +1,11 @@
 """Vocabularies of encoders: trimmed to the pieces that texts use, or extended by new pieces.
 
+    python -m data.vocabulary report --encoder ENCODER --text MY_TEXT
     python -m data.vocabulary trim   --encoder ENCODER --text bo.txt zh.txt --out SMALLER
     python -m data.vocabulary extend --encoder ENCODER --text bo.txt --pieces 8000 --out EXTENDED
 
-ENCODER is a folder of the XLM-R family. What is written is another. This needs protobuf.
+ENCODER is a folder of the XLM-R family. `report` shows how its vocabulary fits, as training does;
+trim and extend write another such folder, and need protobuf.
 """
 import argparse
 import io
@@ -17,6 +19,7 @@ import sentencepiece
 import torch
 
 from config import cli
+from data.dataset import prepare, report
 from data.files import atomic_dir, read_lines
 from data.heldout import digest
 from data.tokenizer import SPACE, UNK, UNKNOWN, Tokenizer
@@ -139,15 +142,17 @@ def proto(tokenizer):
 
 def main(argv):
     parser = argparse.ArgumentParser('python -m data.vocabulary')
-    parser.add_argument('command', choices=('trim', 'extend'))
+    parser.add_argument('command', choices=('report', 'trim', 'extend'))
     parser.add_argument('--encoder', required=True, type=cli.find, help='folder of an encoder')
-    parser.add_argument('--text', required=True, nargs='+', help='files of plain text, UTF-8')
-    parser.add_argument('--out', required=True, help='folder for the new encoder')
+    parser.add_argument('--text', required=True, nargs='+', help='UTF-8 files')
+    parser.add_argument('--out', help='folder for the new encoder')
     parser.add_argument('--pieces', type=int, default=8000, help='for extend, to train (8000)')
     args = parser.parse_args(argv)
+    if args.command == 'report':
+        return report(prepare('text', Tokenizer(args.encoder), 256, 0.1, ','.join(args.text)))
     if any(path.endswith(('.jsonl', '.tsv')) for path in args.text):
         raise ValueError(f'text={" ".join(args.text)}: give files of plain text')
-    if Path(args.out).exists():
+    if not args.out or Path(args.out).exists():
         raise ValueError(f'out={args.out}: name a new folder')
     encoder = XLMR.from_encoder(args.encoder)
     tokenizer = Tokenizer(encoder.sentencepiece, vocab_size=encoder.config.vocab_size)

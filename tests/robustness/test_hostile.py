@@ -315,7 +315,7 @@ def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
     out = tmp_path / 'out'
     shutil.copytree(trained.out_dir, out)
     for name in ('last.12.tmp/model.safetensors', 'last.old.tmp/a', 'best.12.tmp/config.json',
-                 'log.jsonl.tmp', 'best/metrics.json.tmp', 'mine.tmp', 'other/last.12.tmp/a'):
+                 'log.jsonl.tmp', 'mine.tmp', 'other/last.12.tmp/a'):
         (out / name).parent.mkdir(exist_ok=True, parents=True)
         (out / name).write_bytes(b'half')
     train.train(replace(trained, out_dir=str(out), max_steps=3))
