@@ -212,6 +212,7 @@ def test_curves(cfg, tmp_path):
     # one of two seeds has it; all have
     assert (copy['chrF++ bo-zh'], alone['chrF++ bo-zh']) == ('', '10.0')
     assert copy['parameters'] == f'{lines[0]["parameters"] / 1e6:.2f}M'
+    figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
     assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation',
                                                         'denoising'))
     (tmp_path / 'empty.jsonl').write_text('')
@@ -232,6 +233,7 @@ def test_studies_have_the_tables_of_their_logs():
         files = sorted(str(path) for path in folder.glob(pattern))
         status, out, err = call('tests/tools/curves.py', *files, *more, cwd=ROOT)
         assert status == 0, err
+        assert out.count('\n') > 4 and out in (folder / 'README.md').read_text(encoding='utf-8')
 
 
 def spoil(monkeypatch, kinds):
@@ -295,6 +297,7 @@ def test_a_signal_to_all_processes_saves(cfg, number, tmp_path):
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                start_new_session=True)
     written = tmp_path / 'out/log.jsonl'
+    while not written.exists() or written.read_text().count('\n') < 4:
         time.sleep(0.05)
         assert running.poll() is None
     os.killpg(running.pid, number)
@@ -466,6 +469,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
                                encoding='utf-8')
     written = tmp_path / 'out/mine/log.jsonl'
+    while not written.exists() or written.read_text().count('\n') < 3:
         time.sleep(0.1)
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
@@ -488,6 +492,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
                             '--max_new_tokens=9', cwd=tmp_path)
     assert status == 0 and out.count('\n') == 3, err
     status, piped, err = call('sample.py', '--to=bo', '--file=-', '--beams=2', '--max_new_tokens=9',
+                              cwd=tmp_path, input=(tmp_path / 'zh.txt').read_text(encoding='utf-8'))
     assert status == 0 and piped == out, err
     for args, message in ((['--text=x', '--to=fr'],
                            "language 'fr': the model has bo ug kk mn zh"),
