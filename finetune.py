@@ -98,8 +98,8 @@ def read_parts(cfg):
         raise ValueError(f'data={cfg.data}: no examples of {" ".join(missing)}')
     for e in examples:
         if len(e.source) != len(TASKS[cfg.task].source):
-            raise ValueError(f'{" ".join(e.source)[:40]!r} is no example for task={cfg.task}: its '
-                             f'source has {len(e.source)} texts')
+            raise ValueError(f'{" ".join(e.source)[:40]!r} is no example for task={cfg.task}, '
+                             f'which reads {" and ".join(TASKS[cfg.task].source)}')
     return parts, f'{n_empty:,} without text, {n_shared:,} with a text in common with one held out'
 
 

@@ -48,7 +48,7 @@ def test_a_kind_of_layer(settings, monkeypatch, capsys):
     exec(LAYER, names)
     monkeypatch.setitem(model.LAYERS, 'one_ffn', names['OneFFNLayer'])
     settings.layer = 'one_ffn'
-    assert set(evaluated(settings)) == {'dae bo', 'dae zh', 'mt bo-zh', 'mt zh-bo'}
+    assert {'dae bo', 'dae zh', 'mt bo-zh', 'mt zh-bo'} <= set(evaluated(settings))
     assert 'OneFFNLayer' in capsys.readouterr().out
     assert model.SWCM.load(f'{settings.out_dir}/best').config.layer == 'one_ffn'
 

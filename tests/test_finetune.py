@@ -214,7 +214,7 @@ def test_bad_settings(tmp_path, corpus):
             (('--transfer=zh-bo',), 'zh-bo zh-bo: give each of --learn and --transfer once'),
             (('--force_script=bo:TIBETIAN', '--eval_only=True'),
              'the vocabulary has no letters of TIBETIAN; it has '),
-            (('--task=answer',), 'is no example for task=answer: its source has 1 texts'),
+            (('--task=answer',), 'is no example for task=answer, which reads question and context'),
             ((f'--data={swapped}',),
              'are in TIBETAN, and zh is written in CJK; correct the order of the columns'),
             (('--force_script=zh:CJK', '--eval_only=True'),
