@@ -43,7 +43,7 @@ def read_json_object(content, where):
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{where} is not JSON: {e}') from e
     if not isinstance(found, dict):
-        raise ValueError(f'{where} is no JSON object, {{"name": value, ...}}')
+        raise ValueError(f'{where} is not a JSON object, {{"name": value, ...}}')
     return found
 
 
@@ -106,11 +106,11 @@ def add_checksum(path):
 
 
 def check_folder(folder):
-    """Raises ValueError for a safetensors file of another checksum than it had when written."""
+    """Raises ValueError for a safetensors file that has changed since it was written."""
     for path in Path(folder).glob('*.safetensors'):
         value, noted, _ = checksum(path)
         if noted not in (value, b'00000000'):
-            raise ValueError(f'{path} is damaged: its checksum is another; take a whole copy')
+            raise ValueError(f'{path} is damaged: its checksum does not match; take a whole copy')
 
 
 def checksum(path):
