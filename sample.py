@@ -43,7 +43,7 @@ class KVCache:
     slots are in the past of each. So nothing is copied when a text continues another, and the texts
     of a source are but rows of queries. Two texts, "a c" and "a d", after two steps:
 
-        slot    0    1     2   3   4   5
+        slot    0    1     2   3   4   5        slot n: the n-th token that any text wrote
                <s> <lang>  a   b   c   d
         a c     x    x     x       x            no text continues b
         a d     x    x     x           x

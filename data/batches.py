@@ -1,8 +1,8 @@
 """Batches: batch k is a function of the settings and k; resuming changes nothing.
 
-Examples of all tasks are drawn for a pool of POOL batches, which is divided into batches of similar
-lengths. A batch has `batch_tokens` tokens on average, source and target together, without padding
-(2 to 11 % more); one of the longest examples has up to twice as many.
+Examples of all tasks are drawn for a pool of POOL batches. The pool is divided into batches of
+similar lengths. A batch has `batch_tokens` tokens on average, source and target together; padding
+adds 2 to 11 %. A batch of the longest examples has up to twice as many.
 """
 from functools import lru_cache
 

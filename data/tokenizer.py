@@ -111,5 +111,5 @@ NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc')
 
 def normalize(text):
     """A string as XLM-R's vocabulary reads it (by rule nmt_nfkc), with single spaces inside."""
-    # SPACE, or not, as the version has it; the joiner is a space in XLM-R's file only, of 2019
+    # some versions write SPACE for a space; only XLM-R's file, of 2019, makes the joiner a space
     return ' '.join(NORMALIZER.Normalize(text).replace(SPACE, ' ').replace('\u200d', ' ').split())
