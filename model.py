@@ -1,7 +1,7 @@
-"""SWCM: an XLM-R encoder made into a generator by reusing its weights in its own decoder.
+"""SWCM: an XLM-R encoder made into a generator by copying its weights into a decoder.
 
 The method is XLM-SWCM (Su et al., ACL 2025, arXiv 2502.10852). Read from leaf to root: sizes,
-layers, the encoder XLMR, the encoder-decoder SWCM, XLM-R's files, a loss that saves memory.
+layers, the encoder XLMR, the encoder-decoder SWCM, XLM-R's files, a memory-saving loss.
 
 Axes: B batch, S source, T target, C channels (n_embd), H heads, D head size, N target tokens,
 V rows of the vocabulary. Masks are boolean and True means "attend".
@@ -23,7 +23,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
 
 @dataclass
 class SWCMConfig:
-    """Sizes and options; the defaults are those of XLM-R base and the best of config/ablation."""
+    """Sizes and options. Defaults: XLM-R base's sizes, the options chosen in config/ablation."""
     vocab_size: int = 250002                 # the encoder's ids; as a rule, the last is <mask>
     n_layer: int = 12
     n_head: int = 12
@@ -38,7 +38,7 @@ class SWCMConfig:
     insert_every: int = 0                    # a normal layer after every X (paper: 3); 0: none
     inserted: str = 'random'                 # its weights: random (paper) | duplicate
     head: str = 'tied'                       # tied | untied (published code)
-    mlm_head: bool = True                    # the encoder's files have the masked-token head
+    mlm_head: bool = True                    # the encoder's files include the masked-LM head
 
     def __post_init__(self):
         for name, known in (('layer', LAYERS), ('share', ('copy', 'none', 'tie', 'alternate')),
@@ -48,11 +48,11 @@ class SWCMConfig:
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
-            raise ValueError(f"share='alternate' takes pairs of layers; n_layer={self.n_layer}")
+            raise ValueError(f"share='alternate' needs an even n_layer, not {self.n_layer}")
         if self.share == 'none' and self.inserted == 'duplicate':
-            raise ValueError("inserted='duplicate' repeats copied layers, share='none' has none")
+            raise ValueError("inserted='duplicate' needs copied layers; share='none' has none")
         self.languages, self.n_ids = tuple(self.languages), self.vocab_size + len(self.languages)
-        self.n_rows = -(-self.n_ids // 64) * 64         # V: a multiple of 64 makes products fast
+        self.n_rows = -(-self.n_ids // 64) * 64         # V: multiples of 64 make matmuls fast
         self.max_length = self.n_positions - PAD - 1    # tokens; positions start after <pad>
         self.never_written = [BOS, PAD, UNK, *range(self.vocab_size - 1, self.n_ids)]   # <mask> ...
 
@@ -73,7 +73,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(self, ids, position=None):
-        """ids (B,T) -> (B,T,C). position (B,T), from 1: where ids are not a whole sequence."""
+        """ids (B,T) -> (B,T,C). position (B,T), from 1: given if ids are not a whole sequence."""
         if position is None:
             if ids.shape[1] >= (n := self.position.num_embeddings - PAD):
                 raise ValueError(f'{ids.shape[1]} tokens; the model reads at most {n - 1}')
@@ -83,7 +83,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention, its residual, and LayerNorm after it (post-LN, as XLM-R)."""
+    """Multi-head attention, its residual, then LayerNorm (post-LN, as in XLM-R)."""
     def __init__(self, c):
         super().__init__()
         self.query = nn.Linear(c.n_embd, c.n_embd)
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     def forward(self, x, kv=None, mask=None, causal=False, cache=None):
         """x (B,T,C) attends to kv (B,S,C), or to itself -> (B,T,C). mask: broadcast to (B,H,T,S).
-        cache: a sample.KVCache, which has keys and values of what is before x, and its mask."""
+        cache: a sample.KVCache with the keys and values of the tokens before x, and their mask."""
         if cache is None:
             q, k, v = self.qkv(x, x if kv is None else kv)
         else:
@@ -144,7 +144,7 @@ class EncoderLayer(Layer):
 
 
 class CustomDecoderLayer(Layer):
-    """The paper's layer: an encoder layer used twice, for what is written and for what is read."""
+    """The paper's layer: an encoder layer used twice, once for the target, once for the source."""
     SOURCES = {'self_attn': ('attn', 0), 'ffn1': ('ffn', 0),
                'cross_attn': ('attn', 1), 'ffn2': ('ffn', 1)}
 
@@ -166,7 +166,7 @@ LAYERS = {'custom': CustomDecoderLayer, 'normal': NormalDecoderLayer}
 
 
 class Head(nn.Module):
-    """States to logits: XLM-R's transform, if any, then the embeddings; or an untied matrix."""
+    """States to logits: XLM-R's transform, if any, then the embeddings or an untied matrix."""
     def __init__(self, c, word):
         super().__init__()
         self.has_transform, self.n_ids = c.head == 'tied' and c.mlm_head, c.n_ids
@@ -180,7 +180,7 @@ class Head(nn.Module):
         return self.norm(F.gelu(self.dense(x))) if self.has_transform else x
 
     def forward(self, x):
-        """x (...,C) -> logits (...,V), -inf in the rows that no id reaches."""
+        """x (...,C) -> logits (...,V), -inf in the rows that belong to no id."""
         logits = F.linear(self.transform(x), self.word.weight, self.bias)
         logits[..., self.n_ids:] = -torch.inf
         return logits
@@ -192,7 +192,7 @@ class Head(nn.Module):
 
 
 class XLMR(nn.Module):
-    """The encoder and its masked-token head; equal to transformers' XLMRobertaForMaskedLM."""
+    """The encoder and its masked-LM head; equivalent to transformers' XLMRobertaForMaskedLM."""
     def __init__(self, config, sentencepiece=b''):
         super().__init__()
         self.config, self.sentencepiece = config, sentencepiece             # bytes of the file
@@ -209,21 +209,21 @@ class XLMR(nn.Module):
         return x
 
     def loss(self, src, tgt):
-        """src (B,S) has masked tokens, tgt (B,S) their ids there and 1 elsewhere; as SWCM.loss."""
+        """src (B,S) has masked tokens, tgt (B,S) their ids, 1 elsewhere; returns as SWCM.loss."""
         real = tgt != PAD
         return self.head.loss(self.encode(src)[real], tgt[real]), real.sum()
     forward = loss                                                          # what DDP calls
 
     @classmethod
     def from_encoder(cls, folder, **options):
-        """Reads an XLM-R folder; options are fields of SWCMConfig. Raises as read_encoder."""
+        """Reads an XLM-R folder; options are fields of SWCMConfig. Raises as read_encoder does."""
         sizes, tensors, sentencepiece = read_encoder(folder)
         model = cls(SWCMConfig(**{**sizes, **options}), sentencepiece)
         model.copy_encoder(tensors, folder)
         return model.eval()
 
     def copy_encoder(self, tensors, folder):
-        """Takes over tensors by our names. The rows of language tokens begin near the mean row."""
+        """Copies tensors, by our names. Rows of language tokens are initialised near the mean."""
         own, n_new = dict(self.named_parameters()), self.config.n_rows - self.config.vocab_size
         word = tensors.get('embeddings.word.weight', own['embeddings.word.weight'][:0]).float()
         new = word.mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
@@ -235,7 +235,7 @@ class XLMR(nn.Module):
         load_tensors(self, {**known, 'embeddings.word.weight': torch.cat([word, new])}, folder)
 
     def save(self, folder):
-        """Writes the encoder as a folder of the XLM-R family, which transformers reads too."""
+        """Writes the encoder as a folder in XLM-R's format, which transformers can read too."""
         c, tensors = self.config, {}
         for name, p in self.named_parameters():
             value = p.detach()[:c.vocab_size] if name in ROW_PER_ID else p.detach()
@@ -249,7 +249,7 @@ class XLMR(nn.Module):
 
 
 class SWCM(nn.Module):
-    """The encoder, and a decoder of layers made from it, with normal layers inserted between."""
+    """The encoder, and a decoder whose layers are copied from it, with normal ones inserted."""
     def __init__(self, config, sentencepiece=b''):
         super().__init__()
         self.config, self.encoder = config, XLMR(config, sentencepiece)
@@ -275,7 +275,7 @@ class SWCM(nn.Module):
 
     @classmethod
     def from_encoder(cls, folder, **options):
-        """Makes a model of an XLM-R folder: SWCM.from_encoder(folder, languages=('bo', 'zh'))."""
+        """Makes a model from an XLM-R folder: SWCM.from_encoder(path, languages=('bo', 'zh'))."""
         sizes, tensors, sentencepiece = read_encoder(folder)
         model = cls(SWCMConfig(**{**sizes, **options}), sentencepiece)
         model.encoder.copy_encoder(tensors, folder)
@@ -285,7 +285,7 @@ class SWCM(nn.Module):
         return model.eval()
 
     def states(self, tgt, memory, src, cache=None):
-        """tgt (B,T), memory (B,S,C) of src (B,S) -> (B,T,C). With a cache, tgt goes on from it."""
+        """tgt (B,T), memory (B,S,C) of src (B,S) -> (B,T,C). With a cache, tgt continues it."""
         mask = (src != PAD)[:, None, None]                                  # (B,1,1,S)
         x = self.encoder.embeddings(tgt, cache and cache.positions())
         for layer in self.decoder:
@@ -303,8 +303,8 @@ class SWCM(nn.Module):
 
     @torch.inference_mode()
     def generate(self, src, language, max_new_tokens=128, temperature=0.0):
-        """src (B,S) -> for each row a list of ids without special tokens; greedy, or sampled. Slow,
-        as it reads all again for each token; a test compares it with sample.search."""
+        """src (B,S) -> for each row a list of ids without special tokens; greedy, or sampled. Slow:
+        each token recomputes all, as there is no cache. A test compares it with sample.search."""
         memory, c = self.encoder.encode(src), self.config
         tgt = torch.tensor([[BOS, c.language_id(language)]] * len(src), device=src.device)
         for _ in range(max_new_tokens):
@@ -324,8 +324,8 @@ class SWCM(nn.Module):
 
     @classmethod
     def load(cls, folder, **options):
-        """Reads what `save` wrote, onto the CPU; options such as dropout=0.0 replace its own.
-        Raises OSError for a missing file, and ValueError for a damaged one or another program's."""
+        """Reads what `save` wrote, onto the CPU; options such as dropout=0.0 override its config.
+        Raises OSError for a missing file, ValueError if one is damaged or not from nanoSWCM."""
         config, tensors, sentencepiece = read_folder(folder)
         try:
             with NoInit():
@@ -337,7 +337,7 @@ class SWCM(nn.Module):
 
 
 def init_weights(module):
-    """Weights N(0, 0.02) as XLM-R, biases 0, the rows of <pad> 0. LayerNorms are 1 and 0."""
+    """Weights N(0, 0.02²) as in XLM-R, biases 0, the rows of <pad> 0. LayerNorms: 1 and 0."""
     for m in module.modules():
         if isinstance(m, (nn.Linear, nn.Embedding)):
             nn.init.normal_(m.weight, std=0.02)
@@ -348,13 +348,13 @@ def init_weights(module):
 
 
 class NoInit(TorchFunctionMode):
-    """Within it new modules draw no weights, as a file replaces them: saves 4 s at base size."""
+    """Skips random initialisation where a file replaces the weights: saves 4 s at base size."""
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, '__module__', '') != 'torch.nn.init':
             return func(*args, **(kwargs or {}))
 
 
-# Our names in the names of tensors, and those of transformers' XLMRobertaForMaskedLM
+# Parts of our tensor names, and the same parts in transformers' XLMRobertaForMaskedLM
 NAMES = {
     'embeddings.word': 'roberta.embeddings.word_embeddings',
     'embeddings.position': 'roberta.embeddings.position_embeddings',
@@ -377,7 +377,7 @@ XLMR_CONFIG = {'model_type': 'xlm-roberta', 'hidden_act': 'gelu', 'pad_token_id'
 
 def read_encoder(folder):
     """Sizes (fields of SWCMConfig), tensors by our names, and the vocabulary of an XLM-R folder.
-    Raises OSError for a missing file, and ValueError for a damaged one or other settings."""
+    Raises OSError for a missing file, ValueError for a damaged one or settings unlike XLM-R's."""
     config, found, sentencepiece = read_folder(folder)
     for key, value in XLMR_CONFIG.items():
         if config.get(key, value) != value:
@@ -414,7 +414,7 @@ def read_folder(folder):
         tensors = load_file(path) if path.is_file() else torch.load(
             Path(folder, 'pytorch_model.bin'), 'cpu', weights_only=True)
     except (ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:
-        why = str(e).partition('. ')[0]         # torch goes on with how to run a file's code
+        why = str(e).partition('. ')[0]         # torch then explains how to run the file's code
         raise ValueError(f'{folder} has a damaged file: {why}') from e
     return config, tensors, Path(folder, 'sentencepiece.bpe.model').read_bytes()
 
@@ -427,7 +427,7 @@ def write_folder(folder, config, tensors, sentencepiece):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The sum of cross-entropies of h W^T + b, of 512 rows at a time, with their gradients."""
+    """The sum of cross-entropies of h W^T + b, 512 rows at a time, with their gradients."""
     @staticmethod
     def forward(ctx, h, weight, bias, labels, n_ids, with_grad):
         dtype = F.linear(h[:1], weight[:1]).dtype                           # autocast may be on

@@ -1,9 +1,9 @@
-"""Training: pretraining (denoising and translation, or masked tokens), and `fit`, the loop.
+"""Training: pretraining (denoising and translation, or masked LM), and `fit`, the loop.
 
     python train.py config/tibetan.py --max_steps=1000
     torchrun --nproc_per_node=4 train.py config/tibetan_base.py
 
-The same command goes on from where a run was stopped. Read: the loop, its checkpoints, evaluation.
+The same command resumes a stopped run. In this order: the loop, its checkpoints, evaluation.
 """
 import json
 import math
@@ -48,7 +48,7 @@ def train(cfg):
     state = read_state(cfg)
     if state and state['progress']['step'] >= cfg.max_steps:
         return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps='
-                      'N goes on, --resume=False starts over')
+                      'N continues it, --resume=False starts over')
     model, tokenizer = build(cfg, state)
     with main_process_first() as is_main:
         text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
@@ -63,7 +63,7 @@ def train(cfg):
 
 
 def build(cfg, state):
-    """The model and its tokenizer: of a run that goes on, or of an encoder."""
+    """The model and its tokenizer: from the run that is resumed, or from an encoder."""
     torch.manual_seed(cfg.seed)
     folder = Path(cfg.out_dir, 'last') if state else start_folder(cfg)
     if cfg.objective == 'mlm':
@@ -95,16 +95,16 @@ class Progress:
     """How far a run has come."""
     step: int = 0
     tokens: int = 0                                     # target tokens
-    best_metric: float = math.inf                       # of the best checkpoint: least is best
-    best_loss: float = math.inf                         # and of equal ones that of least loss
+    best_metric: float = math.inf                       # of the best checkpoint: lower is better
+    best_loss: float = math.inf                         # its loss, which decides between equals
     skipped: int = 0                                    # steps without a finite loss and gradient
     skipped_in_a_row: int = 0
 
 
 @dataclass
 class Stats:
-    """What an optimizer step did, over all processes."""
-    loss: float                                         # nats a target token
+    """Statistics of an optimizer step, over all processes."""
+    loss: float                                         # nats per target token
     grad_norm: float
     n_targets: int                                      # tokens
 
@@ -122,8 +122,8 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
     `batches[k]` a pair of int64 arrays; `evaluator(model, is_last)` a dict of losses per token, one
-    of scores, and lines to show. The checkpoint of least `metric(losses, scores)` is the best.
-    `origin`: see check_origin. On a CPU the same settings give the same bits, stopped or not."""
+    of scores, and lines to show. The best checkpoint has the lowest `metric(losses, scores)`.
+    `origin`: see check_origin. On a CPU the same settings give the same bits, resumed or not."""
     if cfg.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -160,15 +160,15 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
     barrier()                                           # until the main process has written all
     if stopped and progress.step < cfg.max_steps:
         command = 'the same command' + ('' if cfg.resume else ' without --resume=False')
-        print0(f'stopped and saved at step {progress.step} of {cfg.max_steps}; {command} goes on')
+        print0(f'stopped and saved at step {progress.step} of {cfg.max_steps}; {command} resumes')
         sys.exit(128 + stopped)
 
 
 def train_step(forward, batches, optimizer, lr, mixed, cfg):
-    """One optimizer step over cfg.accumulate micro-batches, which the processes divide.
+    """One optimizer step over cfg.accumulate micro-batches, which the processes share.
 
     The gradient is that of the loss per target token: sums of losses are divided once, by the
-    number of target tokens of the whole step. A step that is not finite changes no weight."""
+    number of target tokens of the whole step. If it is not finite, no weight changes."""
     (_, world), parameters = rank_and_world(), list(forward.parameters())
     totals = torch.zeros(2, dtype=torch.float64)        # loss, target tokens
     for n_left in reversed(range(cfg.accumulate // world)):
@@ -206,7 +206,7 @@ def make_optimizer(model, cfg):
 
 
 def micro_batches(batches, step, cfg):
-    """Yields (k, micro-batch k) for this process, from an optimizer step on."""
+    """Yields (k, micro-batch k) for this process, starting at optimizer step `step`."""
     rank, world = rank_and_world()
     for k in range(step * cfg.accumulate + rank, cfg.max_steps * cfg.accumulate, world):
         yield k, batches[k]
@@ -231,7 +231,7 @@ class Checkpoints:
             self.begin_log()
 
     def save(self):
-        """Writes last/: the model, and in one file, of one step, all that resume needs."""
+        """Writes last/: the model, and one file with all that resuming needs, of the same step."""
         if self.is_main:
             sync(self.out / 'log.jsonl')
             tensors = {}
@@ -255,16 +255,16 @@ class Checkpoints:
                 p.copy_(tensors[f'weight.{names[p]}'])
             found = {key: tensors.get(f'{key}.{names[p]}')
                      for key in ('exp_avg', 'exp_avg_sq', 'step')}
-            if found['step'] is not None:               # no step is finite so far
+            if found['step'] is not None:               # None: no step was finite so far
                 moments[i] = {key: t.clone() for key, t in found.items()}
         groups = self.optimizer.state_dict()['param_groups']
         self.optimizer.load_state_dict({'state': moments, 'param_groups': groups})
-        print0(f'going on from step {self.progress.step} of {self.cfg.max_steps}')
+        print0(f'resuming from step {self.progress.step} of {self.cfg.max_steps}')
 
     def begin_log(self):
-        """Removes what a run before left, from the step on that this one begins with."""
+        """Removes what an earlier run left, after the step at which this one starts."""
         for name in ('last.*.tmp', 'best.*.tmp', 'best/*.json*.tmp', 'config.json.tmp',
-                     'log.jsonl.tmp'):                  # not those of others, as in --out_dir=.
+                     'log.jsonl.tmp'):                  # not other files, as with --out_dir=.
             for path in self.out.glob(name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         step, log = self.progress.step, self.out / 'log.jsonl'
@@ -286,7 +286,7 @@ class Checkpoints:
                 file.write(json.dumps(figures) + '\n')
 
     def record(self, stats, lr, seconds, bar):
-        """Counts a step and logs it. Raises ValueError after MOST_SKIPPED steps not finite."""
+        """Counts and logs a step. Raises ValueError after MOST_SKIPPED skipped steps in a row."""
         p = self.progress
         p.step += 1
         figures = {'loss': stats.loss, 'tokens_per_s': stats.n_targets / seconds}
@@ -302,13 +302,13 @@ class Checkpoints:
         self.log(step=p.step, tokens=p.tokens, lr=lr, grad_norm=stats.grad_norm, **figures)
         if p.skipped_in_a_row == MOST_SKIPPED:
             if not self.is_main:
-                sys.exit(1)                             # one says it for all
+                sys.exit(1)                             # the main process prints the error
             raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
-                             f'and gradient. {self.out}/last is of a step before. Try a lower '
+                             f'and gradient. {self.out}/last is from before them. Try a lower '
                              '--lr (with another --out_dir), or --dtype=float32')
 
     def evaluate_and_keep_best(self, evaluator, metric, mixed, save=True):
-        """Evaluates, shows and logs; keeps the best. All on the main process."""
+        """Evaluates, prints and logs; keeps the best. Only the main process does this."""
         p = self.progress
         if self.is_main:
             with mixed, torch.inference_mode(), torch.compiler.set_stance('force_eager'):
@@ -317,12 +317,12 @@ class Checkpoints:
                 self.model.train()
             mean = mean_loss(losses, scores)
             self.log(step=p.step, tokens=p.tokens, val=losses, val_mean=mean, scores=scores)
-            print0(f'step {p.step}: held-out loss {mean:.3f} nats a token, mean of:')
+            print0(f'step {p.step}: held-out loss {mean:.3f} nats per token, mean of:')
             print0('\n'.join([*table(losses), *table(scores), *lines]))
             found = metric(losses, scores), mean
             if save and found < (p.best_metric, p.best_loss):
                 if math.isinf(p.best_metric):
-                    remove_checkpoint(self.out / 'best')    # of a run before
+                    remove_checkpoint(self.out / 'best')    # of an earlier run
                 p.best_metric, p.best_loss = found
                 with atomic_dir(self.out / 'best') as new:
                     self.model.save(new)
@@ -330,15 +330,15 @@ class Checkpoints:
 
 
 def remove_checkpoint(folder):
-    """Removes a checkpoint so that whoever reads it finds it whole or not at all."""
+    """Removes a checkpoint so that other programs see it whole or not at all."""
     if (folder / 'model.safetensors').is_file():
         shutil.rmtree(folder.rename(folder.with_name(f'{folder.name}.old.tmp')))
 
 
 def read_state(cfg):
-    """What last/ says of a run, {'progress', 'origin', 'config'}; None if it starts anew.
+    """The state of a run in last/, {'progress', 'origin', 'config'}; None to start from scratch.
 
-    Raises ValueError for a damaged file, and where a setting is another that the result depends on.
+    Raises ValueError for a damaged file, and if a setting that affects the result has changed.
     """
     last = Path(cfg.out_dir, 'last')
     if not cfg.resume or not last.exists():
@@ -348,7 +348,7 @@ def read_state(cfg):
         with safe_open(last / STATE, 'pt') as file:
             state = json.loads(file.metadata()['json'])
     except (OSError, ValueError, SafetensorError) as e:
-        raise ValueError(f'{cfg.out_dir} cannot go on: {e}. Its best checkpoint may be whole; '
+        raise ValueError(f'{cfg.out_dir} cannot resume: {e}. Its best checkpoint may be whole; '
                          '--out_dir=NAME starts another, --resume=False replaces both') from e
     ours = json.loads(json.dumps(asdict(cfg)))
     for f in fields(cfg):
@@ -361,9 +361,9 @@ def read_state(cfg):
 
 
 def check_origin(cfg, state, text):
-    """{'text': hash, 'weights': hash}: what a run begins from; of weights that are gone ''.
+    """{'text': hash, 'weights': hash}: what a run starts from; '' for weights that are gone.
 
-    Raises ValueError where they have changed since, or where the run would write over its weights.
+    Raises ValueError if they have changed since, or if the run would overwrite its own weights.
     """
     start, out = Path(start_folder(cfg)), Path(cfg.out_dir)
     files = [start / name for name in ('model.safetensors', 'pytorch_model.bin')]
@@ -375,8 +375,8 @@ def check_origin(cfg, state, text):
             raise ValueError(f'{out}: this run began with other {what}. --resume=False starts '
                              'over, --out_dir=NAME starts another beside it')
     if not state and start.resolve() in [(out / name).resolve() for name in ('', 'last', 'best')]:
-        raise ValueError(f'{start} lies in out_dir={out}, which this run would write over; '
-                         '--out_dir=NAME')
+        raise ValueError(f'{start} is in out_dir={out}, which this run would overwrite; choose '
+                         'another with --out_dir=NAME')
     return state['origin'] if state else origin
 
 
@@ -419,13 +419,13 @@ def loss_of(model, batches):
 
 
 def likeliest(model, src, tgt):
-    """The likeliest token (N,) at each of the N masked places of src (B,S)."""
+    """The most likely token (N,) at each of the N masked positions of src (B,S)."""
     states = model.encode(src)[tgt != PAD]                                      # (N,C)
     return torch.cat([model.head(x).argmax(-1) for x in states.split(512)])
 
 
 def masked_accuracy(model, task, batches):
-    """The share of masked tokens that the model hits, and that the commonest token would hit."""
+    """The accuracy on masked tokens, of the model and of always predicting the commonest one."""
     pairs = [to_tensors(model, *batch) for batch in batches]
     right = torch.cat([likeliest(model, src, tgt) == tgt[tgt != PAD] for src, tgt in pairs])
     masked = torch.cat([tgt[tgt != PAD] for _, tgt in pairs])
@@ -435,7 +435,7 @@ def masked_accuracy(model, task, batches):
 
 
 def table(figures):
-    """Lines of at most six figures, a kind of task a block."""
+    """Lines of at most six numbers, one block per kind of task."""
     for kind in dict.fromkeys(name.split()[0] for name in figures):
         cells = [f'{name.split()[1]} {x:.3f}' for name, x in figures.items()
                  if name.startswith(kind + ' ')]
@@ -444,7 +444,7 @@ def table(figures):
 
 
 def weight_report(model, cfg, state):
-    """Lines that say how many weights each part of a model has, and where they come from."""
+    """Lines with the number of weights in each part of a model, and where they come from."""
     is_loaded, counts, seen = state or getattr(cfg, 'checkpoint', ''), {}, set()
     c, folder = model.config, f'{cfg.out_dir}/last' if state else start_folder(cfg)
     for name, p in model.named_parameters(remove_duplicate=False):

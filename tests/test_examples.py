@@ -111,7 +111,7 @@ def test_translations_share_texts(tmp_path):
      "a.jsonl: line 2 has 'source', not the fields question, context, answer or source, tar"),
     ('a.jsonl', '{"source": "x", "target": 3}', 'line 1: target is 3, expected a string'),
     ('a.jsonl', '{"source": "x"', 'line 1 is not JSON'),
-    ('a.jsonl', '"x"', 'line 1 is no JSON object'),
+    ('a.jsonl', '"x"', 'line 1 is not a JSON object'),
     ('a.jsonl', '', 'a.jsonl has no example of bo with text'),
     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),
     ('a.jsonl', r'{"source": "x", "target": "\ud800"}',

@@ -328,7 +328,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
         train.train(replace(cfg, share='none'))
     train.train(replace(cfg, max_steps=3))                                        # may be longer
     assert [line['lr'] for line in log(cfg) if 'lr' in line][1:] == [0.001, 0.0005]
-    assert 'going on from step 2 of 3' in capsys.readouterr().out
+    assert 'resuming from step 2 of 3' in capsys.readouterr().out
     (tmp_path / 'bo.txt').write_text('ང་ལ་ཁྱི་གཉིས་ཡོད།\n' * 9, encoding='utf-8')
     with pytest.raises(ValueError, match='this run began with other text'):
         train.train(replace(cfg, max_steps=4, data_from=f'{cfg.data_from},{tmp_path}/bo.txt'))
@@ -431,12 +431,12 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--warmup=2'], 'warmup=2: expected a number of at most 1'),
     (['--mlm_ratio=0'], 'mlm_ratio=0: expected a number of at least 1e-09'),
     (['--block_size=3'], 'block_size=3: expected a number of at least 8'),
-    (['--lr'], "'--lr': first may come a config file, then --key=value"),
-    (['--lr=1', 'x.py'], "'x.py': first may come a config file"),
+    (['--lr'], "'--lr': expected a config file, if any, then --key=value"),
+    (['--lr=1', 'x.py'], "'x.py': expected a config file"),
     (['--objective=x'], "objective='x': choose swcm or mlm"),
     (['--encoder='], 'encoder is empty'),
     (['--encoder=nowhere'], "nowhere/config.json: No such file"),
-    (['--device=cuda:9'], "device='cuda:9' is not there"),
+    (['--device=cuda:9'], "device='cuda:9' is not available"),
     (['--dtype=int8'], "dtype='int8': choose auto"),
     (['--block_size=600'], 'block_size=600: the encoder reads 64 tokens'),
     (['--languages=bo,xx'],
@@ -479,7 +479,7 @@ block_size, batch_tokens, val_fraction, eval_interval, eval_segments = 64, 400, 
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 130
     assert 'stopped and saved at step' in out
-    assert 'the same command goes on' in out
+    assert 'the same command resumes' in out
     step = int(re.search(r'saved at step (\d+) of 3000', out)[1])
     strict = {**os.environ, 'PYTHONWARNINGS': 'error::ResourceWarning'}
     status, out, err = call('train.py', 'mine.py', f'--data_from={corpus}',
@@ -618,7 +618,7 @@ def test_processes_compute_the_same(cfg, tmp_path):
     # it reaches one process, and all stop
     stop = dict(ACCIDENT='1 1', SIGNAL=str(int(signal.SIGTERM)))
     status, out, err = torchrun(several, 2, tmp_path / 'accidents.py', **stop)
-    assert status and 'stopped and saved at step 2 of 4; the same command goes on' in out, err
+    assert status and 'stopped and saved at step 2 of 4; the same command resumes' in out, err
     assert [line['step'] for line in log(several) if 'loss' in line] == [1, 2]
     status, _, err = torchrun(several, 3, tmp_path / 'accidents.py')
     assert status == 0, err

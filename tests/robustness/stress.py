@@ -74,7 +74,7 @@ def signals(folder, n=8):
         wait_for_step(folder / 'stopped', dice.randint(1, STEPS - 3))
         os.killpg(child, number)
         status, said = finish(child), (folder / 'said').read_text()
-        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command goes on',
+        match = re.search(rf'stopped and saved at step (\d+) of {STEPS}; the same command resumes',
                           said)
         assert status == 128 + number, f'signal {number}: exit status {status}'
         assert match, f'signal {number}: {said[-300:]!r}'

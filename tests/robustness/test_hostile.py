@@ -132,7 +132,7 @@ def test_code_in_weights_is_not_run(trained, encoder_folder, tmp_path, old):
                        (run / 'last' / STATE,
                         lambda: train.train(replace(trained, out_dir=str(run), max_steps=3)))):
         shutil.copy(tmp_path / 'evil', path)
-        with pytest.raises(ValueError, match='damaged|cannot go on') as error:
+        with pytest.raises(ValueError, match='damaged|cannot resume') as error:
             read()
         one_line(error.value)
         assert not hacked.exists()
@@ -201,7 +201,7 @@ def test_a_damaged_state_is_refused(trained, tmp_path_factory, where):
     shutil.copytree(trained.out_dir, out)
     before = {path: path.read_bytes() for path in out.rglob('*.*') if path.name != STATE}
     spoil(out / 'last' / STATE, where)
-    with pytest.raises(ValueError, match='cannot go on') as error:
+    with pytest.raises(ValueError, match='cannot resume') as error:
         train.train(replace(trained, out_dir=str(out), max_steps=3))
     one_line(error.value)
     assert {path: path.read_bytes() for path in out.rglob('*.*') if path.name != STATE} == before
@@ -228,7 +228,7 @@ def test_a_step_that_is_changed_in_a_state_is_noticed(trained, tmp_path):
     shutil.copytree(trained.out_dir, out)
     path = out / 'last' / STATE
     path.write_bytes(path.read_bytes().replace(b'{\\"step\\": 2', b'{\\"step\\": 1', 1))
-    with pytest.raises(ValueError, match='cannot go on: .*its checksum is another'):
+    with pytest.raises(ValueError, match='cannot resume: .*its checksum does not match'):
         train.train(replace(trained, out_dir=str(out), max_steps=3))
 
 
@@ -247,7 +247,7 @@ def test_a_run_that_lacks_files_is_not_begun_anew(trained, tmp_path):
         shutil.copytree(trained.out_dir, out, dirs_exist_ok=True)
         (out / 'last' / name).unlink()
         before = {path: path.read_bytes() for path in out.rglob('*.*')}
-        with pytest.raises((ValueError, OSError), match='cannot go on|No such file') as error:
+        with pytest.raises((ValueError, OSError), match='cannot resume|No such file') as error:
             train.train(replace(trained, out_dir=str(out), max_steps=3))
         one_line(error.value)
         assert {path: path.read_bytes() for path in out.rglob('*.*')} == before
@@ -265,7 +265,7 @@ def test_folders_of_others_are_left_alone(trained, tmp_path):
 def test_a_run_does_not_write_over_what_it_begins_from(trained, tmp_path):
     out = tmp_path / 'out'
     shutil.copytree(trained.encoder, out / 'best')
-    message = 'best lies in out_dir=.*, which this run would write over; --out_dir=NAME'
+    message = 'best is in out_dir=.*, which this run would overwrite; .* --out_dir=NAME'
     with pytest.raises(ValueError, match=message):
         train.train(replace(trained, encoder=str(out / 'best'), out_dir=str(out)))
     assert XLMR.from_encoder(out / 'best')
@@ -537,7 +537,7 @@ def test_bad_corpora(trained, tokenizer, tmp_path, name, content, message):
     ('a.jsonl',
      b'{"question": "q", "context": "c", "answer": ' + b'[' * 500 + b'"a"' + b']' * 500 + b'}',
      'expected a string'),
-    ('a.jsonl', b'[]\n', 'line 1 is no JSON object'),
+    ('a.jsonl', b'[]\n', 'line 1 is not a JSON object'),
     ('a.jsonl', b'{"\\ud800": "a"}', r'has .\\ud800'),
     ('a.jsonl', b'{"source": {"text": {"x": "' + b'y' * 100_000 + b'"}}, "target": "b"}',
      'expected a string'),
