@@ -1,9 +1,9 @@
-"""Fine-tuning on supervised examples, and scores of what the model then writes.
+"""Fine-tuning on supervised examples, then scores of the model's outputs.
 
     python finetune.py config/finetune/translate.py --data=web.bo-zh.tsv
     python finetune.py config/finetune/translate.py --data=web.bo-zh.tsv --eval_only=True
 
-The loop is train.py's. In the end out_dir/best has metrics.json and predictions.jsonl.
+The loop is train.py's. At the end out_dir/best has metrics.json and predictions.jsonl.
 """
 import json
 from collections import namedtuple
@@ -32,7 +32,7 @@ from model import SWCM
 from sample import read_settings, run_of, write
 from train import check_origin, fit, loss_of, model_options, read_state, start_folder, weight_report
 
-# A task: the texts that an example has as its source, and the score of the best checkpoint
+# A task: the texts that form a source, and the score that selects the best checkpoint
 Task = namedtuple('Task', 'source score')
 TASKS = {
     'translate': Task(['text'], 'chrF++'),
@@ -80,7 +80,7 @@ def finetune(cfg):
 
 def read_parts(cfg):
     """{'train': [Example], 'val': ..., 'test': ..., a name in --test: ...}, and what is left out.
-    Raises ValueError for examples of another task, and for a direction without any."""
+    Raises ValueError for examples of another task, and for a direction without examples."""
     directions = [*cfg.learn, *cfg.transfer]
     if len({*directions}) < len(directions):
         raise ValueError(f'{" ".join(directions)}: give each of --learn and --transfer once')
@@ -105,7 +105,7 @@ def read_parts(cfg):
 
 def few_shots(examples, cfg):
     """The examples of cfg.learn, and of each direction of cfg.transfer the first cfg.shots."""
-    def place(e):                                       # fewer shots are a part of more
+    def place(e):                                       # 50 shots include the first 10
         return digest('shots', cfg.seed, *e.source, e.target)
 
     chosen = [e for e in examples if e.direction in cfg.learn]
@@ -115,7 +115,7 @@ def few_shots(examples, cfg):
 
 
 def warn_of_learned(parts, folder):
-    """Counts held-out examples that are learned, here or before by the model of `folder`."""
+    """Counts held-out examples that are learned, here or earlier by the model of `folder`."""
     held_out = Texts(text for part, found in parts.items() if part != 'train'
                      for e in found for text in e.texts)
     learned = Texts(text for e in parts['train'] for text in e.texts if text in held_out)
@@ -126,11 +126,11 @@ def warn_of_learned(parts, folder):
     for part, found in parts.items():
         if n := sum(any(text in learned for text in e.texts) for e in found if part != 'train'):
             print0(f'warning: {n} of the {len(found)} examples for {part} are learned, here or by '
-                   f'{folder}; hold out there (--val_fraction) what is held out here')
+                   f'{folder}; to avoid it, train that with the same text held out')
 
 
 def texts_learned(folder):
-    """Yields what a model, and those it began from, learned, by the settings of their runs."""
+    """Yields the training texts of a model and of those that it started from, from their runs."""
     run = run_of(folder)
     if isinstance(run, FineTune):
         parts, _ = read_parts(replace(run, test=''))
@@ -143,8 +143,8 @@ def texts_learned(folder):
             is_read = pairs > 0 if len(texts) > 1 else pairs < 1
             if split == 'train' and is_read and {*texts} <= {*run.languages}:
                 yield from texts.values()
-    elif 'share' in read_settings(folder):              # not an encoder as the Hub has it
-        raise ValueError('the settings of its run are not beside it')
+    elif 'share' in read_settings(folder):              # not a plain encoder from the Hub
+        raise ValueError('the settings of its run are missing')
     if run:
         yield from texts_learned(start_folder(run))
 
@@ -155,7 +155,7 @@ def build(cfg, state):
     languages = tuple(dict.fromkeys('-'.join((*cfg.learn, *cfg.transfer)).split('-')))
     folder = f'{cfg.out_dir}/last' if state else start_folder(cfg)
     check_folder(folder)
-    if state or cfg.checkpoint:                         # of a state `fit` then fills in the weights
+    if state or cfg.checkpoint:                         # `fit` then restores the weights of a state
         model = SWCM.load(folder, dropout=cfg.dropout)
     else:
         model = SWCM.from_encoder(folder, languages=languages, **model_options(cfg))
@@ -170,7 +170,7 @@ def build(cfg, state):
 
 
 def learn(cfg, model, tokenizer, sets, state, origin):
-    """Trains; the best checkpoint is that of the best first score of greedy outputs."""
+    """Trains; the best checkpoint has the highest score (that of TASKS) of greedy outputs."""
     learned = {task.direction for task in sets['train']}
     chosen = [task for task in sets['val' if cfg.val_fraction else 'train']
               if task.direction in learned]
@@ -185,7 +185,7 @@ def learn(cfg, model, tokenizer, sets, state, origin):
 
 
 def evaluate(model, tasks, tokenizer, cfg):
-    """For `fit`: losses (nats per target token), the first score of greedy outputs, samples."""
+    """For `fit`: losses (nats per target token), the task's score of greedy outputs, samples."""
     losses, scores, lines, metric = {}, {}, [], TASKS[cfg.task].score
     for task in tasks:
         losses[task.name] = loss_of(model, val_batches(task, cfg, cfg.eval_examples))
@@ -198,7 +198,7 @@ def evaluate(model, tasks, tokenizer, cfg):
 
 
 def predict(model, task, tokenizer, cfg, n, beams):
-    """At most n of a task's examples (0: all), evenly spread, outputs, and what `score` returns."""
+    """At most n examples of a task (0: all), evenly spaced, outputs, and what `score` returns."""
     n = min(n or len(task), len(task))
     chosen = np.linspace(0, len(task) - 1, n).astype(int)
     banned = banned_ids(cfg, tokenizer).get(task.target, ())
@@ -211,7 +211,7 @@ def predict(model, task, tokenizer, cfg, n, beams):
 
 
 def banned_ids(cfg, tokenizer):
-    """{language: ids that its outputs must not have}, of force_script, as bo:TIBETAN+LATIN."""
+    """{language: ids banned from its outputs}, from force_script, such as bo:TIBETAN+LATIN."""
     written, banned = {languages_of(d)[1] for d in (*cfg.learn, *cfg.transfer)}, {}
     for entry in cfg.force_script:
         language, _, names = entry.partition(':')

@@ -3,9 +3,9 @@
     python sample.py                             the newest model of out/ on held-out examples
     python sample.py --text=你好 --to=bo          translates from zh, or from --source=LANG
     python sample.py --task=denoise --to=bo --text='བོད་<mask>ལ།'
-    python sample.py --to=bo --file=zh.txt       a line each; --file=-: what you type or pipe in
+    python sample.py --to=bo --file=zh.txt       line by line; --file=-: what you type or pipe in
 
-First how a model writes: its cache, its beams, the loop. Then filters, and the command.
+First how a model generates: cache, beams, the loop. Then filters, and the command line.
 """
 import sys
 from collections import Counter
@@ -37,11 +37,11 @@ LARGELY_UNKNOWN = 0.25                                  # fraction of <unk> for 
 
 
 class KVCache:
-    """Keys and values of all attentions while a decoder writes.
+    """Keys and values of all attention modules while a decoder generates.
 
-    All texts of a source write into the same slots, in the order of writing, and a mask says which
-    slots are in the past of each. So nothing is copied when a text continues another, and the texts
-    of a source are but rows of queries. Two texts, "a c" and "a d", after two steps:
+    All texts of a source share slots, in the order in which tokens are generated. A mask says which
+    slots are in the past of each text. So nothing is copied when a text continues another, and the
+    texts of a source are only rows of queries. Two texts, "a c" and "a d", after two steps:
 
         slot    0    1     2   3   4   5        slot n: the n-th token that any text wrote
                <s> <lang>  a   b   c   d
@@ -57,7 +57,7 @@ class KVCache:
         return self.past.sum(-1)                                        # (B,T), from 1
 
     def qkv(self, attn, x, kv, mask):
-        """For x (B,T,C): queries (B,H,T,D), keys and values (B,H,slots,D), their mask, causal."""
+        """For x (B,T,C): queries (B,H,T,D), keys and values (B,H,slots,D), mask, is_causal."""
         if kv is not None:                                              # the source: computed once
             if attn not in self.memory:
                 self.memory[attn] = [attn.heads(attn.key(kv)), attn.heads(attn.value(kv))]
@@ -84,17 +84,17 @@ class KVCache:
 
 
 class Beams:
-    """The K texts of each open source that are being written, best first, and those that ended.
+    """The K unfinished texts of each open source, best first, and the finished ones.
 
     A </s> among a source's K best candidates ends a text. A source is done when K texts have ended
-    and no text that is being written, were it to end now, would be better (transformers' rule)."""
+    and no unfinished text would be better if it ended now (the rule of transformers)."""
     def __init__(self, start, limits, K, length_penalty):
         self.ids, self.total = start[:, None], start.new_zeros(len(start), 1, dtype=torch.float)
         self.limits, self.K, self.length_penalty = limits, K, length_penalty
         self.open, self.ended = list(range(len(start))), [[] for _ in start]
 
     def at_limit(self):
-        """The rows, as slices of R, of each source whose texts have as many tokens as they may."""
+        """The rows, as slices of R, of each source whose texts have reached the limit."""
         n = self.ids.shape[1]
         return [slice(b * n, b * n + n) for b, source in enumerate(self.open)
                 if self.limits[source] == self.ids.shape[2] - 2]
@@ -151,8 +151,8 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
     """Writes a text for each row of src (B,S), in the language and up to the limit given for it.
 
     Greedy with beams=1, beam search with more, sampling with temperature > 0 and beams=1. At its
-    limit a text ends with </s>. No n-gram of no_repeat_ngram tokens comes twice (0: may), and no id
-    of `banned` at all. Returns for each source its best texts [(ids, score)], best first, with
+    limit a text ends with </s>. No n-gram of no_repeat_ngram tokens occurs twice (0: off), and no
+    id of `banned`. Returns for each source its best texts [(ids, score)], best first, with
 
         score = sum of log p(token | before, source), </s> too, / (len(ids) + 1) ** length_penalty
 
@@ -179,29 +179,29 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
 
 
 def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, banned=(), **options):
-    """The model's text for each source: [(text, whether it came to its limit)].
+    """The model's text for each source: [(text, whether it reached its limit)].
 
-    sources: ids with <s> <lang> </s>; languages: one to write for each. max_new_tokens: at most so
-    many; 0: three times the source's and 20, enough for 1,999 of 2,000 lines of NTREX in each of
-    README's directions. options: of `search`. Texts of like length are written together, `batch`
-    at a time, which changes none."""
+    sources: ids with <s> <lang> </s>; languages: the target language of each. max_new_tokens: the
+    limit; 0: 3 times the source's tokens plus 20, enough for 1,999 of 2,000 lines of NTREX in each
+    of README's directions. options: of `search`. Texts of similar length are batched, `batch` at a
+    time, which does not change the result."""
     device, most = next(model.parameters()).device, model.config.max_length - 2
     limits = [min(max_new_tokens or 3 * len(source) + 20, most) for source in sources]
-    banned = [*range(tokenizer.mask, tokenizer.vocab_size), *banned]    # rows that no text has
+    banned = [*range(tokenizer.mask, tokenizer.vocab_size), *banned]    # ids that no text has
     order, written = sorted(range(len(sources)), key=lambda i: len(sources[i])), {}
     for rows in (order[i:i + batch] for i in range(0, len(order), batch)):
         src, _ = collate([(sources[i], sources[i]) for i in rows])                          # (B,S)
         found = search(model, torch.from_numpy(src).to(device), [languages[i] for i in rows],
                        [limits[i] for i in rows], banned=banned, **options)
         if not all(found):
-            raise ValueError('the model finds no text: weights that are not finite?')
+            raise ValueError('the model gives no text; are its weights not finite?')
         for i, [(ids, _), *_] in zip(rows, found):
             written[i] = tokenizer.decode(ids), len(ids) == limits[i]
     return [written[i] for i in range(len(sources))]
 
 
 def ban_repeats(logp, ids, n):
-    """Bans, in logp (R,V), each token that would complete an n-gram that is in ids (R,T)."""
+    """Bans, in logp (R,V), each token that would repeat an n-gram of ids (R,T)."""
     if ids.shape[1] >= n:
         grams = ids.unfold(1, n, 1)                                     # (R,T-n+1,n)
         same = (grams[:, :, :-1] == ids[:, None, ids.shape[1] - n + 1:]).all(-1)
@@ -210,20 +210,20 @@ def ban_repeats(logp, ids, n):
 
 
 def keep_sampled(logp, temperature, top_k, top_p):
-    """Samples a token a row of logp (R,V); returns logp with -inf for all others."""
+    """Samples a token for each row of logp (R,V); returns logp with -inf for all others."""
     p, order = (logp / temperature).softmax(-1).sort(-1, descending=True)
     if top_k:
         p = p[:, :top_k] / p[:, :top_k].sum(-1, keepdim=True)
-    if top_p < 1:                                                       # keep what crosses it
+    if top_p < 1:                                                       # keep the one crossing it
         p = p.masked_fill(p.cumsum(-1) - p > top_p, 0)
     token = order.gather(1, p.multinomial(1))                           # (R,1)
     return torch.full_like(logp, -torch.inf).scatter(1, token, logp.gather(1, token))
 
 
 class Writer:
-    """A checkpoint that is ready to write, and counts of what its user has to know."""
+    """A checkpoint that is ready to generate, and counts for warnings to the user."""
     def __init__(self, folder, cfg, longest):
-        """cfg: Sample, with languages. longest: tokens that the model has learned to read."""
+        """cfg: Sample, with languages. longest: the longest source that it was trained on."""
         check_folder(folder)
         self.cfg, self.counts = cfg, Counter()
         self.device, self.dtype = runtime.find_device(cfg.device, cfg.dtype)
@@ -244,15 +244,15 @@ class Writer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             found = write(self.model, self.tokenizer, sources, languages, banned=self.banned,
                           **options)
-        self.counts['outputs have as many tokens as they may; see --max_new_tokens'] += sum(
+        self.counts['outputs reached the limit of tokens; see --max_new_tokens'] += sum(
             at_limit for _, at_limit in found)
         return [text for text, _ in found]
 
     def answer(self, texts):
         """A text in cfg.to for each text in cfg.source.
 
-        Translation takes a text by sentences, denoising by pieces that end with one, and joins the
-        outputs. For a summary or an answer, a text is cut to what the model can read."""
+        Translation splits a text into sentences, denoising into segments of whole sentences; their
+        outputs are joined. For a summary or an answer, a text is truncated to `longest` tokens."""
         tok, cfg, sources = self.tokenizer, self.cfg, []
         for text in texts:
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
@@ -268,7 +268,7 @@ class Writer:
                 question = [tok.encode(cfg.question)] if cfg.question else []
                 whole = tok.add_special_tokens(cfg.source, *question, ids)
                 sources.append([truncate(whole, self.longest)])
-                self.counts[f'texts lost their ends: the model reads {self.longest} tokens'] += (
+                self.counts[f'texts were cut: the model reads {self.longest} tokens'] += (
                     len(whole) > self.longest)
         flat = [ids for parts in sources for ids in parts]
         written = iter(self.write(flat, [cfg.to] * len(flat)))
@@ -277,7 +277,7 @@ class Writer:
         return list(map(full_width, answers)) if cfg.to == 'zh' else answers
 
     def warn(self):
-        """Says on standard error what became of the texts so far, and counts anew."""
+        """Prints the warnings on the texts so far to standard error, and resets the counts."""
         for what, n in self.counts.items():
             if n:
                 print(f'warning: {n} {what}', file=sys.stderr)
@@ -295,7 +295,7 @@ def newest_checkpoint():
 
 
 def model_folder(folder):
-    """The folder itself or, if it is that of a run, its best model, or else its last."""
+    """The folder itself or, if a run wrote it, that of the run's best model, or else its last."""
     inside = [Path(folder, name) for name in ('best', 'last') if Path(folder, name).is_dir()]
     return str(inside[0]) if folder and inside else folder
 
@@ -324,7 +324,7 @@ def show_examples(writer, folder, run):
     if isinstance(run, FineTune):
         return print(f'{folder}/predictions.jsonl has its outputs for the held-out examples')
     if not run:
-        raise FileNotFoundError(f'the settings of the run of {folder} are not beside it: its '
+        raise FileNotFoundError(f'the settings of the run of {folder} are missing: its '
                                 'held-out text is not known; give --text')
     tok, n = writer.tokenizer, writer.cfg.examples
     data = prepare(run.dataset, tok, run.block_size, run.val_fraction, run.data_from)
@@ -337,9 +337,9 @@ def show_examples(writer, folder, run):
 
 
 def settings(given, run, languages):
-    """The Sample of the settings given; what they leave open is as in the model's run.
+    """The Sample of the settings given; the others are those of the model's run.
 
-    Raises ValueError where task, languages and options do not fit."""
+    Raises ValueError if task and options do not fit together."""
     task = given.get('task') or getattr(run, 'task', 'translate')
     if task not in (*TASKS, getattr(run, 'task', '')):
         raise ValueError(f'task={task!r}: choose {", ".join(TASKS)}')

@@ -1,6 +1,6 @@
 """The command line: [CONFIG.py] [--key=value ...] into the settings of config/__init__.py.
 
-A config file is Python with one assignment a line. It is executed: run only files that you trust.
+A config file is Python, one assignment per line. It is executed: run only files that you trust.
 """
 import ast
 import ctypes
@@ -22,7 +22,7 @@ def load(cls, argv):
 
 
 def parse(cls, argv):
-    """{key: value} of argv. --help prints every key with its value, and exits.
+    """{key: value} from argv. --help prints every key with its value, and exits.
 
     Raises ValueError for a wrong key or value, and FileNotFoundError for a missing file."""
     values, rest = {}, list(argv)
@@ -34,7 +34,7 @@ def parse(cls, argv):
     for arg in rest:
         name, equals, text = arg.removeprefix('--').partition('=')
         if not arg.startswith('--') or not equals:
-            raise ValueError(f'{arg!r}: first may come a config file, then --key=value ...')
+            raise ValueError(f'{arg!r}: expected a config file, if any, then --key=value ...')
         values[name] = convert(cls, name, text, '--')
     return values
 
@@ -53,12 +53,12 @@ def read_config(cls, path):
 
 
 def from_dict(cls, values, where):
-    """{key: value}, each checked and of its key's type. Raises ValueError that names `where`."""
+    """{key: value}, checked and converted to the key's type. Raises ValueError with `where`."""
     return {name: convert(cls, name, value, f'{where}: ') for name, value in values.items()}
 
 
 def find(path):
-    """The path or, where nothing is there, the same one in the repository, as for data/nano."""
+    """The path or, if it does not exist, the same path in the repository, as for data/nano."""
     return path if Path(path).exists() or not (ROOT / path).exists() else str(ROOT / path)
 
 
@@ -90,7 +90,7 @@ def convert(cls, name, value, where):
 
 
 def help_text(cls, values):
-    """Every key with its meaning and its value: the config file's, or else the default."""
+    """Every key with its meaning and its value, from the config file or else the default."""
     lines = [inspect.getdoc(sys.modules['__main__']) or '', '',
              f'usage: {Path(sys.argv[0]).name} [CONFIG.py] [--key=value ...]', '']
     for f in fields(cls):
@@ -115,7 +115,7 @@ def run(main):
         try:
             main(sys.argv[1:])
         finally:
-            print(end='', flush=True)                   # so that a closed pipe is met here
+            print(end='', flush=True)                   # so that a closed pipe is noticed here
     except BrokenPipeError:                             # as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -129,11 +129,11 @@ def run(main):
 
 
 def keep_memory():
-    """Has glibc keep freed memory for the next step.
+    """Makes glibc keep freed memory for the next step.
 
-    Otherwise the kernel takes large blocks back and fills new ones with zeros in every step: a
+    Otherwise the kernel takes large blocks back and zeroes new ones in every step. This takes a
     quarter of the time at XLM-R base's sizes on a CPU."""
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)                             # M_MMAP_MAX: no blocks of their own
+        libc.mallopt(-4, 0)                             # M_MMAP_MAX: no separate blocks
         libc.mallopt(-1, -1)                            # M_TRIM_THRESHOLD: never give back

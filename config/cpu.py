@@ -1,4 +1,4 @@
-"""Faster modules to write with on a CPU; `pack` swaps them into a model."""
+"""Faster modules for generation on a CPU; `pack` puts them into a model."""
 import torch
 import torch.nn as nn
 
@@ -6,9 +6,9 @@ from model import Attention
 
 
 class PackedLinear(nn.Module):
-    """A Linear with 16-bit weights, which are widened as they are read: arithmetic in float32.
+    """A Linear with float16 weights, converted to float32 as they are read, for all arithmetic.
 
-    For the few rows of a decoding step the time goes into reading weights: half the bytes."""
+    In a decoding step, with its few rows, reading weights takes the time: this halves the bytes."""
     def __init__(self, weight, bias):
         super().__init__()
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight, bias)
@@ -18,7 +18,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedAttention(Attention):
-    """An Attention of PackedLinears; as self-attention, with one product for q, k and v."""
+    """An Attention of PackedLinears; in self-attention, one matmul gives q, k and v."""
     def __init__(self, attn, is_self):
         nn.Module.__init__(self)
         parts = attn.query, attn.key, attn.value
@@ -47,17 +47,17 @@ class PackedHead(nn.Module):
 
 @torch.no_grad()
 def pack(model):
-    """Makes a model on an x86 CPU write faster, and fit for nothing else; others stay as they are.
+    """Makes a model on an x86 CPU generate faster, and do only that; elsewhere it does nothing.
 
     A module that encoder and decoder share (share='tie') is packed once for each place."""
     if 'fbgemm' not in torch.backends.quantized.supported_engines:
         return
     for parent in [m for m in model.modules() if not isinstance(m, Attention)]:
-        for name, child in list(parent._modules.items()):   # also a second time what is shared
+        for name, child in list(parent._modules.items()):   # shared modules too, each time
             if isinstance(child, Attention):
                 is_self = not name.startswith('cross')
                 setattr(parent, name, PackedAttention(child, is_self))
             elif isinstance(child, nn.Linear):
                 setattr(parent, name, PackedLinear(child.weight, child.bias))
     model.encoder.head = PackedHead(model.encoder.head)
-    model.eval()                                            # the new modules begin as in training
+    model.eval()                                            # new modules start in training mode

@@ -1,4 +1,4 @@
-"""What a run needs around it: device, the processes of torchrun, signals."""
+"""The environment of a run: its device, the processes of torchrun, signals."""
 import os
 import signal
 import sys
@@ -27,17 +27,17 @@ def find_device(device, dtype):
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'device={device!r} is not there: {str(e).splitlines()[0]}') from e
+        raise ValueError(f'device={device!r} is not available: {str(e).splitlines()[0]}') from e
     return torch.device(device), getattr(torch, dtype)
 
 
 def with_processes(main, cfg):
-    """Calls main(cfg), within the group of processes if torchrun has started one."""
+    """Calls main(cfg), within a process group if torchrun started several processes."""
     if 'RANK' in os.environ:
         rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
         if cfg.accumulate % world:
             sys.exit(1 if rank else f'error: accumulate={cfg.accumulate}: give a multiple of the '
-                     f'{world} processes, which divide the micro-batches of a step')
+                     f'{world} processes, which share the micro-batches of a step')
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         dist.init_process_group()
@@ -59,7 +59,7 @@ def barrier():
 
 @contextmanager
 def main_process_first():
-    """The main process (True) does the block before the others (False), which find its files."""
+    """The main process (True) runs the block before the others (False), which find its files."""
     rank, _ = rank_and_world()
     if rank:
         barrier()
@@ -75,7 +75,7 @@ def print0(text):
 
 
 class StopSignals:
-    """Remembers Ctrl-C or SIGTERM, so that the loop can save first; a second one ends at once."""
+    """Notes Ctrl-C or SIGTERM, so that the loop can save first; a second one stops at once."""
 
     def __init__(self):
         self.signal = 0
@@ -84,10 +84,10 @@ class StopSignals:
     def note(self, number, frame):
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
-        print0('stopping after this step, or evaluation')
+        print0('stopping after this step or evaluation')
 
     def on_any_process(self):
-        """The signal that this or another process has got, or 0."""
+        """The signal that this or another process has received, or 0."""
         if not PATIENT:
             return self.signal
         found = torch.tensor(self.signal)

@@ -1,7 +1,7 @@
 # The paper's run (Su et al. 2025): CINO-base-v2, MC2 and THUCNews, 2 x A800-80GB for 92 hours.
 #     torchrun --nproc_per_node=2 train.py config/tibetan_base.py \
 #         --data_from=MC2_FOLDER,zh.jsonl --encoder=CINO_FOLDER
-# MC2 is huggingface.co/datasets/pkupie/mc2_corpus; zh.jsonl is THUCNews, {"text": ...} a line.
+# MC2 is huggingface.co/datasets/pkupie/mc2_corpus; zh.jsonl is THUCNews, one {"text": ...} a line.
 dataset = 'text'
 encoder = 'cino-base-v2'         # the folder of huggingface.co/hfl/cino-base-v2
 out_dir = 'out/tibetan_base'
@@ -11,15 +11,15 @@ insert_every = 3
 inserted = 'random'
 head = 'tied'                    # the published code: untied, 492M parameters instead of 389M
 block_size = 256                 # the paper's length
-batch_tokens = 600 * 2 * 256 // 12  # 600 sequences a step, source and target ...
+batch_tokens = 600 * 2 * 256 // 12  # 600 sequences per step, source and target ...
 accumulate = 12                  # ... in 12 parts
 max_steps = 8 * 1_340_235 // 600    # 8 epochs of 1,340,235 documents
-lr = 1e-4                        # peak; then linear, as the paper
+lr = 1e-4                        # peak; then linear decay, as in the paper
 warmup = 0.1
 grad_clip = 1.0
 alpha = 0.3
-mt_fraction = 0.1                # not in the paper, which has 2,000 pairs a language
-mask_ratio = 0.35                # mBART's, as the paper
+mt_fraction = 0.1                # not in the paper, which has 2,000 pairs per language
+mask_ratio = 0.35                # mBART's, as in the paper
 span_length = 3.5
 val_fraction = 0.002
 eval_interval = 500

@@ -18,7 +18,7 @@ POOL = 128
 def task_probabilities(tasks, mt_fraction, alpha):
     """The probability of each task (n,): p ~ segments^alpha (XLM, arXiv 1901.07291, section 3.1).
 
-    Tasks of pairs (n_languages 2) have mt_fraction together where there are others beside them."""
+    Tasks of pairs (n_languages 2) have mt_fraction together if there are also other tasks."""
     is_pair = np.array([getattr(task, 'n_languages', 1) == 2 for task in tasks])
     p = np.array([len(task) for task in tasks], float) ** alpha
     if is_pair.any() and not is_pair.all():
@@ -40,7 +40,7 @@ class Batches:
         rng = np.random.default_rng((self.cfg.seed, 3, k))
         return collate([self.tasks[t].example(j, rng) for t, j in self.plan(pool)[i]])
 
-    @lru_cache(maxsize=1)                           # for POOL batches, one after the other
+    @lru_cache(maxsize=1)                           # POOL batches in a row use the same plan
     def plan(self, pool):
         """The POOL batches of a pool: arrays (n,2) of task and example."""
         chosen = []
@@ -60,7 +60,7 @@ class Batches:
 def bucket_by_length(lengths, rows, n):
     """Divides rows of lengths (m,2), m >= n, into n = 2^i lists of similar lengths and equal sums.
 
-    Halves them, at half of the tokens, sorted by the side, source or target, that differs most."""
+    Sorts rows by the side, source or target, that varies most; halves them by tokens."""
     if n == 1:
         return [rows]
     of_rows = lengths[rows]

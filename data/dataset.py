@@ -21,16 +21,16 @@ from data.heldout import digest, splits
 from data.tokenizer import UNK, normalize
 
 ROOT = Path(__file__).parent
-FORMAT = 2                        # of the token files
-SPECIALS = 3                      # <s> <lang> </s>, which stand around a segment in the model
+FORMAT = 2                        # version of the token files
+SPECIALS = 3                      # <s> <lang> </s>, which surround a segment in the model
 
 
 def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     """Tokenises data/DATASET, unless that has been done; returns the folder of token files.
 
     A segment has at most block_size - SPECIALS tokens. About val_fraction of the documents are held
-    out. `source`: where the corpus lies ('': it fetches itself). The folder's name is a hash of
-    all this and of the text files, so a changed corpus or vocabulary is prepared anew."""
+    out. `source`: where the corpus is ('': it is downloaded). The folder's name is a hash of all
+    this and of the text files, so a changed corpus or vocabulary is prepared again."""
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     settings = FORMAT, tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
@@ -66,7 +66,7 @@ def identity(path):
 
 
 def split_documents(documents, split_of):
-    """(key, {language: text}) -> (split, texts less what is held out, note on that or None)."""
+    """(key, {language: text}) -> (split, texts without held-out parts, note on that or None)."""
     for key, texts in documents:
         split, left = split_of(key, texts)
         note = 'are shortened by held-out sentences' if left != texts else None
@@ -74,7 +74,7 @@ def split_documents(documents, split_of):
 
 
 def encode_documents(documents, tokenizer, n=256):
-    """(split, texts, note) -> (split, texts, note, lines), for each text the ids of its lines."""
+    """(split, texts, note) -> (split, texts, note, lines); lines: ids of each line of each text."""
     documents = iter(documents)
     while batch := list(islice(documents, n)):    # for SentencePiece's threads
         lines = [[text.splitlines() or [''] for text in texts.values()] for _, texts, _ in batch]
@@ -84,7 +84,7 @@ def encode_documents(documents, tokenizer, n=256):
 
 
 def cut_document(split, lines, tokenizer, limit):
-    """The segments of a text, or the two of a pair, and why they are left out if they are.
+    """The segments of a text, or the two of a pair, and the reason if they are left out.
 
     A segment has at most `limit` tokens. Pairs are not cut, since the parts would not correspond.
     """
@@ -102,7 +102,7 @@ def split_segments(lines, tokenizer, limit, gather=None):
     Whole sentences are gathered up to `gather` tokens (default: `limit`; 0: one sentence a
     segment); a sentence longer than `limit` is cut."""
     ids, gather = np.concatenate(lines), limit if gather is None else gather
-    if 0 < len(ids) <= gather:                    # most documents: only faster
+    if 0 < len(ids) <= gather:                    # a shortcut for most documents
         return [ids]
     bounds = sorted({0, *tokenizer.sentence_starts(ids).tolist(), *accumulate(map(len, lines))})
     ends = []                                     # where a segment may end
@@ -116,7 +116,7 @@ def split_segments(lines, tokenizer, limit, gather=None):
 
 
 def write_streams(folder, documents, split_of, tokenizer, block_size):
-    """Writes all files of a folder from (key, {language: text}). Raises ValueError for none."""
+    """Writes all files of a folder from (key, {language: text}). Raises ValueError without text."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
     files, lengths, references = {}, defaultdict(list), defaultdict(list)
@@ -128,7 +128,7 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
         segments, left_out = cut_document(split, lines, tokenizer, block_size - SPECIALS)
         if note := left_out or shortened:
             notes[stream][note] += 1
-        if segments:                              # else left out, or no token, as of U+200B
+        if segments:                              # else left out, or no token (as for U+200B)
             name = f'{stream}.{split}'
             lengths[name] += map(len, segments)
             if name not in files:
@@ -149,7 +149,7 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
 
 
 class Stream:
-    """A memory-mapped token file: `stream[i]` is segment i (n,), `lengths` (N,) are those of all.
+    """A memory-mapped token file: `stream[i]` is segment i (n,), `lengths` (N,) are all lengths.
 
     `texts` are the normalized texts of segments, for held-out pairs. Raises ValueError for a file
     that is damaged or has ids outside the vocabulary."""
@@ -166,7 +166,7 @@ class Stream:
         if not is_whole:
             raise ValueError(f'{folder} is damaged ({name}.bin or .npy); delete it, and the next '
                              'run prepares the text again')
-        self.ids, self.lengths = np.asarray(ids), np.diff(self.offsets)   # slices of a memmap: slow
+        self.ids, self.lengths = np.asarray(ids), np.diff(self.offsets)   # slicing a memmap is slow
 
     def __getitem__(self, i):
         return self.ids[self.offsets[i]:self.offsets[i + 1]].astype(np.int64)

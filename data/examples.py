@@ -1,8 +1,8 @@
-"""Supervised examples, source to target: translations, summaries, answers.
+"""Supervised examples, from source to target: translations, summaries, answers.
 
 .tsv      two columns: source and target or, with a name such as web.bo-zh.tsv, a translation
-.jsonl    an object a line: a text in two languages, `zh`, `bo` (also `zh-CN`, `bod_Tibt`), or
-          the fields of one of FORMS; several right answers are a list
+.jsonl    one object per line: a text in two languages, `zh`, `bo` (also `zh-CN`, `bod_Tibt`), or
+          the fields of one of FORMS; several correct answers are a list
 
 The file's name says the languages (news.bo.jsonl), or else --learn if it has one direction.
 """
@@ -24,8 +24,8 @@ class Example:
     direction: str                                    # zh-bo; bo stands for bo-bo
     source: tuple                                     # one text, or question and context
     target: str
-    texts: tuple                                      # by which it is held out: `split_examples`
-    others: tuple = ()                                # further right answers
+    texts: tuple                                      # decide if it is held out: `split_examples`
+    others: tuple = ()                                # further correct answers
 
 
 def languages_of(direction):
@@ -37,8 +37,8 @@ def languages_of(direction):
 def read_examples(paths, directions):
     """The Examples in `directions` of files, and how many others have no text on one side.
 
-    paths: file names, separated by commas. Raises OSError, and ValueError for an example of no
-    known form or language, texts in another script, and a file without an example."""
+    paths: file names, separated by commas. Raises OSError, and ValueError for an example of unknown
+    form or language, texts in the wrong script, and a file without an example."""
     found, n_empty = [], 0
     for path in map(Path, paths.split(',')):
         there = [e for e in read_file(path.expanduser(), directions) if e.direction in directions]
@@ -48,14 +48,14 @@ def read_examples(paths, directions):
         for d in {e.direction for e in kept}:
             pairs = [(e.source[-1], e.target) for e in kept if e.direction == d][:1000]
             for texts, language in zip(zip(*pairs), languages_of(d)):
-                check_script(texts, language, path)   # as of swapped columns
+                check_script(texts, language, path)   # wrong for swapped columns
         found += kept
         n_empty += len(there) - len(kept)
     return found, n_empty
 
 
 def read_file(path, directions):
-    """Yields the Examples of a .tsv or .jsonl file, of translations those in `directions`."""
+    """Yields the Examples of a .tsv or .jsonl file; of translations only those in `directions`."""
     known = '-'.join(directions).split('-')
     named = path.stem.split('.')[-1].split('-')       # of web.bo-zh.tsv; ti-sum.jsonl has none
     named = named if {*named} <= {*SCRIPTS, *known} else []
@@ -74,7 +74,7 @@ def read_file(path, directions):
 
 
 def make_examples(record, where, languages, directions):
-    """The Examples of a record {field: value}: one, or of a translation those in `directions`.
+    """The Examples of a record {field: value}: one, or for a translation those in `directions`.
 
     languages: of source and target, unless the fields are languages."""
     record = {language_code(name): value for name, value in record.items()}
@@ -100,7 +100,7 @@ def make_examples(record, where, languages, directions):
 
 
 def strings_of(record, field, where):
-    """The different strings of a field, one or more."""
+    """The distinct strings of a field, one or more."""
     strings = record[field] if isinstance(record[field], list) else [record[field]]
     if not all(map(is_text, strings)):
         raise ValueError(f'{where}: {field} is {ascii(record[field]):.60}, expected a string')
@@ -110,9 +110,9 @@ def strings_of(record, field, where):
 def split_examples(examples, val_fraction, test_fraction):
     """Returns {'train': [...], 'val': ..., 'test': ...} and the number of examples left out.
 
-    A hash of the last of its texts says where an example belongs, as in data.heldout.splits with
-    the sum of the fractions. Left out is what shares a text (data.heldout.Texts) with an example
-    for the test or, for training, with one for validation."""
+    A hash of its last text decides the part of an example, as in data.heldout.splits with the sum
+    of the fractions. Examples that share a text (data.heldout.Texts) with a test example are left
+    out, and of training examples also those that share one with a validation example."""
     parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
     for e in examples:
         place = digest(e.texts[-1]) / 2**64
@@ -125,15 +125,15 @@ def split_examples(examples, val_fraction, test_fraction):
 
 
 def truncate(ids, limit):
-    """A source's ids (n,), cut before its </s> to at most `limit`."""
+    """A source's ids (n,), truncated to at most `limit`, with </s> kept."""
     return ids if len(ids) <= limit else np.append(ids[:limit - 1], EOS)
 
 
 class Examples:
     """Examples of one direction as token ids: a training task for data/batches.py.
 
-    Sources are cut to max_source_len tokens, question and context together; `n_cut` are. `n_long`
-    targets have more than max_target_len tokens: these examples are not learned."""
+    Sources are cut to max_source_len tokens, question and context together; `n_cut` counts them.
+    `n_long` targets have over max_target_len tokens: these examples are not learned."""
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)

@@ -1,4 +1,4 @@
-"""Reading text files with clear errors, and writing files that are there whole or not at all."""
+"""Reading text files with clear errors, and writing files atomically: whole or not at all."""
 import json
 import os
 import re
@@ -15,7 +15,7 @@ SENTENCEPIECE = 'sentencepiece.bpe.model'         # the file's name in the XLM-R
 
 
 def read_lines(path):
-    """The lines of a UTF-8 file, or of standard input for `-`. Raises ValueError for others."""
+    """The lines of a UTF-8 file, or of standard input for `-`. Raises ValueError if not UTF-8."""
     with nullcontext(sys.stdin.buffer) if path == '-' else open(path, 'rb') as file:
         for n, line in enumerate(file, 1):
             try:
@@ -37,7 +37,7 @@ def read_pairs(path):
 
 
 def read_json_object(content, where):
-    """The dict in JSON (str or bytes). Raises ValueError that names `where` it stands."""
+    """The dict in JSON (str or bytes). Raises ValueError that names `where`, its place."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as e:
@@ -48,13 +48,13 @@ def read_json_object(content, where):
 
 
 def is_text(value):
-    """Whether a value from JSON is a string, and without lone surrogates, which are not UTF-8."""
+    """Whether a value from JSON is a string without lone surrogates, which are not UTF-8."""
     return isinstance(value, str) and not re.search('[\ud800-\udfff]', value)
 
 
 @contextmanager
 def atomic_dir(folder):
-    """Gives a temporary folder; its files move to `folder` when all are written, else none does.
+    """Gives a temporary folder. Its files move to `folder` once all are written; else none does.
 
     A new folder appears at once; in an existing one each file is replaced atomically. Safetensors
     files get a checksum."""
@@ -70,10 +70,10 @@ def atomic_dir(folder):
             sync(path)
         try:
             temporary.rename(folder)
-        except OSError:                           # it exists, perhaps only just
+        except OSError:                           # it exists, perhaps since a moment ago
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
-    except SafetensorError as e:                  # no OSError, also of a full disk
+    except SafetensorError as e:                  # not an OSError, even for a full disk
         raise OSError(f'{folder} cannot be written: {e}') from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,7 +81,7 @@ def atomic_dir(folder):
 
 @contextmanager
 def atomic_write(path):
-    """Gives a temporary path; what is written there replaces `path` at once, or not at all."""
+    """Gives a temporary path; what is written there replaces `path` atomically, or not at all."""
     temporary = path.with_name(path.name + '.tmp')
     try:
         yield temporary
@@ -114,7 +114,7 @@ def check_folder(folder):
 
 
 def checksum(path):
-    """CRC-32 of a safetensors file without its metadata `crc32`, the value of that, its place."""
+    """CRC-32 of a safetensors file without its `crc32` field, the field's value, its position."""
     with open(path, 'rb') as file:
         file.seek(8)                              # past the header's length
         head = file.read(2**20)                   # metadata comes first

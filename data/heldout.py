@@ -1,4 +1,4 @@
-"""What is held out, and how it is kept from being learned: by a text's form, not its bytes."""
+"""What is held out, and how training avoids it: by comparing normalised forms, not bytes."""
 import hashlib
 import re
 import unicodedata
@@ -11,19 +11,19 @@ from data.tokenizer import ASCII_STOPS, SPACE, STOPS
 
 # As XLM-R's vocabulary reads a text, in lower case
 FOLD = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc_cf')
-# After a stop; after an ASCII one only before a space or Chinese, as in data.tokenizer
+# After a full stop etc.; after an ASCII one only before a space or Chinese: see data.tokenizer
 SENTENCE_ENDS = re.compile(f'(?<=[{STOPS.strip(ASCII_STOPS)}])'
                            f'|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
 
 
 @cache
 def in_form(char):
-    """Whether a character is no space, punctuation or invisible one."""
+    """Whether a character counts: not a space, punctuation or invisible."""
     return char != SPACE and unicodedata.category(char)[0] not in 'PZC'
 
 
 def form(text):
-    """What texts have in common that differ only in case, spaces, punctuation or Unicode's form."""
+    """Equal for texts that differ only in case, spaces, punctuation or Unicode normalisation."""
     return ''.join(filter(in_form, FOLD.Normalize(text)))
 
 
@@ -36,7 +36,7 @@ def hash_forms(text):
 
 
 class Texts:
-    """A set of texts. `text in texts`: it is one of them, or a run of its sentences, or has one."""
+    """A set of texts. `text in texts`: it equals one, or is a run of its sentences, or has one."""
 
     def __init__(self, texts=()):
         self.runs = set()                     # texts as tuples of sentences, and as (whole,)
@@ -69,7 +69,7 @@ class Texts:
                     yield start, start + n
 
     def without(self, text):
-        """A text less its sentences that are one of the set; '' where it is itself part of one."""
+        """A text without its sentences that are in the set; '' if it is itself part of one."""
         if text not in self:
             return text
         parts = [part for line in text.splitlines() for part in (*SENTENCE_ENDS.split(line), '\n')]
@@ -85,8 +85,8 @@ def splits(documents, val_fraction):
     """Returns split_of(key, texts) -> (split, texts), for documents (key, {language: text}).
 
     'val': the hash of the key, or else of the text (of a pair: in the last language by name), is
-    below val_fraction, also when the corpus grows. 'train': others, less the sentences that are
-    held out. None: nothing remains, or a side of a pair would lose a sentence."""
+    below val_fraction; this stays so when the corpus grows. 'train': others, without held-out
+    sentences. None: nothing remains, or a side of a pair would lose a sentence."""
     def is_val(key, texts):
         return digest(key or texts[max(texts)]) < val_fraction * 2**64
 
@@ -104,7 +104,7 @@ def splits(documents, val_fraction):
 
 
 def digest(*parts):
-    """A number below 2^64 that depends on nothing but the parts."""
+    """A hash of the parts: a number below 2^64, the same in every process."""
     hashed = hashlib.blake2b(digest_size=8)
     for part in parts:
         part = part if isinstance(part, bytes) else str(part).encode()

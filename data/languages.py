@@ -1,10 +1,10 @@
-"""Languages: the scripts that they are written in, and the codes that other people's files use."""
+"""Languages: the scripts that they are written in, and the codes used in other data sets."""
 import re
 import unicodedata
 from collections import Counter
 from functools import cache
 
-# Scripts as Unicode's names of letters begin
+# Scripts, by the first word of Unicode's letter names
 SCRIPTS = {
     'bo': {'TIBETAN'}, 'en': {'LATIN'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'},
     'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'}, 'ko': {'HANGUL', 'CJK'}, 'lo': {'LAO'},
@@ -16,18 +16,18 @@ BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'
 CODES = {'bod': 'bo', 'uig': 'ug', 'kaz': 'kk', 'khk': 'mn', 'zho': 'zh', 'cmn': 'zh', 'eng': 'en'}
 CHINESE = '\u3400-\u9fff\uf900-\ufaff。”’》」』】）'    # characters, and what closes a quotation
 FULL_WIDTH = str.maketrans(',!?:;', '，！？：；')
-MIN_FRACTION = 0.1                    # of letters in a language's own scripts: texts quote others
+MIN_FRACTION = 0.1                    # of letters in the language's scripts: texts quote others
 
 
 def language_code(name):
-    """Our code for a name of a language: zh for zh-CN, zho_Hans; other names in lower case."""
+    """Our code for the name of a language: zh for zh-CN, zho_Hans; other names in lower case."""
     match = re.fullmatch('([A-Za-z]{2,3})([-_]([A-Z]{2}|[A-Z][a-z]{3}))*', name)
     code = (match[1] if match else name).lower()
     return CODES.get(code, code)
 
 
 def full_width(text):
-    """Chinese as it is printed: ，！？：；（） at Chinese characters, for nmt_nfkc's ,!?:;()."""
+    """Chinese as it is printed: ，！？：；（） next to Chinese characters, not nmt_nfkc's ,!?:;()."""
     bracket = fr'(?<=[{CHINESE}])\(([^()]*)\)|\(([^()]*[{CHINESE}][^()]*)\)'
     text = re.sub(bracket, r'（\1\2）', text)
     return re.sub(f'(?<=[{CHINESE}])[,!?:;]+', lambda m: m[0].translate(FULL_WIDTH), text)
@@ -35,7 +35,7 @@ def full_width(text):
 
 @cache
 def script(character):
-    """A letter's script as Unicode's names begin, such as TIBETAN or CJK; None for all else."""
+    """A letter's script, the first word of its Unicode name, such as TIBETAN; None for all else."""
     if unicodedata.category(character)[0] not in 'LM':
         return None
     name = unicodedata.name(character, '').split(' ')[0]
@@ -57,7 +57,7 @@ def wrong_script(text, language):
 
 
 def check_script(texts, language, where):
-    """Raises ValueError for texts in another language's script, but for Latin transcriptions."""
+    """Raises ValueError for texts in another script, except Latin transcriptions."""
     found = wrong_script(''.join(texts), language)
     if found not in (None, 'LATIN'):
         known = ' or '.join(sorted(SCRIPTS[language]))

@@ -2,8 +2,8 @@
 
     python -m data.metrics hypotheses.txt references.txt --lang=bo
 
-Both are scored as the vocabulary normalises them (data.tokenizer.normalize). chrF++ is
-of the counts of all texts together; the other scores are means over texts.
+Both are normalised as for the vocabulary (data.tokenizer.normalize). chrF++ is computed
+from the counts of all texts together; the other scores are means over texts.
 """
 import argparse
 import math
@@ -23,19 +23,19 @@ from data.tokenizer import normalize
 
 TSHEG = '\u0f0b\u0f0c'                                # between syllables of Tibetan and Dzongkha
 # CMRC 2018 (aclanthology.org/D19-1600) drops these marks; a segment of the rest is a character, a
-# word, a number or a sign. (Its script has nltk split what is not Chinese: 19 of 601 otherwise.)
+# word, a number or a sign. (Its script splits non-Chinese text by nltk: 19 of 601 differ.)
 CMRC_MARKS = normalize('-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
 CMRC_SEGMENT = re.compile(r"[一-龥]|'?(?:[^\W一-龥]|,(?=\d)|\.(?=[^\W一-龥]))+|[.…]+|\S")
 REPEAT = re.compile(r'(.{2,50}?)\1{3}', re.DOTALL)
 ABOUT = {                                             # units: see `units`
-    'chrF++': 'characters 1-6 and words 1-2, all texts together; as sacrebleu',
+    'chrF++': 'character 1-6-grams, word 1-2-grams, all texts together; as sacrebleu',
     'rouge_l_f': 'F1 of the longest common subsequence of units',
     'rouge_l_p': 'its precision',
     'rouge_l_r': 'its recall',
-    'f1': 'as SQuAD: units in common',
+    'f1': 'as SQuAD: F1 of the units in common',
     'cmrc_f1': 'as CMRC 2018: longest common substring without its marks',
-    'exact': 'as SQuAD: equal to a reference but for case, punctuation, runs of spaces',
-    'cmrc_exact': 'as CMRC 2018: equal to a reference but for case and its marks',
+    'exact': 'as SQuAD: equal to a reference except case, punctuation, runs of spaces',
+    'cmrc_exact': 'as CMRC 2018: equal to a reference except case and its marks',
     'empty': 'texts with nothing in them',
     'repeats': 'texts with 2 to 50 characters four times in a row',
     'wrong_script': "texts most of whose letters are not of the references' script",
@@ -43,8 +43,8 @@ ABOUT = {                                             # units: see `units`
 
 
 def units(text, language):
-    """A text's syllables, characters (BY_CHARACTER) or words, and its marks, without white space;
-    tshegs are dropped, too, unless there is nothing else."""
+    """A text's syllables, characters (BY_CHARACTER) or words, and its marks (punctuation, symbols),
+    without white space; tshegs are dropped, too, unless there is nothing else."""
     if language in BY_CHARACTER:
         return list(characters(text))
     spaced = ''.join(' ' if c in TSHEG else f' {c} ' if is_mark(c) else c for c in text)
@@ -66,7 +66,7 @@ def characters(text):
 
 
 def chrf_words(text):
-    """Words between spaces, and apart from each an ASCII mark at its end or else at its start."""
+    """Words between spaces; an ASCII mark at the end, or else the start, of each is split off."""
     found = []
     for word in text.split():
         at = -1 if word[-1] in string.punctuation else 1 if word[0] in string.punctuation else 0
@@ -97,8 +97,8 @@ def chrf_counts(hypothesis, references):
 
 
 def chrf_of(counts):
-    """Counts (3 * orders,) -> chrF (Popović 2017, aclanthology.org/W17-4770): the F score, recall
-    counting twice, of precision and recall, means over the orders of which both sides have some."""
+    """Counts (3 * orders,) -> chrF (Popović 2017, aclanthology.org/W17-4770): the F2 score (beta 2)
+    of precision and recall, each a mean over the orders of which both sides have some."""
     ours, theirs, common = counts.reshape(-1, 3).T                       # (orders,)
     there = (ours > 0) & (theirs > 0)
     p, r = ((common / np.maximum(n, 1)).sum(where=there) / max(there.sum(), 1)
@@ -107,7 +107,7 @@ def chrf_of(counts):
 
 
 def f_measure(common, ours, theirs):
-    """F1, precision, recall of two lists; common(ours, theirs): how much of one is in the other."""
+    """F1, precision, recall of two lists; common(ours, theirs): how much they have in common."""
     n = common(ours, theirs)
     return 2 * n / max(len(ours) + len(theirs), 1), n / max(len(ours), 1), n / max(len(theirs), 1)
 
@@ -140,7 +140,7 @@ def normalize_all(hypotheses, references):
 
 
 def values_of(hypothesis, references, language):
-    """{score: value from 0 to 1, or chrF's counts} of a text, by the best of its references."""
+    """{score: value from 0 to 1, or chrF's counts} of a text, each by its best reference."""
     def best(common, split):
         return max(f_measure(common, split(hypothesis), split(r)) for r in references)
 
@@ -165,8 +165,8 @@ def values_of(hypothesis, references, language):
 def score(hypotheses, references, language):
     """All scores of ABOUT: {name: (value, low, high)} and {name: [value of each text]}, in percent.
 
-    references: for each hypothesis a text, or several of which the best counts. Raises ValueError
-    for lists that are empty or of unequal length, and a text without a reference."""
+    references: for each hypothesis a text, or several, of which the best counts. Raises ValueError
+    for lists that are empty or of unequal length, and for a text without a reference."""
     hypotheses, references = normalize_all(hypotheses, references)
     rows = [values_of(*pair, language) for pair in zip(hypotheses, references)]
     script = main_script(''.join(map(''.join, references)))
@@ -192,7 +192,7 @@ def bootstrap(counts, formula):
 
 
 def wilson(k, n):
-    """k / n and its interval (Wilson 1927), in percent; the bootstrap of 0 of n would be [0, 0]."""
+    """k / n and its interval (Wilson 1927), in percent; for k = 0 a bootstrap gives [0, 0]."""
     def lowest(k, z=1.959964):
         return (k + z * z / 2 - z * math.sqrt(z * z / 4 + k * (n - k) / n)) / (n + z * z)
 
@@ -207,9 +207,9 @@ def report(whole):
 
 def main(argv):
     parser = argparse.ArgumentParser('python -m data.metrics')
-    parser.add_argument('hypotheses', help='a text a line')
-    parser.add_argument('references', help='as many lines')
-    parser.add_argument('--lang', required=True, type=language_code, help='says what a unit is')
+    parser.add_argument('hypotheses', help='file with one text per line')
+    parser.add_argument('references', help='file with as many lines')
+    parser.add_argument('--lang', required=True, type=language_code, help='determines the units')
     args = parser.parse_args(argv)
     hypotheses, references = (list(read_lines(path)) for path in (args.hypotheses, args.references))
     check_script(references, args.lang, args.references)

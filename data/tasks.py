@@ -14,14 +14,14 @@ from data.tokenizer import BOS, EOS, PAD, UNK
 def infill(ids, mask, ratio, length, rng):
     """Replaces spans of tokens by one <mask> each (text infilling; BART, arXiv 1910.13461, 2.2).
 
-    round(ratio * n) tokens go, in spans of Poisson(length) tokens, which do not overlap. The last
-    is cut to fit; an empty one inserts a <mask>. mBART: ratio 0.35, length 3.5. Spans may run over
-    the end to the start, so each token goes equally often."""
+    round(ratio * n) tokens are masked, in spans of Poisson(length) tokens, which do not overlap.
+    The last is cut to fit; an empty one inserts a <mask>. mBART: ratio 0.35, length 3.5. Spans may
+    wrap around from the end to the start, so that each token is masked equally often."""
     n_gone = round(ratio * len(ids))
     spans = rng.poisson(length, size=2 * n_gone + 10)
     spans = spans[spans.cumsum() - spans < n_gone]
     spans[-1:] -= spans.sum() - n_gone
-    # kept tokens and spans in a random order, one item each; an item covers 1 token or its span's
+    # kept tokens and spans, one item each, spans at random places; an item covers 1 token or a span
     n_items = len(ids) - n_gone + len(spans)
     is_span = np.zeros(n_items, bool)
     is_span[rng.choice(n_items, len(spans), replace=False)] = True
@@ -50,7 +50,7 @@ class Task:
 
     A subclass has `kind`, its name; `objective`, of the runs that learn it; `n_languages`, of the
     stream; `example(i, rng)`: ids of source (S,) and target (T,), with special tokens; and
-    `segment_lengths()`: what S and T will be, without these. `lengths` (2, n) has them."""
+    `segment_lengths()`: S and T without these, for all i. `lengths` (2, n) includes them."""
 
     def __init__(self, stream, source, target, tokenizer, cfg):
         self.stream, self.source, self.target = stream, source, target
@@ -70,7 +70,7 @@ class Task:
 
 
 class Denoise(Task):
-    """A text from itself with its sentences permuted and spans masked, as mBART."""
+    """Restores a text whose sentences are permuted and spans masked, as in mBART."""
     kind, objective, n_languages = 'dae', 'swcm', 1
 
     def segment_lengths(self):
@@ -87,7 +87,7 @@ class Denoise(Task):
 
 
 class Translate(Task):
-    """A sentence in one language from its translation: segments 2i and 2i + 1, by name."""
+    """Translates a segment: 2i and 2i + 1 are a pair, in the order of the language codes."""
     kind, objective, n_languages = 'mt', 'swcm', 2
 
     def rows(self, i=0):
@@ -103,7 +103,7 @@ class Translate(Task):
                 self.tokenizer.add_special_tokens(self.target, target))
 
     def reference(self, i):
-        """Held-out pair i's target as a string, with what the vocabulary cannot write."""
+        """Held-out pair i's target as a string, including what the vocabulary has no ids for."""
         return self.stream.texts[self.rows(i)[1]]
 
 

@@ -1,4 +1,4 @@
-"""XLM-R's token ids from a SentencePiece file, with language tokens behind them.
+"""XLM-R's token ids from a SentencePiece file, followed by language tokens.
 
 XLM-R's layout: <s> 0, <pad> 1, </s> 2, <unk> 3; SentencePiece's piece i (from 3) is i + 1; <mask>
 is the last. Language tokens <bo> <zh> ... follow, in the order given.
@@ -14,7 +14,7 @@ from data.files import SENTENCEPIECE
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPACE = '\u2581'                  # ▁, SentencePiece's mark of a space before a piece
 UNKNOWN = '\u2585'                # a character that SentencePiece cannot have in a vocabulary
-# Ends of sentences: Tibetan shads, CJK, Arabic, Latin. The ASCII ones (nmt_nfkc makes ! of ！) count
+# Ends of sentences: Tibetan shads, CJK, Arabic, Latin. ASCII ones (nmt_nfkc turns ！ into !) count
 # only before a space or a Chinese character: not in 3.5.
 STOPS = '།༎༏༐༑༔。！？｡…؟۔!?.'
 ASCII_STOPS = '!?.'
@@ -24,8 +24,8 @@ class Tokenizer:
     """Text to ids and back.
 
     model: a folder with a SentencePiece file, or its bytes. vocab_size: rows of the encoder's
-    embeddings, if they are more than the pieces. Raises OSError where there is no file, ValueError
-    for one that is damaged, not of XLM-R's kind, or has more pieces than rows."""
+    embeddings, if there are more rows than pieces. Raises OSError if there is no file, ValueError
+    if it is damaged, not of XLM-R's kind, or has more pieces than rows."""
 
     def __init__(self, model, languages=(), vocab_size=None):
         name = 'the SentencePiece model' if isinstance(model, bytes) else Path(model, SENTENCEPIECE)
@@ -35,7 +35,7 @@ class Tokenizer:
             self.sp.LoadFromSerializedProto(self.model)
             pieces = [self.sp.id_to_piece(i) for i in range(3, len(self.sp))]
         except (RuntimeError, UnicodeDecodeError) as e:
-            raise ValueError(f'{name} is damaged or no SentencePiece file; copy it again') from e
+            raise ValueError(f'{name} is damaged or not a SentencePiece file; get it again') from e
         if (self.sp.unk_id(), self.sp.bos_id(), self.sp.eos_id()) != (0, 1, 2):
             raise ValueError(f'{name}: <unk> <s> </s> are not its first pieces, as in XLM-R')
         self.languages = tuple(languages)
@@ -54,13 +54,13 @@ class Tokenizer:
             [p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
 
     def encode(self, text):
-        """The ids (n,) of a string, or their list for a list of strings, without <s> and </s>."""
+        """The ids (n,) of a string, or a list of these for a list of strings; no <s> and </s>."""
         if isinstance(text, str):
             return self.to_id[self.sp.encode(text)]
         return [self.to_id[ids] for ids in self.sp.encode(text, num_threads=-1)]
 
     def encode_masked(self, text):
-        """As `encode`, for one string in which <mask> is the token, without a new ▁ after it."""
+        """As `encode`, for one string in which <mask> is the mask token; adds no ▁ after it."""
         first, *parts = text.split('<mask>')
         found = [self.encode(first)]
         for part in parts:
@@ -70,7 +70,7 @@ class Tokenizer:
         return np.concatenate(found)
 
     def decode(self, ids):
-        """The string of ids: <mask> stays visible, other special tokens and languages go."""
+        """The string of ids: keeps <mask>, drops other special tokens and language tokens."""
         return ''.join(self.pieces[i] for i in ids).replace(SPACE, ' ').strip()
 
     def add_special_tokens(self, language, *texts):

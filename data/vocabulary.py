@@ -31,8 +31,8 @@ PART = 1000                                           # SentencePiece drops line
 
 
 def used_pieces(tokenizer, paths):
-    """The indices of the pieces that the texts use, special pieces and single characters; and of
-    one of the lowest score, on which that of <unk> depends. Raises ValueError for empty texts."""
+    """The indices of the pieces that the texts use, special pieces, single characters, and a piece
+    with the lowest score, as the score of <unk> depends on it. Raises ValueError for no text."""
     used = {i for path in paths for line in read_lines(path) for i in tokenizer.sp.encode(line)}
     if not used:
         raise ValueError(f'{", ".join(paths)}: there is no text')
@@ -45,7 +45,7 @@ def used_pieces(tokenizer, paths):
 
 def new_pieces(tokenizer, paths, n):
     """Trains n pieces on FILE_CHARACTERS of each text. Returns [(piece, score)] of those that
-    tokenizer lacks, among them all the texts' characters. Raises ValueError if n is too small."""
+    tokenizer lacks, including the characters of the texts. Raises ValueError if n is too small."""
     lines, counts = [], Counter()
     for path in paths:
         in_file = Counter()
@@ -65,20 +65,20 @@ def new_pieces(tokenizer, paths, n):
     old = {piece.piece: piece.score for piece in proto(tokenizer).pieces}
     new = [piece for piece in proto(Tokenizer(model)).pieces
            if piece.type == piece.NORMAL and piece.piece not in old]
-    # Scores are log probabilities. With lower ones for new pieces old text is cut nearly as before
+    # Scores are log probabilities. Lower ones for new pieces hardly change how old text is cut
     shift, lowest = min(0, math.log(max(len(new), 1) / len(old))), min(old.values())
     return [(piece.piece, max(piece.score + shift, lowest)) for piece in new]
 
 
 def read_parts(path):
-    """The lines of a text file, long ones in parts."""
+    """The lines of a text file, with long ones in parts."""
     for line in read_lines(path):
         yield from (line[i:i + PART] for i in range(0, len(line), PART))
 
 
 def train_sentencepiece(lines, characters, n):
-    """The bytes of a SentencePiece model as XLM-R's, trained on `lines`: at most n pieces beside
-    <unk> <s> </s>, all `characters` among them. Raises ValueError if n is too small for these."""
+    """The bytes of a SentencePiece model like XLM-R's, trained on `lines`: at most n pieces besides
+    <unk> <s> </s>, including all `characters`. Raises ValueError if n is too small for these."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(1)
     try:
@@ -96,11 +96,11 @@ def new_rows(pieces, tokenizer, word):
     """Embeddings (N,C) of new pieces, from those of the old pieces (V,C).
 
     Each is the mean of the old pieces that it was cut into (Gee et al., EMNLP 2022), with a tenth
-    of the old rows' spread as noise, so that no two are equal. Where one is <unk> it is random,
-    N(0, 0.02²), as XLM-R's were."""
+    of the old rows' spread as noise, so that no two are equal. If one of these is <unk>, the row is
+    random, N(0, 0.02²), as XLM-R's rows were at first."""
     noise = torch.randn(len(pieces), word.shape[1], generator=torch.Generator().manual_seed(1))
     rows, spread = 0.02 * noise, 0.1 * word[UNK + 1:tokenizer.mask].std(0)
-    model = proto(tokenizer)                          # cuts a piece without a space before it
+    model = proto(tokenizer)                          # adds no space before a piece
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     cutter = Tokenizer(model.SerializeToString())
@@ -111,7 +111,7 @@ def new_rows(pieces, tokenizer, word):
 
 
 def with_pieces(encoder, tokenizer, kept, new):
-    """The encoder with the old pieces of indices `kept`, then new ones [(piece, score)]."""
+    """The encoder with the old pieces at indices `kept`, then new ones [(piece, score)]."""
     model, state = proto(tokenizer), dict(encoder.named_parameters())
     pieces = [model.pieces[i] for i in kept]
     del model.pieces[:]
@@ -132,10 +132,10 @@ def with_pieces(encoder, tokenizer, kept, new):
 
 
 def proto(tokenizer):
-    """The tokenizer's SentencePiece file as an object that can be changed. Raises ValueError."""
+    """The tokenizer's SentencePiece model as an editable object. ValueError without protobuf."""
     try:
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
-    except Exception as e:                            # TypeError and others, if the two do not fit
+    except Exception as e:                            # TypeError etc., if versions do not match
         raise ValueError('this needs protobuf: pip install -U sentencepiece protobuf') from e
     return ModelProto.FromString(tokenizer.model)
 

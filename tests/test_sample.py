@@ -76,12 +76,12 @@ def test_what_is_cut_off_is_said(folder, capsys):
                  '--max_new_tokens=2', '--beams=1'])
     captured = capsys.readouterr()
     assert captured.out.count('\n') == 1
-    warning = 'warning: 2 outputs have as many tokens as they may'
+    warning = 'warning: 2 outputs reached the limit of tokens'
     assert warning in captured.err
     long = writer(folder, 'bo', 'bo', 'summarise', beams=1, max_new_tokens=2)
     long.answer(['ང' * 100, 'ང'])
     long.warn()
-    assert 'warning: 1 texts lost their ends: the model reads 64 tokens' in capsys.readouterr().err
+    assert 'warning: 1 texts were cut: the model reads 64 tokens' in capsys.readouterr().err
     long.warn()
     assert not capsys.readouterr().err
 
@@ -108,7 +108,7 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [p['prediction'] for p in found] and len(found) > 9
     assert scores['cut'] > 0
-    warning = f'warning: {scores["cut"]} texts lost their ends: the model reads 24 tokens'
+    warning = f'warning: {scores["cut"]} texts were cut: the model reads 24 tokens'
     assert warning in captured.err
     sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--beams=1',
                  '--max_new_tokens=3'])

@@ -1,5 +1,5 @@
 # Reading comprehension: an answer from a question and its context (TibetanQA, CMRC 2018; the paper
-# has 10,000 examples). data/README.md says how to convert them.
+# uses 10,000 examples). data/README.md says how to convert these data sets.
 #     python finetune.py config/finetune/answer.py --data=tibetanqa.bo.jsonl \
 #         --checkpoint=out/tibetan_base/best
 # Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=500 --data=cmrc.zh.jsonl,...

@@ -1,6 +1,6 @@
 # Translation, here from Chinese to Tibetan, learned from pairs (a .tsv of two columns):
 #     python finetune.py config/finetune/translate.py --data=web.bo-zh.tsv
-# These settings are for data/nano and some 20,000 pairs. The paper has 50,000 pairs, batches of 200
+# These settings are for data/nano and about 20,000 pairs. The paper: 50,000 pairs, batches of 200
 # and 50 epochs: batch_tokens=8192, accumulate=8, max_steps=12500, lr=1e-4, dropout=0.1.
 task = 'translate'
 learn = ('zh-bo',)

@@ -1,4 +1,4 @@
-"""Your own text: files or folders whose names say the language.
+"""Your own text: files, or folders of files, whose names give the language.
 
 bo.txt            a document a line or, if more than one line in a hundred is empty, documents
                   between empty lines
@@ -19,13 +19,13 @@ NAMES = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)'
 
 
 def languages(path):
-    """('bo',) or ('bo', 'zh') from a file's name, or () where it names none."""
+    """('bo',) or ('bo', 'zh') from a file's name, or () if it names none."""
     match = NAMES.fullmatch(path.name)
     return tuple(filter(None, match.groups())) if match else ()
 
 
 def fetch(source):
-    """The files that name a language in `source`: a file or folder, or several, by commas."""
+    """The files in `source` that name a language. source: files or folders, by commas."""
     if not source:
         raise FileNotFoundError('dataset=text: say where your files are with --data_from=PATH')
     files = set()
@@ -42,7 +42,7 @@ def fetch(source):
 def documents(files):
     """(None, {language: text}) for each document or pair.
 
-    Raises ValueError where a file has none, or the first ones are in another language's script."""
+    Raises ValueError if a file has none, or if the first ones are in another language's script."""
     for path in files:
         names = languages(path)
         if path.suffix == '.tsv':

