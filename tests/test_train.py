@@ -312,7 +312,7 @@ def test_a_diverging_run_ends(cfg, monkeypatch):
     """... with its last good checkpoint, and so does the same command again."""
     spoil(monkeypatch, {step: float('inf') for step in range(4, 20)})
     cfg = replace(cfg, max_steps=20, save_interval=1)
-    message = 'step 8: 5 steps in a row without a finite loss .*/last is of a step before'
+    message = 'step 8: 5 steps in a row without a finite loss .*/last is from before them'
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             train.train(cfg)
