@@ -291,7 +291,7 @@ def test_command_line(tmp_path, capsys):
     metrics.main([str(hyp), str(ref), '--lang=bo'])
     shown = capsys.readouterr().out
     assert shown.startswith('90 texts;')
-    assert 'chrF++          100.0  [100.0, 100.0]  characters 1-6 and words 1-2' in shown
+    assert 'chrF++          100.0  [100.0, 100.0]  character 1-6-grams, word 1-2-grams' in shown
     metrics.main([str(hyp), str(ref), '--lang=bod_Tibt'])
     assert capsys.readouterr().out == shown
     with pytest.raises(ValueError, match='and others are in TIBETAN, and zh is written in CJK'):
