@@ -126,7 +126,7 @@ def warn_of_learned(parts, folder):
     for part, found in parts.items():
         if n := sum(any(text in learned for text in e.texts) for e in found if part != 'train'):
             print0(f'warning: {n} of the {len(found)} examples for {part} are learned, here or by '
-                   f'{folder}; to avoid it, train that with the same text held out')
+                   f'{folder}; to avoid this, hold out the same text there (--val_fraction)')
 
 
 def texts_learned(folder):

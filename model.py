@@ -48,7 +48,7 @@ class SWCMConfig:
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
-            raise ValueError(f"share='alternate' needs an even n_layer, not {self.n_layer}")
+            raise ValueError(f"n_layer={self.n_layer}: share='alternate' needs an even number")
         if self.share == 'none' and self.inserted == 'duplicate':
             raise ValueError("inserted='duplicate' needs copied layers; share='none' has none")
         self.languages, self.n_ids = tuple(self.languages), self.vocab_size + len(self.languages)
