@@ -582,7 +582,9 @@ def test_a_line_of_10_megabytes(tokenizer, tmp_path):
     assert max(map(len, segments)) <= 253 and sum(map(len, segments)) == len(tokenizer.encode(line))
 
 
-def test_bytes_on_the_command_line_that_are_no_text(monkeypatch, corpus):
+def test_bytes_on_the_command_line_that_are_no_text(monkeypatch, corpus, tmp_path):
+    monkeypatch.chdir(tmp_path)                       # not beside a run of the user's in out/
+
     def main(argv):
         train.train(cli.load(config.Train, argv))
 
