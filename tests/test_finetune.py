@@ -238,6 +238,17 @@ def test_untrained_and_checkpoint(tmp_path, corpus, encoder_folder):
     assert 'has learned is not known, perhaps some of the tests' in done.stdout
 
 
+@pytest.mark.parametrize('dtype, n_packed', [('auto', 1), ('float32', 0)])
+def test_weights_are_packed_for_scores_unless_asked_otherwise(tmp_path, corpus, encoder_folder,
+                                                              monkeypatch, dtype, n_packed):
+    packed = []
+    monkeypatch.setattr(finetune, 'pack', packed.append)
+    run_here(f'--data={corpus}/some.bo-zh.tsv', f'--encoder={encoder_folder}', '--device=cpu',
+             f'--dtype={dtype}', '--eval_only=True', '--test_fraction=0.1', '--max_source_len=60',
+             '--max_target_len=9', '--beams=1', f'--out_dir={tmp_path}/out')
+    assert len(packed) == n_packed
+
+
 def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monkeypatch):
     losses = iter([9, 8, 6, 7])
     monkeypatch.setattr(finetune, 'evaluate',

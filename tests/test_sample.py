@@ -157,7 +157,8 @@ def test_no_row_behind_the_pieces_is_written(pieces):
 
 def test_newest_is_newest(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for n, name in enumerate(('old/last', 'old/best', 'new/last', 'newest/last', 'newest/best'), 1):
+    for n, name in enumerate(('old/last', 'old/best', 'study/arm.1/best', 'new/last', 'newest/last',
+                              'newest/best'), 1):
         target = tmp_path / 'out' / name
         target.mkdir(parents=True)
         for file in ('config.json', 'model.safetensors'):

@@ -184,6 +184,14 @@ def test_scores_of_masked_tokens(cfg, run_root, monkeypatch):
     assert all(log(cfg)[-1]['scores'][f'accuracy {x}'] < 1 for x in LANGUAGES)
 
 
+def test_a_head_that_is_not_in_the_files_is_random(cfg, tmp_path, capsys):
+    """... and the report of weights says so."""
+    XLMR.from_encoder(cfg.encoder, mlm_head=False).save(tmp_path / 'bare')
+    for encoder, origin in ((cfg.encoder, 'read from'), (str(tmp_path / 'bare'), 'random')):
+        train.train(replace(cfg, objective='mlm', encoder=encoder, max_steps=1, resume=False))
+        assert re.search(rf'  head +[\d,]+  {origin}', capsys.readouterr().out)
+
+
 @pytest.mark.full
 def test_curves(cfg, tmp_path):
     """A table and a figure of two seeds of one arm, and of another arm that does not translate."""
