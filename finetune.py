@@ -15,13 +15,12 @@ from config import FineTune, cli
 if __name__ == '__main__':
     cli.start(FineTune)                             # before torch, so that it answers at once
 
-import numpy as np
 import torch
 
 from config import runtime
 from config.cpu import pack
 from config.runtime import main_process_first, print0, rank_and_world
-from data.batches import Batches, task_probabilities, val_batches
+from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
 from data.dataset import SPECIALS, corpus_module
 from data.examples import Examples, languages_of, read_examples, split_examples
 from data.files import atomic_dir, check_folder
@@ -30,7 +29,10 @@ from data.metrics import ABOUT, report, score
 from data.tokenizer import Tokenizer, normalize
 from model import SWCM
 from sample import read_settings, run_of, write
-from train import check_origin, fit, loss_of, model_options, read_state, start_folder, weight_report
+from train import (
+    check_origin, fit, loss_of, model_options, read_state, sample_lines, start_folder,
+    weight_report,
+)
 
 # A task: the texts that form a source, and the score that selects the best checkpoint
 Task = namedtuple('Task', 'source score')
@@ -192,17 +194,16 @@ def evaluate(model, tasks, tokenizer, cfg):
         examples, outputs, whole, _ = predict(model, task, tokenizer, cfg, cfg.eval_examples, 1)
         scores[f'{metric} {task.direction}'] = whole[metric][0]
         example, output = examples[len(examples) // 2], outputs[len(examples) // 2]
-        lines += [f'  {task.name}', f'    source     {" | ".join(example.source)[:300]}',
-                  f'    output     {output}', f'    reference  {normalize(example.target)}']
+        lines += sample_lines(task.name, ' | '.join(example.source)[:300], output,
+                              normalize(example.target))
     return losses, scores, lines
 
 
 def predict(model, task, tokenizer, cfg, n, beams):
     """At most n examples of a task (0: all), evenly spaced, outputs, and what `score` returns."""
-    n = min(n or len(task), len(task))
-    chosen = np.linspace(0, len(task) - 1, n).astype(int)
+    chosen = evenly_spaced(len(task), n or len(task))
     banned = banned_ids(cfg, tokenizer).get(task.target, ())
-    found = write(model, tokenizer, [task.ids[i][0] for i in chosen], [task.target] * n,
+    found = write(model, tokenizer, [task.ids[i][0] for i in chosen], [task.target] * len(chosen),
                   cfg.max_target_len - SPECIALS, max(1, 64 // beams), banned, beams=beams,
                   length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram)
     examples, outputs = [task.examples[i] for i in chosen], [text for text, _ in found]

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
-from data.batches import Batches, task_probabilities, val_batches
+from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
 from data.dataset import identity, prepare, report
 from data.files import atomic_dir, atomic_write, check_folder, read_json_object, sync
 from data.metrics import chrf
@@ -388,10 +388,10 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
         if task.kind == 'mlm':
             scores |= masked_accuracy(model, task, batches)
         elif task.kind == 'mt' and is_last and cfg.eval_translations:
-            n = min(len(task), cfg.eval_translations)
-            chosen = np.linspace(0, len(task) - 1, n).astype(int)
+            chosen = evenly_spaced(len(task), cfg.eval_translations)
             sources = [task.val_example(i)[0] for i in chosen]
-            outputs = [text for text, _ in write(model, tokenizer, sources, [task.target] * n)]
+            found = write(model, tokenizer, sources, [task.target] * len(sources))
+            outputs = [text for text, _ in found]
             references = [task.reference(i) for i in chosen]
             scores[f'chrF++ {task.source}-{task.target}'] = chrf(outputs, references)
     for task in [t for t in held_out if cfg.languages[0] in (t.source, t.target)][:3]:
@@ -400,9 +400,13 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:
             [(output, _)] = write(model, tokenizer, [src], [task.target])
-        lines += [f'  {task.name}', f'    source     {tokenizer.decode(src)}',
-                  f'    output     {output}', f'    reference  {tokenizer.decode(tgt)}']
+        lines += sample_lines(task.name, tokenizer.decode(src), output, tokenizer.decode(tgt))
     return losses, scores, lines
+
+
+def sample_lines(name, source, output, reference):
+    return [f'  {name}', f'    source     {source}', f'    output     {output}',
+            f'    reference  {reference}']
 
 
 def to_tensors(model, *arrays):

@@ -83,11 +83,15 @@ def collate(examples):
     return tuple(padded)
 
 
+def evenly_spaced(n, at_most):
+    """At most so many of the indices below n, evenly spaced: an int array."""
+    return np.linspace(0, n - 1, min(n, at_most)).astype(int)
+
+
 def val_batches(task, cfg, n):
     """The batches of a task for evaluation: at most n of its examples, the same noise each time."""
-    n = min(len(task), n)
-    examples = [task.val_example(i) for i in np.linspace(0, len(task) - 1, n).astype(int)]
+    examples = [task.val_example(i) for i in evenly_spaced(len(task), n)]
     lengths = np.array([[len(source), len(target)] for source, target in examples])
-    n_batches = min(n, 2 ** max(0, int(np.log2(lengths.sum() / cfg.batch_tokens))))
+    n_batches = min(len(examples), 2 ** max(0, int(np.log2(lengths.sum() / cfg.batch_tokens))))
     return [collate([examples[i] for i in rows])
-            for rows in bucket_by_length(lengths, np.arange(n), n_batches)]
+            for rows in bucket_by_length(lengths, np.arange(len(examples)), n_batches)]
