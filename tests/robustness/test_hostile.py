@@ -383,8 +383,11 @@ def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts,
     meta, wanted = read_meta(prepared), 0
     for _, texts in text.documents([folder / name]):
         wanted += sum(len(ids) for t in texts.values() for ids in tokenizer.encode(t.splitlines()))
-    assert found <= wanted == sum(s['tokens'] for s in meta['streams'].values())
-    if not any(meta['notes'].values()):
+    counted = sum(s['tokens'] for s in meta['streams'].values())
+    notes = {note for of_stream in meta['notes'].values() for note in of_stream}
+    assert found <= counted <= wanted
+    assert counted == wanted or 'are shortened by held-out sentences' in notes
+    if not notes:
         assert found == wanted
     shutil.rmtree(prepared)
 
