@@ -55,7 +55,7 @@ class Run:
 class Train(Run):
     objective: str = key('swcm', 'swcm: denoising, translation | mlm: masked LM, for an encoder')
     dataset: str = key('udhr', 'a corpus: data/NAME/prepare.py reads it')
-    data_from: str = changeable('', 'where the corpus is, unless it is downloaded')
+    data_from: str = changeable('', 'files or folders of the corpus; udhr is included')
     languages: tuple = key(('bo', 'ug', 'kk', 'mn', 'zh'), 'what the model reads and writes')
     encoder: str = key('data/nano', 'folder of an XLM-R encoder')
     block_size: int = key(256, 'longest sequence in tokens, with <s> <lang> </s>', low=8)

