@@ -300,9 +300,9 @@ def model_folder(folder):
     return str(inside[0]) if folder and inside else folder
 
 
-def read_settings(folder):
-    """config.json of a run or model; {} where it is missing or damaged."""
-    path = Path(folder, 'config.json')
+def read_settings(folder, name='config.json'):
+    """The settings of a model or, with name='run.json', of its run; {} if missing or damaged."""
+    path = Path(folder, name)
     try:
         return read_json_object(path.read_bytes(), path)
     except (OSError, ValueError):
@@ -311,7 +311,7 @@ def read_settings(folder):
 
 def run_of(folder):
     """The settings, Train or FineTune, of the run that wrote the checkpoint `folder`, or None."""
-    found = read_settings(Path(folder).parent)
+    found = read_settings(folder, 'run.json')
     cls = FineTune if 'task' in found else Train
     try:
         return cls(**cli.from_dict(cls, found, folder)) if found else None

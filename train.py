@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, takewhile
 from pathlib import Path
 
 from config import Train, cli
@@ -32,7 +33,7 @@ from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
 from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
 from data.dataset import identity, prepare, report
-from data.files import atomic_dir, atomic_write, check_folder, read_json_object, sync
+from data.files import atomic_dir, check_folder, read_json_object, sync
 from data.metrics import chrf
 from data.tasks import tasks
 from data.tokenizer import PAD, Tokenizer
@@ -242,8 +243,14 @@ class Checkpoints:
             figures = {'progress': asdict(self.progress), 'origin': self.origin,
                        'config': asdict(self.cfg)}
             with atomic_dir(self.out / 'last') as new:
-                self.model.save(new)
+                self.save_model(new)
                 save_file(tensors, new / STATE, {'json': json.dumps(figures), 'crc32': '0' * 8})
+
+    def save_model(self, folder):
+        """Writes the model, and the settings of its run as run.json."""
+        self.model.save(folder)
+        text = json.dumps(asdict(self.cfg), indent=1, ensure_ascii=False)
+        (folder / 'run.json').write_text(text, encoding='utf-8')
 
     def restore(self):
         """The inverse of `save`: weights, and AdamW's moments."""
@@ -263,20 +270,16 @@ class Checkpoints:
 
     def begin_log(self):
         """Removes what an earlier run left, after the step at which this one starts."""
-        for name in ('last.*.tmp', 'best.*.tmp', 'config.json.tmp', 'log.jsonl.tmp'):
-            for path in self.out.glob(name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in chain(self.out.glob('last.*.tmp'), self.out.glob('best.*.tmp')):
+            shutil.rmtree(path)
         step, log = self.progress.step, self.out / 'log.jsonl'
         if not step:
             remove_checkpoint(self.out / 'last')
         self.out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.out / 'config.json') as path:
-            text = json.dumps(asdict(self.cfg), indent=1, ensure_ascii=False)
-            path.write_text(text, encoding='utf-8')
-        lines = log.read_text(encoding='utf-8').split('\n')[:-1] if step and log.exists() else []
-        with atomic_write(log) as path:
-            kept = [line for line in lines if read_json_object(line, log)['step'] <= step]
-            path.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
+        if log.exists():
+            lines = log.read_bytes().split(b'\n')[:-1] if step else []
+            kept = takewhile(lambda line: read_json_object(line, log)['step'] <= step, lines)
+            os.truncate(log, sum(len(line) + 1 for line in kept))
 
     def log(self, **figures):
         """Adds a line to log.jsonl."""
@@ -324,7 +327,7 @@ class Checkpoints:
                     remove_checkpoint(self.out / 'best')    # of an earlier run
                 p.best_metric, p.best_loss = found
                 with atomic_dir(self.out / 'best') as new:
-                    self.model.save(new)
+                    self.save_model(new)
         barrier()
 
 

@@ -3,11 +3,9 @@
 A config file is Python, one assignment per line. It is executed: run only files that you trust.
 """
 import ast
-import ctypes
 import difflib
 import inspect
 import os
-import platform
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -110,7 +108,6 @@ def run(main):
     for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):    # None: closed
         errors = 'strict' if stream is sys.stdin else 'backslashreplace'
         stream.reconfigure(encoding='utf-8', errors=errors)
-    keep_memory()
     try:
         try:
             main(sys.argv[1:])
@@ -126,14 +123,3 @@ def run(main):
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
-
-
-def keep_memory():
-    """Makes glibc keep freed memory for the next step.
-
-    Otherwise the kernel takes large blocks back and zeroes new ones in every step. This takes a
-    quarter of the time at XLM-R base's sizes on a CPU."""
-    if platform.libc_ver()[0] == 'glibc':
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)                             # M_MMAP_MAX: no separate blocks
-        libc.mallopt(-1, -1)                            # M_TRIM_THRESHOLD: never give back

@@ -79,18 +79,6 @@ def atomic_dir(folder):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def atomic_write(path):
-    """Gives a temporary path; what is written there replaces `path` atomically, or not at all."""
-    temporary = path.with_name(path.name + '.tmp')
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def sync(path):
     """Waits until a file is on the disk, so that no power failure leaves an empty one in place."""
     with open(path, 'rb+') as file:

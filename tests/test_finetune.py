@@ -64,14 +64,15 @@ def test_tests_that_were_learned_before_are_counted(tmp_path, corpus, capsys, op
                              **options})
     after = replace(cfg, checkpoint=str(tmp_path / 'before/best'))
     for name, settings in ('before', before), ('after', after):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').write_text(json.dumps(asdict(settings)), encoding='utf-8')
+        (tmp_path / name / 'best').mkdir(parents=True)
+        written = tmp_path / name / 'best/run.json'
+        written.write_text(json.dumps(asdict(settings)), encoding='utf-8')
         finetune.warn_of_learned(parts, str(tmp_path / name / 'best'))
         found = re.findall(r'warning: (\d+) of the \d+ examples for \w+ are learned',
                            capsys.readouterr().out)
         assert sum(map(int, found)) == n
     moved = asdict(replace(before, data_from='/nowhere'))
-    (tmp_path / 'before/config.json').write_text(json.dumps(moved))
+    (tmp_path / 'before/best/run.json').write_text(json.dumps(moved))
     finetune.warn_of_learned(parts, str(tmp_path / 'after/best'))
     warning = 'has learned is not known, perhaps some of the tests (/nowhere does not exist)'
     assert warning in capsys.readouterr().out
@@ -257,7 +258,7 @@ def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monke
              '--max_source_len=60', '--max_target_len=60', '--max_steps=3', '--test_fraction=0.2',
              '--val_fraction=0.2', '--beams=1', '--eval_interval=1', '--batch_tokens=300',
              '--test_examples=2', f'--out_dir={tmp_path}/out')
-    settings = json.loads((tmp_path / 'out/config.json').read_text())
+    settings = json.loads((tmp_path / 'out/last/run.json').read_text())
     progress = read_state(config.FineTune(**settings))['progress']
     assert (progress['best_metric'], progress['best_loss']) == (0, 6)
 

@@ -42,7 +42,7 @@ import torch
 
 import config
 import data.dataset
-from config import cli, runtime
+from config import runtime
 from config.cpu import PackedHead, pack
 from data.batches import Batches, task_probabilities
 from data.files import read_lines
@@ -306,7 +306,6 @@ def head_and_loss(system, tgt, mixed):
 
 def measure(name, vocab, work, device, runs, profile):
     """The row of one system and work, in a process of its own: a dict of figures."""
-    cli.keep_memory()                                       # as cli.run does
     device, dtype = runtime.find_device(device, 'auto')
     before = rates(device, dtype)
     torch.manual_seed(1)
