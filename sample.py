@@ -3,7 +3,7 @@
     python sample.py                             the newest model of out/ on held-out examples
     python sample.py --text=你好 --to=bo          translates from zh, or from --source=LANG
     python sample.py --task=denoise --to=bo --text='བོད་<mask>ལ།'
-    python sample.py --to=bo --file=zh.txt       line by line; --file=-: what you type or pipe in
+    python sample.py --to=bo --file=zh.txt       line by line; --file=-: standard input
 
 First how a model generates: cache, beams, the loop. Then filters, and the command line.
 """
@@ -26,7 +26,7 @@ from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments
 from data.examples import languages_of, truncate
 from data.files import check_folder, read_json_object, read_lines
-from data.languages import BY_CHARACTER, full_width, wrong_script
+from data.languages import BY_CHARACTER, wrong_script
 from data.tasks import tasks
 from data.tokenizer import BOS, EOS, UNK, Tokenizer
 from model import SWCM
@@ -147,7 +147,7 @@ def topk(x, n):
 
 @torch.inference_mode()
 def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat_ngram=0,
-           temperature=0.0, top_k=0, top_p=1.0, banned=()):
+           temperature=0.0, top_k=0, banned=()):
     """Writes a text for each row of src (B,S), in the language and up to the limit given for it.
 
     Greedy with beams=1, beam search with more, sampling with temperature > 0 and beams=1. At its
@@ -171,7 +171,7 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
         for rows in texts.at_limit():
             logp[rows, :EOS] = logp[rows, EOS + 1:] = -torch.inf
         if temperature:
-            logp = keep_sampled(logp, temperature, top_k, top_p)
+            logp = keep_sampled(logp, temperature, top_k)
         kept, parent, token = texts.extend(logp)
         src = src[kept]
         cache.extend(kept, parent)
@@ -209,13 +209,10 @@ def ban_repeats(logp, ids, n):
         logp[row, grams[row, at, -1]] = -torch.inf
 
 
-def keep_sampled(logp, temperature, top_k, top_p):
+def keep_sampled(logp, temperature, top_k):
     """Samples a token for each row of logp (R,V); returns logp with -inf for all others."""
     p, order = (logp / temperature).softmax(-1).sort(-1, descending=True)
-    if top_k:
-        p = p[:, :top_k] / p[:, :top_k].sum(-1, keepdim=True)
-    if top_p < 1:                                                       # keep the one crossing it
-        p = p.masked_fill(p.cumsum(-1) - p > top_p, 0)
+    p = p[:, :top_k or None]
     token = order.gather(1, p.multinomial(1))                           # (R,1)
     return torch.full_like(logp, -torch.inf).scatter(1, token, logp.gather(1, token))
 
@@ -239,7 +236,7 @@ class Writer:
     def write(self, sources, languages):
         """The best text for each source, ids with <s> <lang> </s>; languages: one for each."""
         options = {name: getattr(self.cfg, name) for name in (
-            'beams', 'length_penalty', 'no_repeat_ngram', 'temperature', 'top_k', 'top_p',
+            'beams', 'length_penalty', 'no_repeat_ngram', 'temperature', 'top_k',
             'max_new_tokens', 'batch')}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             found = write(self.model, self.tokenizer, sources, languages, banned=self.banned,
@@ -273,15 +270,7 @@ class Writer:
         flat = [ids for parts in sources for ids in parts]
         written = iter(self.write(flat, [cfg.to] * len(flat)))
         space = '' if cfg.to in BY_CHARACTER else ' '
-        answers = [space.join(islice(written, len(parts))) for parts in sources]
-        return list(map(full_width, answers)) if cfg.to == 'zh' else answers
-
-    def warn(self):
-        """Prints the warnings on the texts so far to standard error, and resets the counts."""
-        for what, n in self.counts.items():
-            if n:
-                print(f'warning: {n} {what}', file=sys.stderr)
-        self.counts.clear()
+        return [space.join(islice(written, len(parts))) for parts in sources]
 
 
 def newest_checkpoint():
@@ -378,14 +367,13 @@ def main(argv):
     if cfg.task in BY_SENTENCE and cfg.question or cfg.task == 'answer' and not cfg.question:
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
                          '--question')
-    lines = iter([cfg.text] if 'text' in given else read_lines(cfg.file))
-    is_dialogue, n = cfg.file == '-' and sys.stdin.isatty(), 0
-    while texts := list(islice(lines, 1 if is_dialogue else cfg.batch)):
+    lines, n = iter([cfg.text] if 'text' in given else read_lines(cfg.file)), 0
+    while texts := list(islice(lines, cfg.batch)):
         print('\n'.join(writer.answer(texts)), flush=True)
         n += len(texts)
-        if is_dialogue:
-            writer.warn()
-    writer.warn()
+    for what, times in writer.counts.items():
+        if times:
+            print(f'warning: {times} {what}', file=sys.stderr)
     if not n:
         raise ValueError(f'{cfg.file} has no text')
 

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
 
 from config import Train, cli
@@ -125,9 +125,6 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
     `batches[k]` a pair of int64 arrays; `evaluator(model, is_last)` a dict of losses per token, one
     of scores, and lines to show. The best checkpoint has the lowest `metric(losses, scores)`.
     `origin`: see check_origin. On a CPU the same settings give the same bits, resumed or not."""
-    if cfg.deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-        torch.use_deterministic_algorithms(True, warn_only=True)
     (device, dtype), (rank, world) = runtime.find_device(cfg.device, cfg.dtype), rank_and_world()
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     model.to(device).train()
@@ -270,7 +267,7 @@ class Checkpoints:
 
     def begin_log(self):
         """Removes what an earlier run left, after the step at which this one starts."""
-        for path in chain(self.out.glob('last.*.tmp'), self.out.glob('best.*.tmp')):
+        for path in [*self.out.glob('last.*.tmp'), *self.out.glob('best.*.tmp')]:
             shutil.rmtree(path)
         step, log = self.progress.step, self.out / 'log.jsonl'
         if not step:

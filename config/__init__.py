@@ -48,7 +48,6 @@ class Run:
     device: str = changeable('auto', 'auto | cpu | cuda | cuda:1 | mps')
     dtype: str = changeable('auto', 'auto (bfloat16 if CUDA has it) | float32 | bfloat16')
     compile: bool = changeable(False, 'torch.compile; for CUDA')
-    deterministic: bool = changeable(False, 'on CUDA: the same bits each time; slower')
 
 
 @dataclass
@@ -109,7 +108,6 @@ class Sample:
     max_new_tokens: int = key(0, 'limit of an output; 0: 3 times the source tokens plus 20')
     temperature: float = key(0.0, 'above 0: sample, with beams=1')
     top_k: int = key(0, 'sample from the N most likely tokens; 0: all')
-    top_p: float = key(1.0, 'sample from top tokens of this total probability', low=TINY, high=1)
     seed: int = key(1, 'of sampling', high=2**32 - 1)
     examples: int = key(1, 'held-out examples shown per task and language', low=1)
     batch: int = key(16, 'texts at a time', low=1)

@@ -1,8 +1,8 @@
 """Supervised examples, from source to target: translations, summaries, answers.
 
 .tsv      two columns: source and target or, with a name such as web.bo-zh.tsv, a translation
-.jsonl    one object per line: a text in two languages, `zh`, `bo` (also `zh-CN`, `bod_Tibt`), or
-          the fields of one of FORMS; several correct answers are a list
+.jsonl    one object per line: a text in two languages, `zh`, `bo`, or the fields of one of FORMS;
+          several correct answers are a list
 
 The file's name says the languages (news.bo.jsonl), or else --learn if it has one direction.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.heldout import Texts, digest
-from data.languages import SCRIPTS, check_script, language_code
+from data.languages import SCRIPTS, check_script
 from data.tokenizer import EOS, normalize
 
 FORMS = ('question', 'context', 'answer'), ('source', 'target'), ('article', 'title')
@@ -77,7 +77,6 @@ def make_examples(record, where, languages, directions):
     """The Examples of a record {field: value}: one, or for a translation those in `directions`.
 
     languages: of source and target, unless the fields are languages."""
-    record = {language_code(name): value for name, value in record.items()}
     known = {*languages, *'-'.join(directions).split('-')}
     texts = {x: strings_of(record, x, where)[0] for x in known & record.keys()}
     if len(texts) < 2:

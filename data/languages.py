@@ -1,5 +1,4 @@
-"""Languages: the scripts that they are written in, and the codes used in other data sets."""
-import re
+"""Languages: the scripts that they are written in."""
 import unicodedata
 from collections import Counter
 from functools import cache
@@ -12,25 +11,7 @@ SCRIPTS = {
     'ug': {'ARABIC', 'CYRILLIC'}, 'zh': {'CJK'}}
 # Written without spaces, and without marks between syllables
 BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'
-# ISO 639-3, as in FLORES-200 (zho_Hans)
-CODES = {'bod': 'bo', 'uig': 'ug', 'kaz': 'kk', 'khk': 'mn', 'zho': 'zh', 'cmn': 'zh', 'eng': 'en'}
-CHINESE = '\u3400-\u9fff\uf900-\ufaff。”’》」』】）'    # characters, and what closes a quotation
-FULL_WIDTH = str.maketrans(',!?:;', '，！？：；')
 MIN_FRACTION = 0.1                    # of letters in the language's scripts: texts quote others
-
-
-def language_code(name):
-    """Our code for the name of a language: zh for zh-CN, zho_Hans; other names in lower case."""
-    match = re.fullmatch('([A-Za-z]{2,3})([-_]([A-Z]{2}|[A-Z][a-z]{3}))*', name)
-    code = (match[1] if match else name).lower()
-    return CODES.get(code, code)
-
-
-def full_width(text):
-    """Chinese as it is printed: ，！？：；（） next to Chinese characters, not nmt_nfkc's ,!?:;()."""
-    bracket = fr'(?<=[{CHINESE}])\(([^()]*)\)|\(([^()]*[{CHINESE}][^()]*)\)'
-    text = re.sub(bracket, r'（\1\2）', text)
-    return re.sub(f'(?<=[{CHINESE}])[,!?:;]+', lambda m: m[0].translate(FULL_WIDTH), text)
 
 
 @cache

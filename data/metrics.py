@@ -1,11 +1,8 @@
 """Scores of generated text against references, in percent, with 95 % intervals.
 
-    python -m data.metrics hypotheses.txt references.txt --lang=bo
-
 Both are normalised as for the vocabulary (data.tokenizer.normalize). chrF++ is computed
 from the counts of all texts together; the other scores are means over texts.
 """
-import argparse
 import math
 import re
 import string
@@ -16,9 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from config import cli
-from data.files import read_lines
-from data.languages import BY_CHARACTER, check_script, language_code, main_script
+from data.languages import BY_CHARACTER, main_script
 from data.tokenizer import normalize
 
 TSHEG = '\u0f0b\u0f0c'                                # between syllables of Tibetan and Dzongkha
@@ -124,10 +119,6 @@ def common_subsequence(ours, theirs):
     return len(ours) - row.bit_count()
 
 
-def common_substring(ours, theirs):
-    return SequenceMatcher(None, ours, theirs, autojunk=False).find_longest_match().size
-
-
 def normalize_all(hypotheses, references):
     """Texts as they are scored, and for each a list of its references that have text."""
     several = [[r for r in map(normalize, [found] if isinstance(found, str) else found) if r]
@@ -155,8 +146,9 @@ def values_of(hypothesis, references, language):
     found |= zip(('rouge_l_f', 'rouge_l_p', 'rouge_l_r'), best(common_subsequence, as_units))
     found['f1'], *_ = best(lambda a, b: (Counter(a) & Counter(b)).total(), words)
     if language == 'zh':
-        found['cmrc_f1'], *_ = best(common_substring,
-                                    lambda text: CMRC_SEGMENT.findall(without_marks(text)))
+        found['cmrc_f1'], *_ = best(
+            lambda a, b: SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size,
+            lambda text: CMRC_SEGMENT.findall(without_marks(text)))
         found['cmrc_exact'] = is_equal(without_marks)
     return found | {'exact': is_equal(words), 'empty': not hypothesis,
                     'repeats': REPEAT.search(hypothesis + ' ') is not None}
@@ -203,19 +195,3 @@ def report(whole):
     """Yields a line for each score: value, interval, what it is."""
     for name in filter(whole.get, ABOUT):
         yield '  {:15}{:6.1f}  [{:5.1f}, {:5.1f}]  {}'.format(name, *whole[name], ABOUT[name])
-
-
-def main(argv):
-    parser = argparse.ArgumentParser('python -m data.metrics')
-    parser.add_argument('hypotheses', help='file with one text per line')
-    parser.add_argument('references', help='file with as many lines')
-    parser.add_argument('--lang', required=True, type=language_code, help='determines the units')
-    args = parser.parse_args(argv)
-    hypotheses, references = (list(read_lines(path)) for path in (args.hypotheses, args.references))
-    check_script(references, args.lang, args.references)
-    print(f'{len(references)} texts; percent, with 95 % intervals')
-    print('\n'.join(report(score(hypotheses, references, args.lang)[0])))
-
-
-if __name__ == '__main__':
-    cli.run(main)

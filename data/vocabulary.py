@@ -11,8 +11,8 @@ import argparse
 import io
 import math
 import unicodedata
-from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import sentencepiece
@@ -21,13 +21,8 @@ import torch
 from config import cli
 from data.dataset import prepare, report
 from data.files import atomic_dir, read_lines
-from data.heldout import digest
 from data.tokenizer import SPACE, UNK, UNKNOWN, Tokenizer
 from model import XLMR
-
-FILE_CHARACTERS = 10_000_000                          # new pieces are trained on, per text file
-COMMON = 0.999                                        # of a text's characters: kept in new pieces
-PART = 1000                                           # SentencePiece drops lines over 4,192 bytes
 
 
 def used_pieces(tokenizer, paths):
@@ -44,24 +39,11 @@ def used_pieces(tokenizer, paths):
 
 
 def new_pieces(tokenizer, paths, n):
-    """Trains n pieces on FILE_CHARACTERS of each text. Returns [(piece, score)] of those that
-    tokenizer lacks, including the characters of the texts. Raises ValueError if n is too small."""
-    lines, counts = [], Counter()
-    for path in paths:
-        in_file = Counter()
-        for part in read_parts(path):
-            in_file.update(unicodedata.normalize('NFKC', part))
-        limit = FILE_CHARACTERS / max(in_file.total(), 1) * 2**64
-        lines += [part for part in read_parts(path) if digest('vocabulary', part) < limit]
-        counts.update(in_file)
-    counts = Counter({c: times for c, times in counts.items() if not c.isspace()})
-    kept, n_before, enough = [], 0, COMMON * counts.total()
-    for c, times in counts.most_common():
-        if (n_before < enough or UNK in tokenizer.encode(c)) and c not in '\0' + UNKNOWN:
-            kept.append(c)
-        n_before += times
-    spaces = dict.fromkeys(map(ord, counts.keys() - set(kept)), ' ')      # for rare characters
-    model = train_sentencepiece((line.translate(spaces) for line in lines), kept, n)
+    """Trains n pieces on texts. Returns [(piece, score)] of those that tokenizer lacks, including
+    all characters that are <unk> to it. Raises ValueError if n is too small."""
+    characters = {c for part in read_parts(paths) for c in unicodedata.normalize('NFKC', part)}
+    unknown = {c for c in characters if not c.isspace() and UNK in tokenizer.encode(c)}
+    model = train_sentencepiece(read_parts(paths), unknown - {'\0', UNKNOWN}, n)
     old = {piece.piece: piece.score for piece in proto(tokenizer).pieces}
     new = [piece for piece in proto(Tokenizer(model)).pieces
            if piece.type == piece.NORMAL and piece.piece not in old]
@@ -70,23 +52,24 @@ def new_pieces(tokenizer, paths, n):
     return [(piece.piece, max(piece.score + shift, lowest)) for piece in new]
 
 
-def read_parts(path):
-    """The lines of a text file, with long ones in parts."""
-    for line in read_lines(path):
-        yield from (line[i:i + PART] for i in range(0, len(line), PART))
+def read_parts(paths):
+    """The lines of text files, long ones in parts: SentencePiece drops lines over 4,192 bytes."""
+    for line in chain.from_iterable(map(read_lines, paths)):
+        yield from (line[i:i + 500] for i in range(0, len(line), 500))
 
 
 def train_sentencepiece(lines, characters, n):
-    """The bytes of a SentencePiece model like XLM-R's, trained on `lines`: at most n pieces besides
-    <unk> <s> </s>, including all `characters`. Raises ValueError if n is too small for these."""
+    """The bytes of a SentencePiece model like XLM-R's, trained on 100,000 of the lines: at most n
+    pieces besides <unk> <s> </s>. These include `characters`, and others are 99.9 % of the text.
+    Raises ValueError if n is too small for them."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(1)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=model, vocab_size=n + 3,
-            hard_vocab_limit=False, character_coverage=1.0, required_chars=''.join(characters),
-            normalization_rule_name='nmt_nfkc', input_sentence_size=1_000_000, num_threads=4,
-            minloglevel=2)
+            hard_vocab_limit=False, input_sentence_size=100_000, character_coverage=0.999,
+            required_chars=''.join(sorted(characters)), normalization_rule_name='nmt_nfkc',
+            num_threads=4, minloglevel=2)
     except RuntimeError as e:
         raise ValueError(f'--pieces={n}: too few for this text, or it is empty ({e})') from e
     return model.getvalue()

@@ -169,13 +169,6 @@ def test_held_out_as_in_pretraining(tmp_path):
     assert {e.texts[-1] for e in parts['val'] + parts['test']} == held_out
 
 
-def test_codes_of_languages(tmp_path):
-    rows = [{'zh': '藏', 'bo': 'བོད'}, {'zh_CN': '藏', 'bod_Tibt': 'བོད', 'id': 3}]
-    (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
-    assert read_examples(str(tmp_path / 'a.jsonl'), ['zh-bo'])[0] == 2 * [
-        Example('zh-bo', ('藏',), 'བོད', ('བོད', '藏'))]
-
-
 def test_examples_are_cut_and_counted(tokenizer):
     texts = sentences('bo')
     made = [

@@ -10,7 +10,7 @@ from data import dataset
 from data.dataset import prepare
 from data.examples import Example, read_examples, split_examples
 from data.heldout import Texts, splits
-from data.languages import language_code, wrong_script
+from data.languages import wrong_script
 from data.tasks import tasks
 from data.tokenizer import normalize
 
@@ -120,13 +120,6 @@ def test_nothing_is_held_out(tmp_path, tokenizer, tokens_root):
     assert tasks(folder, 'train', tokenizer, cfg)
     with pytest.raises(ValueError, match='no val text for bo; it has none.* --val_fraction'):
         tasks(folder, 'val', tokenizer, cfg)
-
-
-def test_languages_by_other_names():
-    for names, code in (('zh-CN zh_CN zho_Hans', 'zh'), ('bod_Tibt bo', 'bo'), ('uig_Arab', 'ug'),
-                        ('kaz_Cyrl', 'kk'), ('khk_Cyrl', 'mn'), ('eng', 'en'), ('fr', 'fr'),
-                        ('zh_title', 'zh_title'), ('id', 'id')):
-        assert {language_code(name) for name in names.split()} == {code}
 
 
 def test_scripts():

@@ -282,23 +282,3 @@ def test_intervals_of_rates():
     whole, _ = score(['两本书'] * 20, ['三只狗'] * 20, 'zh')
     rates = 'empty', 'repeats', 'wrong_script', 'exact', 'cmrc_exact'
     assert {whole[name] for name in rates} == {wilson(0, 20)} and whole['f1'] == (0, 0, 0)
-
-
-def test_command_line(tmp_path, capsys):
-    hyp, ref = tmp_path / 'hyp.txt', tmp_path / 'ref.txt'
-    ref.write_text('\n'.join(sentences('bo')) + '\n', encoding='utf-8')
-    hyp.write_text('\n'.join(sentences('bo')).replace('་', '\u0f0c') + '\n', encoding='utf-8')
-    metrics.main([str(hyp), str(ref), '--lang=bo'])
-    shown = capsys.readouterr().out
-    assert shown.startswith('90 texts;')
-    assert 'chrF++          100.0  [100.0, 100.0]  character 1-6-grams, word 1-2-grams' in shown
-    metrics.main([str(hyp), str(ref), '--lang=bod_Tibt'])
-    assert capsys.readouterr().out == shown
-    with pytest.raises(ValueError, match='and others are in TIBETAN, and zh is written in CJK'):
-        metrics.main([str(ref), str(ref), '--lang=zh'])
-    with pytest.raises(FileNotFoundError):
-        metrics.main([str(ref), str(tmp_path / 'no'), '--lang=bo'])
-    hyp.write_text('x\n', encoding='utf-8')
-    done = subprocess.run([sys.executable, '-m', 'data.metrics', hyp, ref, '--lang=bo'],
-                          capture_output=True, text=True, encoding='utf-8')
-    assert done.returncode == 1 and done.stderr == 'error: 1 hypotheses for 90 references\n'

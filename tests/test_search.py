@@ -207,39 +207,24 @@ def test_sampling_follows_the_model(tiny):
         first = torch.tensor([ids[0] if ids else EOS for ids in texts])
         fraction = torch.stack([(first == token).float().mean() for token in WRITTEN])
         assert (fraction - p).abs().max() < 0.03
-    for options, allowed in ((dict(top_k=2), p.topk(2)[1]),
-                             (dict(top_p=p.max().item() - 0.01), p.topk(1)[1])):
-        found = run(tiny, few, limit=1, temperature=1.0, **options)
-        tokens = {ids[0] if ids else EOS for [(ids, _)] in found}
-        assert tokens == {WRITTEN[i] for i in allowed}
+    found = run(tiny, few, limit=1, temperature=1.0, top_k=2)
+    assert {ids[0] if ids else EOS for [(ids, _)] in found} == {WRITTEN[i] for i in p.topk(2)[1]}
 
 
-@pytest.mark.parametrize('top_k, top_p', [(0, 0.7), (20, 1.0), (20, 0.7), (3, 0.99), (0, 1.0)])
-def test_sampling_keeps_what_transformers_keeps(top_k, top_p, monkeypatch):
-    """top_p is of what top_k has left."""
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+@pytest.mark.parametrize('top_k', [20, 3, 0])
+def test_sampling_keeps_what_transformers_keeps(top_k, monkeypatch):
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper
 
     logp = (3 * torch.randn(8, 50, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
     kept = []
     monkeypatch.setattr(torch.Tensor, 'multinomial',
-                        lambda p, n: kept.append((p > 0).sum(1)) or p.argmax(1, True))
-    keep_sampled(logp, 1.5, top_k, top_p)
+                        lambda p, n: kept.append(p) or p.argmax(1, True))
+    keep_sampled(logp, 1.5, top_k)
     scores = TemperatureLogitsWarper(1.5)(None, logp)
     if top_k:
         scores = TopKLogitsWarper(top_k)(None, scores)
-    if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(None, scores)
-    assert kept[0].tolist() == scores.isfinite().sum(1).tolist()
-
-
-def test_sampling_from_all_of_a_large_vocabulary(monkeypatch):
-    """The sum of 250,000 float32 probabilities may pass 1 before the last: top_p=1 keeps all."""
-    kept = []
-    monkeypatch.setattr(torch.Tensor, 'multinomial',
-                        lambda p, n: kept.append((p > 0).sum()) or p.argmax(1, True))
-    x = torch.randn(1, 250_000, generator=torch.Generator().manual_seed(0))
-    keep_sampled(x.log_softmax(-1), 1.0, 0, 1.0)
-    assert kept == [250_000]
+    expected = scores.softmax(-1).sort(-1, descending=True)[0][:, :top_k or 50]
+    assert torch.allclose(kept[0] / kept[0].sum(-1, keepdim=True), expected)
 
 
 def logp_with_cache(model, tgt, src):
@@ -271,14 +256,13 @@ def test_packed_weights_write_nearly_the_same(encoder_folder, options):
 
 
 def test_packing_leaves_nothing_out(encoder_folder):
-    """With share='tie' a module is a part of two layers, and both have packed ones."""
+    """With share='tie' a module is a part of two layers."""
     model = make_model(encoder_folder, share='tie')
     pack(model)
     kinds = {type(m).__name__ for m in model.modules()}
-    assert not {'Linear', 'Attention'} & kinds and 'PackedLinear' in kinds
+    assert 'Linear' not in kinds and 'PackedLinear' in kinds
     for ours, theirs in zip(model.decoder, model.encoder.layers):
-        assert ours.ffn1 is theirs.ffn and hasattr(ours.self_attn, 'fused')
-        assert hasattr(ours.cross_attn, 'key')
+        assert ours.ffn1 is theirs.ffn and ours.self_attn is ours.cross_attn is theirs.attn
 
 
 def test_packing_where_there_is_no_library_for_it(encoder_folder, monkeypatch):

@@ -6,7 +6,6 @@
 task = 'answer'
 learn = ('bo',)
 out_dir = 'out/answer'
-max_source_len = 256
 max_target_len = 64
 batch_tokens = 8192
 accumulate = 8

@@ -7,7 +7,6 @@
 task = 'summarise'
 learn = ('bo',)
 out_dir = 'out/summarise'
-max_source_len = 256
 max_target_len = 64
 batch_tokens = 8192
 accumulate = 8

@@ -2,9 +2,7 @@
 #     python finetune.py config/finetune/translate.py --data=web.bo-zh.tsv
 # These settings are for data/nano and about 20,000 pairs. The paper: 50,000 pairs, batches of 200
 # and 50 epochs: batch_tokens=8192, accumulate=8, max_steps=12500, lr=1e-4, dropout=0.1.
-task = 'translate'
 learn = ('zh-bo',)
-out_dir = 'out/translate'
 batch_tokens = 2048
 max_steps = 800
 lr = 1e-3
