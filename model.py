@@ -16,7 +16,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.overrides import TorchFunctionMode
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
 
@@ -45,8 +44,6 @@ class SWCMConfig:
                             ('inserted', ('random', 'duplicate')), ('head', ('tied', 'untied'))):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name}={getattr(self, name)!r}: choose {" or ".join(known)}')
-        if self.n_embd % self.n_head:
-            raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
             raise ValueError(f"n_layer={self.n_layer}: share='alternate' needs an even number")
         if self.share == 'none' and self.inserted == 'duplicate':
@@ -329,7 +326,7 @@ class SWCM(nn.Module):
         Raises OSError for a missing file, ValueError if one is damaged or not from nanoSWCM."""
         config, tensors, sentencepiece = read_folder(folder)
         try:
-            with NoInit():
+            with torch.device('meta'):                                      # no random weights
                 model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
         except TypeError as e:                                              # an encoder's config
             raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one ({e})') from e
@@ -348,13 +345,6 @@ def init_weights(module):
             nn.init.zeros_(m.weight[m.padding_idx])
 
 
-class NoInit(TorchFunctionMode):
-    """Skips random initialisation where a file replaces the weights: saves 4 s at base size."""
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, '__module__', '') != 'torch.nn.init':
-            return func(*args, **(kwargs or {}))
-
-
 # Parts of our tensor names, and the same parts in transformers' XLMRobertaForMaskedLM
 NAMES = {
     'embeddings.word': 'roberta.embeddings.word_embeddings',
@@ -367,31 +357,39 @@ NAMES = {
     'ffn.down': 'output.dense', 'ffn.norm': 'output.LayerNorm', 'head.dense': 'lm_head.dense',
     'head.norm': 'lm_head.layer_norm', 'head.bias': 'lm_head.bias',
 }
-UNUSED = 'roberta.pooler.', 'roberta.embeddings.position_ids', 'lm_head.decoder.'
+READ = {'.gamma': '.weight', '.beta': '.bias', 'lm_head.decoder.bias': 'lm_head.bias',
+        **{theirs: ours for ours, theirs in NAMES.items()}}             # first: of older files
+UNUSED = 'roberta.pooler.', 'roberta.embeddings.position_ids', 'lm_head.decoder.weight', 'cls.'
 ROW_PER_ID = 'embeddings.word.weight', 'head.bias'      # ours have more rows than the file's
 SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_embd': 'hidden_size',
          'n_head': 'num_attention_heads', 'n_ffn': 'intermediate_size',
          'n_positions': 'max_position_embeddings', 'layer_norm_eps': 'layer_norm_eps'}
 XLMR_CONFIG = {'model_type': 'xlm-roberta', 'hidden_act': 'gelu', 'pad_token_id': PAD,
                'position_embedding_type': 'absolute', 'type_vocab_size': 1}
+NOT_OF_BERT = 'model_type', 'pad_token_id', 'type_vocab_size'
 
 
 def read_encoder(folder):
-    """Sizes (fields of SWCMConfig), tensors by our names, and the vocabulary of an XLM-R folder.
-    Raises OSError for a missing file, ValueError for a damaged one or settings unlike XLM-R's."""
+    """Sizes (fields of SWCMConfig), tensors by our names, and the vocabulary of a folder of XLM-R's
+    architecture, or of BERT's with XLM-R's vocabulary (multilingual-e5-small).
+    Raises OSError for a missing file, ValueError for a damaged one or other settings."""
     config, found, sentencepiece = read_folder(folder)
+    is_bert = config.get('model_type') == 'bert'
     for key, value in XLMR_CONFIG.items():
-        if config.get(key, value) != value:
+        if config.get(key, value) != value and not (is_bert and key in NOT_OF_BERT):
             raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; XLM-R has {value!r}')
     sizes, tensors = {ours: config.get(theirs) for ours, theirs in SIZES.items()}, {}
     if lacking := [SIZES[name] for name, size in sizes.items() if size is None]:
         raise ValueError(f'{folder}/config.json lacks {", ".join(lacking)}')
     for name, tensor in found.items():
-        name = name if name.startswith(('roberta.', 'lm_head.')) else f'roberta.{name}'
+        name = name.removeprefix('module.').removeprefix('bert.')
+        name = name if name.startswith(('roberta.', 'lm_head.', 'cls.')) else f'roberta.{name}'
+        if is_bert and 'position_embeddings' in name:           # XLM-R's positions begin at row 2
+            tensor, sizes['n_positions'] = F.pad(tensor, (0, 0, 2, 0)), sizes['n_positions'] + 2
         if not name.startswith(UNUSED):
-            for ours, theirs in NAMES.items():
+            for theirs, ours in READ.items():
                 name = name.replace(theirs, ours)
-            tensors[name] = tensor
+            tensors[name] = tensor[:1] if name == 'embeddings.token_type.weight' else tensor
     return {**sizes, 'mlm_head': 'head.bias' in tensors}, tensors, sentencepiece
 
 
@@ -402,22 +400,27 @@ def load_tensors(module, tensors, folder):
     if wrong:
         raise ValueError(f'{folder}: tensors are missing, unknown, or not of the shape that '
                          f'config.json asks for: {", ".join(sorted(wrong)[:4])}')
-    with torch.no_grad():
-        for name, p in ours.items():
-            p.copy_(tensors[name])
+    for name in ours:
+        part, _, attribute = name.rpartition('.')
+        value = nn.Parameter(tensors[name].to('cpu', torch.float32, copy=True))
+        setattr(module.get_submodule(part), attribute, value)
 
 
 def read_folder(folder):
     """config.json, tensors by name, the vocabulary's bytes. Runs no code of a pytorch_model.bin."""
+    folder, vocabulary = Path(folder), Path(folder, 'sentencepiece.bpe.model')
     try:
-        config = json.loads(Path(folder, 'config.json').read_bytes())
-        path = Path(folder, 'model.safetensors')
-        tensors = load_file(path) if path.is_file() else torch.load(
-            Path(folder, 'pytorch_model.bin'), 'cpu', weights_only=True)
+        config = json.loads((folder / 'config.json').read_bytes())
+        files = [*folder.glob('model.safetensors')] or folder.glob('model-*-of-*.safetensors')
+        tensors = {name: t for file in files for name, t in load_file(file).items()}
+        tensors = tensors or torch.load(folder / 'pytorch_model.bin', 'cpu', weights_only=True)
     except (ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:
         why = str(e).partition('. ')[0]         # torch then explains how to run the file's code
         raise ValueError(f'{folder} has a damaged file: {why}') from e
-    return config, tensors, Path(folder, 'sentencepiece.bpe.model').read_bytes()
+    if not vocabulary.is_file():
+        raise FileNotFoundError(f"{folder} has no {vocabulary.name}: only encoders with XLM-R's kind "
+                                'of vocabulary are read')
+    return config, tensors, vocabulary.read_bytes()
 
 
 def write_folder(folder, config, tensors, sentencepiece):

@@ -13,6 +13,7 @@ from data.files import SENTENCEPIECE
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPACE = '\u2581'                  # ▁, SentencePiece's mark of a space before a piece
+MOST_UNUSED = 1000                # rows of an encoder that have no id: multilingual-e5-small has 35
 UNKNOWN = '\u2585'                # a character that SentencePiece cannot have in a vocabulary
 # Ends of sentences: Tibetan shads, CJK, Arabic, Latin. ASCII ones (nmt_nfkc turns ！ into !) count
 # only before a space or a Chinese character: not in 3.5.
@@ -41,7 +42,7 @@ class Tokenizer:
         self.languages = tuple(languages)
         self.mask = len(self.sp) + 1
         self.vocab_size = vocab_size or self.mask + 1
-        if self.vocab_size <= self.mask:
+        if not self.mask < self.vocab_size < self.mask + MOST_UNUSED:
             raise ValueError(f'{name} has ids up to {self.mask}, and the encoder {self.vocab_size} '
                              'rows: they do not belong together')
         n_unused = self.vocab_size - self.mask - 1 + len(self.languages)

@@ -28,7 +28,7 @@ def logits_of(model, tgt, src):
 
 @pytest.mark.parametrize('layers, heads, embd, ffn, vocab',
                          [(2, 2, 32, 64, 100), (12, 12, 96, 384, 333), (3, 4, 64, 96, 250)])
-@pytest.mark.parametrize('kind', ['safetensors', 'no prefix', 'bin', 'no head'])
+@pytest.mark.parametrize('kind', ['safetensors', 'no prefix', 'bin', 'no head', 'sharded', 'older'])
 def test_encoder_equals_transformers(tmp_path, pieces, layers, heads, embd, ffn, vocab, kind):
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
     torch.manual_seed(layers)
@@ -46,7 +46,17 @@ def test_encoder_equals_transformers(tmp_path, pieces, layers, heads, embd, ffn,
     if kind == 'no head':
         state = {name: t for name, t in state.items() if not name.startswith('lm_head')}
         state['roberta.pooler.dense.weight'] = torch.zeros(embd, embd)
-    if kind == 'bin':
+    if kind == 'older':
+        old = ('LayerNorm.weight', 'LayerNorm.gamma'), ('LayerNorm.bias', 'LayerNorm.beta')
+        state['lm_head.decoder.bias'] = state.pop('lm_head.bias')
+        state = {f'module.{name}': t for name, t in state.items()}
+        for usual, before in old:
+            state = {name.replace(usual, before): t for name, t in state.items()}
+    if kind == 'sharded':
+        (tmp_path / 'model.safetensors').unlink()
+        theirs.save_pretrained(tmp_path, max_shard_size='50KB')
+        assert len(list(tmp_path.glob('model-*'))) > 1
+    elif kind == 'bin':
         (tmp_path / 'model.safetensors').unlink()
         torch.save({**state,
                     'lm_head.decoder.weight': state['roberta.embeddings.word_embeddings.weight'],
@@ -66,6 +76,43 @@ def test_encoder_equals_transformers(tmp_path, pieces, layers, heads, embd, ffn,
         if kind != 'no head':
             logits = ours.head(hidden)[..., :vocab]
             assert (logits - expected.logits)[ids != PAD].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('kind', ['plain', 'prefix', 'bin'])
+def test_bert_with_xlmr_vocabulary(tmp_path, pieces, kind):
+    """As multilingual-e5-small has it: what is saved is an XLM-R folder, with equal states."""
+    from transformers import BertConfig, BertForMaskedLM, BertModel, XLMRobertaModel
+    torch.manual_seed(0)
+    rows = Tokenizer(pieces).vocab_size + 35
+    settings = BertConfig(vocab_size=rows, hidden_size=32, num_hidden_layers=2, pad_token_id=0,
+                          num_attention_heads=4, intermediate_size=64, max_position_embeddings=64,
+                          type_vocab_size=2, layer_norm_eps=1e-12)
+    theirs = (BertForMaskedLM if kind == 'prefix' else BertModel)(settings).eval()
+    for p in theirs.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    theirs.save_pretrained(tmp_path / 'bert')
+    (tmp_path / 'bert' / SENTENCEPIECE).write_bytes(pieces)
+    state = load_file(tmp_path / 'bert/model.safetensors')
+    assert ('bert.pooler.dense.bias' in state or 'pooler.dense.bias' in state) != (kind == 'prefix')
+    if kind == 'bin':
+        (tmp_path / 'bert/model.safetensors').unlink()
+        torch.save(state, tmp_path / 'bert/pytorch_model.bin')
+    ours = XLMR.from_encoder(tmp_path / 'bert')
+    ids = torch.randint(4, rows, (4, 64))
+    for i in range(4):
+        ids[i, 64 - 9 * i:] = PAD
+    mask = (ids != PAD).long()
+    with torch.no_grad():
+        base = theirs.bert if kind == 'prefix' else theirs
+        expected, hidden = base(ids, attention_mask=mask).last_hidden_state, ours.encode(ids)
+    assert (hidden - expected)[ids != PAD].abs().max() < 1e-5
+    ours.save(tmp_path / 'xlmr')
+    again = XLMRobertaModel.from_pretrained(tmp_path / 'xlmr').eval()
+    with torch.no_grad():
+        expected = again(ids, attention_mask=mask).last_hidden_state
+    assert (hidden - expected)[ids != PAD].abs().max() < 1e-5
+    assert torch.equal(hidden, XLMR.from_encoder(tmp_path / 'xlmr').encode(ids))
+    assert not SWCM.from_encoder(tmp_path / 'bert', languages=('bo',)).encoder.head_is_read
 
 
 def test_saved_encoder_is_read_by_transformers(encoder_folder):
@@ -364,7 +411,7 @@ def damage(folder, how):
 @pytest.mark.parametrize('how, message', [
     ('config.json', 'No such file or directory: .*config.json'),
     ('model.safetensors', 'No such file or directory: .*pytorch_model.bin'),
-    (SENTENCEPIECE, 'No such file or directory: .*sentencepiece.bpe.model'),
+    (SENTENCEPIECE, 'has no sentencepiece.bpe.model: only encoders with'),
     ('truncated', 'has a damaged file: .*[Hh]eader'),
     ('missing', 'missing, unknown, .* config.json asks for: layers.2.ffn.down.bias$'),
     ('surplus', 'missing, unknown, .* config.json asks for: layers.4.ffn.down.bias$'),
@@ -405,8 +452,7 @@ def test_bad_options(encoder_folder):
                               "share='both': choose copy or none or tie or alternate"),
                              (dict(head='x'), "head='x'"), (dict(layer='x'), 'custom or normal'),
                              (dict(inserted='x'), "inserted='x'"),
-                             (dict(share='alternate', n_layer=3), 'n_layer=3'),
-                             (dict(n_head=5), 'n_embd=32 is not a multiple of n_head=5')):
+                             (dict(share='alternate', n_layer=3), 'n_layer=3')):
         with pytest.raises(ValueError, match=message):
             SWCM.from_encoder(encoder_folder, **options)
     with pytest.raises(ValueError, match='has no nanoSWCM model; train.py makes one'):
