@@ -30,8 +30,8 @@ from data.tokenizer import Tokenizer, normalize
 from model import SWCM
 from sample import read_settings, run_of, write
 from train import (
-    check_origin, fit, loss_of, model_options, read_state, sample_lines, start_folder,
-    weight_report,
+    check_origin, fetch_encoder, fit, loss_of, model_options, read_state, sample_lines,
+    start_folder, weight_report,
 )
 
 # A task: the texts that form a source, and the score that selects the best checkpoint
@@ -49,6 +49,7 @@ def finetune(cfg):
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     best = Path(cfg.out_dir, 'best')
     state = None if cfg.eval_only else read_state(cfg)
+    fetch_encoder(cfg, state or cfg.eval_only and best.exists())
     parts, left_out = read_parts(cfg)
     texts = [text for e in parts['train'] for text in (e.direction, *e.source, e.target)]
     origin = None if cfg.eval_only else check_origin(cfg, state, f'{digest(*texts):016x}')

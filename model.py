@@ -418,8 +418,8 @@ def read_folder(folder):
         why = str(e).partition('. ')[0]         # torch then explains how to run the file's code
         raise ValueError(f'{folder} has a damaged file: {why}') from e
     if not vocabulary.is_file():
-        raise FileNotFoundError(f"{folder} has no {vocabulary.name}: only encoders with XLM-R's kind "
-                                'of vocabulary are read')
+        raise FileNotFoundError(f'{folder} has no {vocabulary.name}: only encoders with a '
+                                'vocabulary of that kind are read')
     return config, tensors, vocabulary.read_bytes()
 
 

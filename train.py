@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
+from data import hub
 from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
 from data.dataset import identity, prepare, report
 from data.files import atomic_dir, check_folder, read_json_object, sync
@@ -50,6 +51,7 @@ def train(cfg):
     if state and state['progress']['step'] >= cfg.max_steps:
         return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps='
                       'N continues it, --resume=False starts over')
+    fetch_encoder(cfg, state)
     model, tokenizer = build(cfg, state)
     with main_process_first() as is_main:
         text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
@@ -88,7 +90,14 @@ def model_options(cfg):
 
 def start_folder(cfg):
     """The folder whose weights a run begins from."""
-    return model_folder(getattr(cfg, 'checkpoint', '') or cli.find(cfg.encoder))
+    return model_folder(getattr(cfg, 'checkpoint', '') or hub.locate(cfg.encoder))
+
+
+def fetch_encoder(cfg, has_weights):
+    """Fetches an encoder that is a name on the hub, if a run begins from it."""
+    if not has_weights and not getattr(cfg, 'checkpoint', ''):
+        with main_process_first():
+            hub.fetch(cfg.encoder)
 
 
 @dataclass
@@ -365,9 +374,8 @@ def check_origin(cfg, state, text):
     Raises ValueError if they have changed since, or if the run would overwrite its own weights.
     """
     start, out = Path(start_folder(cfg)), Path(cfg.out_dir)
-    files = [start / name for name in ('model.safetensors', 'pytorch_model.bin')]
-    there = [file for file in files if file.is_file()]
-    origin = {'text': text, 'weights': identity(there[0]) if there else ''}
+    there = sorted(start.glob('model*.safetensors')) or sorted(start.glob('pytorch_model.bin'))
+    origin = {'text': text, 'weights': ' '.join(map(identity, there))}
     check_folder(start)
     for what, now in origin.items() if state else ():
         if now not in ('', state['origin'][what]):

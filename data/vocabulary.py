@@ -4,8 +4,8 @@
     python -m data.vocabulary trim   --encoder ENCODER --text bo.txt zh.txt --out SMALLER
     python -m data.vocabulary extend --encoder ENCODER --text bo.txt --pieces 8000 --out EXTENDED
 
-ENCODER is a folder of the XLM-R family. `report` shows how its vocabulary fits, as training does;
-trim and extend write another such folder, and need protobuf.
+ENCODER is a folder of the XLM-R family, or its name on the hub (data/hub.py). `report` shows how
+its vocabulary fits, as training does; trim and extend write another such folder, and need protobuf.
 """
 import argparse
 import io
@@ -21,6 +21,7 @@ import torch
 from config import cli
 from data.dataset import prepare, report
 from data.files import atomic_dir, read_lines
+from data.hub import fetch
 from data.tokenizer import SPACE, UNK, UNKNOWN, Tokenizer
 from model import XLMR
 
@@ -126,11 +127,12 @@ def proto(tokenizer):
 def main(argv):
     parser = argparse.ArgumentParser('python -m data.vocabulary')
     parser.add_argument('command', choices=('report', 'trim', 'extend'))
-    parser.add_argument('--encoder', required=True, type=cli.find, help='folder of an encoder')
+    parser.add_argument('--encoder', required=True, help='folder of an encoder, or its name')
     parser.add_argument('--text', required=True, nargs='+', help='UTF-8 files')
     parser.add_argument('--out', help='folder for the new encoder')
     parser.add_argument('--pieces', type=int, default=8000, help='for extend, to train (8000)')
     args = parser.parse_args(argv)
+    args.encoder = fetch(args.encoder)
     if args.command == 'report':
         return report(prepare('text', Tokenizer(args.encoder), 256, 0.1, ','.join(args.text)))
     if any(path.endswith(('.jsonl', '.tsv')) for path in args.text):
