@@ -325,11 +325,10 @@ class SWCM(nn.Module):
         """Reads what `save` wrote, onto the CPU; options such as dropout=0.0 override its config.
         Raises OSError for a missing file, ValueError if one is damaged or not from nanoSWCM."""
         config, tensors, sentencepiece = read_folder(folder)
-        try:
-            with torch.device('meta'):                                      # no random weights
-                model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
-        except TypeError as e:                                              # an encoder's config
-            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one ({e})') from e
+        if 'share' not in config:
+            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one')
+        with torch.device('meta'):                                          # no random weights
+            model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
         load_tensors(model, tensors, folder)
         return model.eval()
 
@@ -366,17 +365,15 @@ SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_embd': '
          'n_positions': 'max_position_embeddings', 'layer_norm_eps': 'layer_norm_eps'}
 XLMR_CONFIG = {'model_type': 'xlm-roberta', 'hidden_act': 'gelu', 'pad_token_id': PAD,
                'position_embedding_type': 'absolute', 'type_vocab_size': 1}
-NOT_OF_BERT = 'model_type', 'pad_token_id', 'type_vocab_size'
 
 
 def read_encoder(folder):
-    """Sizes (fields of SWCMConfig), tensors by our names, and the vocabulary of a folder of XLM-R's
-    architecture, or of BERT's with XLM-R's vocabulary (multilingual-e5-small).
-    Raises OSError for a missing file, ValueError for a damaged one or other settings."""
+    """Sizes (fields of SWCMConfig), tensors by our names, the vocabulary: XLM-R or a BERT like it.
+    Raises OSError for a missing file, ValueError for a damaged one or settings unlike XLM-R's."""
     config, found, sentencepiece = read_folder(folder)
     is_bert = config.get('model_type') == 'bert'
-    for key, value in XLMR_CONFIG.items():
-        if config.get(key, value) != value and not (is_bert and key in NOT_OF_BERT):
+    for key in ('hidden_act', 'position_embedding_type') if is_bert else XLMR_CONFIG:
+        if config.get(key, value := XLMR_CONFIG[key]) != value:
             raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; XLM-R has {value!r}')
     sizes, tensors = {ours: config.get(theirs) for ours, theirs in SIZES.items()}, {}
     if lacking := [SIZES[name] for name, size in sizes.items() if size is None]:

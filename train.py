@@ -93,13 +93,6 @@ def start_folder(cfg):
     return model_folder(getattr(cfg, 'checkpoint', '') or hub.locate(cfg.encoder))
 
 
-def fetch_encoder(cfg, has_weights):
-    """Fetches an encoder that is a name on the hub, if a run begins from it."""
-    if not has_weights and not getattr(cfg, 'checkpoint', ''):
-        with main_process_first():
-            hub.fetch(cfg.encoder)
-
-
 @dataclass
 class Progress:
     """How far a run has come."""
@@ -366,6 +359,13 @@ def read_state(cfg):
                              f'{ours[f.name]!r}. --resume=False replaces it, --out_dir=NAME starts '
                              'another beside it')
     return state
+
+
+def fetch_encoder(cfg, has_weights):
+    """Fetches an encoder that is a name on the hub, if a run begins from it."""
+    if not has_weights and not getattr(cfg, 'checkpoint', ''):
+        with main_process_first():
+            hub.fetch(cfg.encoder)
 
 
 def check_origin(cfg, state, text):

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     'config/*': 'config',
     'data/vocabulary.py': f'{DATA} torch model',
     'data/files.py': f'{DATA} safetensors',
+    'data/hub.py': f'{DATA} tqdm',
     'data/*': DATA,
 }
 
