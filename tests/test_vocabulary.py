@@ -200,7 +200,7 @@ def test_encoder_without_a_head(texts, encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, 'token_folder', lambda name: tmp_path / 'tokens' / name)
     train.train(cli.load(Train, [
         'config/vocabulary/new_script.py', f'--data_from={texts}/ka.txt', '--batch_tokens=400',
-        f'--encoder={out}', '--languages=ka', '--max_steps=1', '--accumulate=1',
+        f'--encoder={out}', '--languages=ka', '--max_steps=1', '--val_fraction=0.1',
         '--block_size=60', '--device=cpu', f'--out_dir={tmp_path}/mlm']))
     assert XLMR.from_encoder(tmp_path / 'mlm/best').config.mlm_head
     XLMRobertaForMaskedLM.from_pretrained(tmp_path / 'mlm/best')
