@@ -44,6 +44,8 @@ class SWCMConfig:
                             ('inserted', ('random', 'duplicate')), ('head', ('tied', 'untied'))):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name}={getattr(self, name)!r}: choose {" or ".join(known)}')
+        if self.n_embd % self.n_head:
+            raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
             raise ValueError(f"n_layer={self.n_layer}: share='alternate' needs an even number")
         if self.share == 'none' and self.inserted == 'duplicate':
@@ -83,10 +85,8 @@ class Attention(nn.Module):
     """Multi-head attention, its residual, then LayerNorm (post-LN, as in XLM-R)."""
     def __init__(self, c):
         super().__init__()
-        self.query = nn.Linear(c.n_embd, c.n_embd)
-        self.key = nn.Linear(c.n_embd, c.n_embd)
-        self.value = nn.Linear(c.n_embd, c.n_embd)
-        self.out = nn.Linear(c.n_embd, c.n_embd)
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(c.n_embd, c.n_embd) for _ in range(4))
         self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
         self.dropout = nn.Dropout(c.dropout)
         self.n_head = c.n_head
@@ -325,10 +325,11 @@ class SWCM(nn.Module):
         """Reads what `save` wrote, onto the CPU; options such as dropout=0.0 override its config.
         Raises OSError for a missing file, ValueError if one is damaged or not from nanoSWCM."""
         config, tensors, sentencepiece = read_folder(folder)
-        if 'share' not in config:
-            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one')
-        with torch.device('meta'):                                          # no random weights
-            model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
+        try:
+            with torch.device('meta'):                                      # no random weights
+                model = cls(SWCMConfig(**{**config, **options}), sentencepiece)
+        except TypeError as e:                                              # an encoder's config
+            raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one ({e})') from e
         load_tensors(model, tensors, folder)
         return model.eval()
 
@@ -407,13 +408,12 @@ def read_folder(folder):
     """config.json, tensors by name, the vocabulary's bytes. Runs no code of a pytorch_model.bin."""
     folder, vocabulary = Path(folder), Path(folder, 'sentencepiece.bpe.model')
     try:
-        config = json.loads((folder / 'config.json').read_bytes())
+        config = dict(json.loads((folder / 'config.json').read_bytes()))
         files = [*folder.glob('model.safetensors')] or folder.glob('model-*-of-*.safetensors')
         tensors = {name: t for file in files for name, t in load_file(file).items()}
         tensors = tensors or torch.load(folder / 'pytorch_model.bin', 'cpu', weights_only=True)
-    except (ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:
-        why = str(e).partition('. ')[0]         # torch then explains how to run the file's code
-        raise ValueError(f'{folder} has a damaged file: {why}') from e
+    except (TypeError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:
+        raise ValueError(f'{folder} has a damaged file: {str(e).partition(". ")[0]}') from e
     if not vocabulary.is_file():
         raise FileNotFoundError(f'{folder} has no {vocabulary.name}: only encoders with a '
                                 'vocabulary of that kind are read')

@@ -3,7 +3,7 @@
     python sample.py                             the newest model of out/ on held-out examples
     python sample.py --text=你好 --to=bo          translates from zh, or from --source=LANG
     python sample.py --task=denoise --to=bo --text='བོད་<mask>ལ།'
-    python sample.py --to=bo --file=zh.txt       line by line; --file=-: standard input
+    python sample.py --to=bo --file=zh.txt       line by line; with --file=- --batch=1 as you type
 
 First how a model generates: cache, beams, the loop. Then filters, and the command line.
 """

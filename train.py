@@ -242,12 +242,12 @@ class Checkpoints:
             figures = {'progress': asdict(self.progress), 'origin': self.origin,
                        'config': asdict(self.cfg)}
             with atomic_dir(self.out / 'last') as new:
-                self.save_model(new)
+                self.model.save(new)
+                self.write_settings(new)
                 save_file(tensors, new / STATE, {'json': json.dumps(figures), 'crc32': '0' * 8})
 
-    def save_model(self, folder):
-        """Writes the model, and the settings of its run as run.json."""
-        self.model.save(folder)
+    def write_settings(self, folder):
+        """Writes the settings of the run as run.json."""
         text = json.dumps(asdict(self.cfg), indent=1, ensure_ascii=False)
         (folder / 'run.json').write_text(text, encoding='utf-8')
 
@@ -274,6 +274,9 @@ class Checkpoints:
         step, log = self.progress.step, self.out / 'log.jsonl'
         if not step:
             remove_checkpoint(self.out / 'last')
+        elif (self.out / 'best').is_dir():              # some may have changed, such as data_from
+            with atomic_dir(self.out / 'best') as new:
+                self.write_settings(new)
         self.out.mkdir(parents=True, exist_ok=True)
         if log.exists():
             lines = log.read_bytes().split(b'\n')[:-1] if step else []
@@ -326,7 +329,8 @@ class Checkpoints:
                     remove_checkpoint(self.out / 'best')    # of an earlier run
                 p.best_metric, p.best_loss = found
                 with atomic_dir(self.out / 'best') as new:
-                    self.save_model(new)
+                    self.model.save(new)
+                    self.write_settings(new)
         barrier()
 
 

@@ -1,4 +1,4 @@
-# The first model from an encoder that has learned Tibetan: see README.md, "Your encoder, your text".
+# A model from an encoder that has learned Tibetan: see README.md, "Your encoder, your text".
 #     python train.py config/laptop.py --data_from=MY_TEXT
 dataset = 'text'
 encoder = 'out/encoder'          # what config/vocabulary/new_script.py wrote
@@ -8,7 +8,7 @@ block_size = 128
 batch_tokens = 2048
 max_steps = 300
 lr = 5e-4
-dropout = 0.0                    # each text is read at most once
+dropout = 0.0                    # few texts are read twice
 val_fraction = 0.02
 eval_segments = 150
 eval_translations = 50           # chrF++ at the end

@@ -2,7 +2,7 @@
 #     torchrun --nproc_per_node=2 train.py config/tibetan_base.py \
 #         --data_from=MC2_FOLDER,zh.jsonl --encoder=CINO_FOLDER
 # MC2 is huggingface.co/datasets/pkupie/mc2_corpus; zh.jsonl is THUCNews, one {"text": ...} a line.
-# As in the paper, too, and the defaults: share='copy', inserted='random', mask_ratio=0.35,
+# Also as in the paper, but already the defaults: share='copy', inserted='random', mask_ratio=0.35,
 # span_length=3.5, block_size=256. Not as in the published code: head='tied', so 389M parameters.
 dataset = 'text'
 encoder = 'cino-base-v2'         # the folder of huggingface.co/hfl/cino-base-v2

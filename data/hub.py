@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.error import HTTPError
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
@@ -20,58 +22,64 @@ from config import cli
 from data.files import SENTENCEPIECE
 
 CACHE = Path(__file__).parent / 'encoders'
-NAME = re.compile(r'(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?', re.ASCII)
+NAME = re.compile(r'(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?', re.ASCII)
 WEIGHTS = r'model\.safetensors', r'model-\d+-of-\d+\.safetensors', r'pytorch_model\.bin'
-TRIES, SECONDS = 5, 30                            # of a transfer; until a silent server is given up
-NETWORK = URLError, HTTPException, ConnectionError, TimeoutError
+TRIES, SECONDS = 5, 30                # of a transfer; without an answer, before one is given up
+NETWORK = HTTPError, HTTPException, ConnectionError
+REFUSED = {401: 'there is no such model, or it is private: set HF_TOKEN',
+           403: 'it is gated: accept its terms there, and set HF_TOKEN',
+           404: 'there is no such model or revision'}
 
 
 def locate(encoder):
     """The folder of an encoder: itself, in the repository, or where `fetch` puts a name."""
     folder, match = cli.find(encoder), NAME.fullmatch(encoder)
-    if Path(folder).exists() or not match:
+    if Path(folder).exists() or not match or Path(cli.find(match[1])).is_dir():
         return folder
-    name, revision = match.groups()
-    return str(CACHE / name) + (f'@{quote(revision, "")}' if revision else '')
+    owner, name, revision = match.groups()
+    return str(CACHE / owner / name) + (f'@{quote(revision, "")}' if revision else '')
 
 
 def fetch(encoder):
-    """The folder of an encoder, fetched from the hub if it is the name of one and no folder.
+    """The folder of an encoder, fetched from the hub if it is the name of one and not a folder.
 
-    What a broken transfer leaves is continued next time. Raises OSError, with what to do by hand,
-    and ValueError for a model without the files of an encoder or with damaged ones."""
-    folder = Path(locate(encoder))
-    if folder.exists() or not folder.is_relative_to(CACHE):
+    A broken transfer is continued the next time. Raises OSError, with what to do by hand, and
+    ValueError for a model without the files of an encoder or with damaged ones."""
+    folder, match = Path(locate(encoder)), NAME.fullmatch(encoder)
+    if folder.exists() or not match or not folder.is_relative_to(CACHE):
         return str(folder)
-    name, revision = NAME.fullmatch(encoder).groups('main')
-    hub = os.environ.get('HF_ENDPOINT', 'https://huggingface.co')
+    name, revision = f'{match[1]}/{match[2]}', match[3] or 'main'
+    hub = (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
     by_hand = (f'By hand: put {SENTENCEPIECE}, config.json and model.safetensors (or '
                f'pytorch_model.bin) of {hub}/{name} into a folder, and give --encoder=FOLDER')
     if os.environ.get('HF_HUB_OFFLINE', '').lower() in ('1', 'true', 'yes', 'on'):
-        raise OSError(f'{encoder} is no folder, and HF_HUB_OFFLINE is set. {by_hand}')
+        raise OSError(f'{encoder} is not a folder here, and HF_HUB_OFFLINE is set. {by_hand}')
     try:
-        with request(f'{hub}/api/models/{name}/revision/{quote(revision, "")}?blobs=true') as found:
-            model = json.load(found)
-        part = folder.with_name(f'{folder.name}.{model["sha"]}.tmp')
-        part.mkdir(parents=True, exist_ok=True)
-        for file in files_of_encoder(model['siblings'], encoder):
-            url = f'{hub}/{name}/resolve/{model["sha"]}/{file["rfilename"]}'
-            sha256 = (file.get('lfs') or {}).get('sha256')
-            download(url, part / file['rfilename'], file.get('size'), sha256)
-        part.rename(folder)
-    except (*NETWORK, json.JSONDecodeError, KeyError) as e:
-        why = {401: 'there is no such model, or it is private: set HF_TOKEN',
-               403: 'it is gated: accept its terms there, and set HF_TOKEN',
-               404: 'there is no such model or revision'}.get(getattr(e, 'code', None), repr(e))
-        raise OSError(f'{encoder} is no folder, and cannot be fetched: {why}. {by_hand}') from e
+        commit, files = list_files(f'{hub}/api/models/{name}/revision/{quote(revision, "")}')
+        files = [(f'{hub}/{name}/resolve/{commit}/{file["rfilename"]}', file)
+                 for file in files_of_encoder(files, encoder)]
+        fetch_files(files, folder, commit)
+    except NETWORK as e:
+        why = REFUSED.get(getattr(e, 'code', None), e)
+        raise OSError(f'{encoder} is not a folder here, and cannot be fetched: {why}. '
+                      f'{by_hand}') from e
     except OSError as e:
-        raise OSError(f'{folder} cannot be written: {e.strerror}. The same command continues, once '
-                      'there is space') from e
+        raise OSError(f'{folder} cannot be written: {e.strerror}; then run it again') from e
     return str(folder)
 
 
+def list_files(url):
+    """The commit of a model, and its files [{'rfilename': ..., 'size': ..., 'lfs': ...}, ...]."""
+    with request(f'{url}?blobs=true') as response:
+        try:
+            model = json.load(response)
+            return model['sha'], [file for file in model['siblings'] if file['rfilename']]
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            raise ConnectionError(f'{url} does not answer as the hub does') from e
+
+
 def files_of_encoder(files, encoder):
-    """Those of a model's files [{'rfilename': name, ...}] that an encoder needs."""
+    """Those of a model's files that an encoder needs."""
     for pattern in WEIGHTS:
         weights = [file for file in files if re.fullmatch(pattern, file['rfilename'])]
         if weights:
@@ -83,12 +91,45 @@ def files_of_encoder(files, encoder):
     return others + weights
 
 
+def fetch_files(files, folder, commit):
+    """Fetches files [(url, file)] to a folder, which appears when all are there."""
+    left = folder.with_name(f'{folder.name}.{commit}.tmp')        # by a transfer that broke off
+    part = left.with_suffix(f'.{os.getpid()}.tmp')                # no other process writes there
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        left.rename(part)
+    try:
+        part.mkdir(exist_ok=True)
+        for url, file in files:
+            sha256 = (file.get('lfs') or {}).get('sha256')
+            download(url, part / file['rfilename'], file.get('size'), sha256)
+        if not folder.exists():
+            part.rename(folder)
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(part) if folder.exists() else part.rename(left)
+
+
+class SameHost(HTTPRedirectHandler):
+    """The token is not sent on to another host."""
+    def redirect_request(self, request, *args):
+        new = super().redirect_request(request, *args)
+        if new and urlsplit(new.full_url)[:2] != urlsplit(request.full_url)[:2]:
+            new.remove_header('Authorization')
+        return new
+
+
 def request(url, first=0):
-    """Opens a URL, from byte `first` on. The token is not sent on to where it is redirected."""
+    """Opens a URL, from byte `first` on. Raises one of NETWORK."""
     asked = Request(url, headers={'Range': f'bytes={first}-'} if first else {})
-    if token := os.environ.get('HF_TOKEN'):
-        asked.add_unredirected_header('Authorization', f'Bearer {token}')
-    return urlopen(asked, timeout=SECONDS)
+    if token := os.environ.get('HF_TOKEN', '').strip():
+        asked.add_header('Authorization', f'Bearer {token}')
+    try:
+        return build_opener(SameHost).open(asked, timeout=SECONDS)
+    except HTTPError:
+        raise
+    except OSError as e:
+        raise ConnectionError(f'{url}: {getattr(e, "reason", e)}') from e
 
 
 def download(url, path, size, sha256):
@@ -107,7 +148,7 @@ def download(url, path, size, sha256):
             hashed.update(block)
     if sha256 not in (None, hashed.hexdigest()) or size not in (None, path.stat().st_size):
         path.unlink()
-        raise ValueError(f'{url} did not arrive as it is there; the same command tries again')
+        raise ValueError(f'{url} arrived damaged (wrong size or SHA-256); run it again')
 
 
 def download_rest(url, path, size):
@@ -120,8 +161,15 @@ def download_rest(url, path, size):
         there = there if response.status == 206 else 0          # else it sends the whole file
         with open(path, 'ab' if there else 'wb') as file, tqdm(
                 total=size, initial=there, unit='B', unit_scale=True, desc=path.name) as bar:
-            while block := response.read(2**16):
+            while block := read(response):
                 file.write(block)
                 bar.update(len(block))
     if size and path.stat().st_size < size:
         raise ConnectionError(f'{url} ended early')
+
+
+def read(response):
+    try:
+        return response.read(2**16)
+    except OSError as e:
+        raise ConnectionError(f'{response.url}: {e}') from e

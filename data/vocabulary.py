@@ -132,14 +132,14 @@ def main(argv):
     parser.add_argument('--out', help='folder for the new encoder')
     parser.add_argument('--pieces', type=int, default=8000, help='for extend, to train (8000)')
     args = parser.parse_args(argv)
-    args.encoder = fetch(args.encoder)
     if args.command == 'report':
-        return report(prepare('text', Tokenizer(args.encoder), 256, 0.1, ','.join(args.text)))
+        tokenizer = Tokenizer(fetch(args.encoder))
+        return report(prepare('text', tokenizer, 256, 0.1, ','.join(args.text)))
     if any(path.endswith(('.jsonl', '.tsv')) for path in args.text):
         raise ValueError(f'text={" ".join(args.text)}: give files of plain text')
     if not args.out or Path(args.out).exists():
         raise ValueError(f'out={args.out}: name a new folder')
-    encoder = XLMR.from_encoder(args.encoder)
+    encoder = XLMR.from_encoder(fetch(args.encoder))
     tokenizer = Tokenizer(encoder.sentencepiece, vocab_size=encoder.config.vocab_size)
     if args.command == 'trim':
         changed = with_pieces(encoder, tokenizer, used_pieces(tokenizer, args.text), [])

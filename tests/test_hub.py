@@ -66,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, content)
         name = self.path.rpartition('/')[2]
         content = server.files[name]
+        if '/resolve/' in self.path and name == 'config.json':  # within the hub
+            return self.answer(307, Location=f'/api/resolve-cache/{name}')
         if '/resolve/' in self.path and not name.endswith('.json'):
             location = f'http://localhost:{port}/cdn/{name}'    # another host than 127.0.0.1
             return self.answer(302, Location=location, X_Linked_Size=str(len(content)))
@@ -80,6 +82,7 @@ def server(encoder_folder, tmp_path, monkeypatch):
     files = {file.name: file.read_bytes() for file in encoder_folder.iterdir()}
     server = Server({**files, 'README.md': b'#', 'onnx/model.onnx': b'x'})
     monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+    monkeypatch.setenv('no_proxy', '*')
     monkeypatch.delenv('HF_TOKEN', raising=False)
     monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
     monkeypatch.setattr(hub, 'CACHE', tmp_path / 'cache')
@@ -101,7 +104,7 @@ NAMES = 'config.json', 'model.safetensors', SENTENCEPIECE
 
 
 def test_what_an_encoder_needs_is_fetched_once(server, monkeypatch):
-    monkeypatch.setenv('HF_TOKEN', 'secret')
+    monkeypatch.setenv('HF_TOKEN', 'secret\r\n')
     folder = hub.CACHE / 'some/encoder'
     assert hub.fetch('some/encoder') == hub.locate('some/encoder') == str(folder)
     assert same_files(folder, server, NAMES)
@@ -127,7 +130,7 @@ def test_a_revision(server):
     assert hub.fetch('some/encoder') != folder
 
 
-def test_a_broken_transfer_is_continued(server, monkeypatch):
+def test_a_broken_transfer_is_continued(server):
     server.breaks = 2
     hub.fetch('some/encoder')
     assert same_files(hub.CACHE / 'some/encoder', server, NAMES)
@@ -145,6 +148,23 @@ def test_a_broken_transfer_is_continued(server, monkeypatch):
     hub.fetch('some/encoder@v2')
     assert same_files(hub.CACHE / 'some/encoder@v2', server, NAMES) and not part.exists()
     assert f'bytes={there}-' in [begin for _, _, begin, _ in server.requests[n:]]
+
+
+def test_two_at_once_do_not_write_into_the_same_file(server, monkeypatch):
+    download, others = hub.download, []
+
+    def while_another_fetches(*args):
+        if not others:
+            others.append(True)
+            with monkeypatch.context() as patch:
+                patch.setattr(hub.os, 'getpid', lambda: 1)
+                hub.fetch('some/encoder')
+        download(*args)
+
+    monkeypatch.setattr(hub, 'download', while_another_fetches)
+    hub.fetch('some/encoder')
+    assert same_files(hub.CACHE / 'some/encoder', server, NAMES)
+    assert [path.name for path in (hub.CACHE / 'some').iterdir()] == ['encoder']
 
 
 def test_a_server_without_ranges_sends_the_whole_file(server):
@@ -165,7 +185,7 @@ def test_damage_on_the_way_is_noticed(server, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(hub, 'download_rest', flip)
-        with pytest.raises(ValueError, match='model.safetensors did not arrive as it is there'):
+        with pytest.raises(ValueError, match='model.safetensors arrived damaged'):
             hub.fetch('some/encoder')
     assert not (hub.CACHE / 'some/encoder').exists()
     hub.fetch('some/encoder')                                 # the rest is not fetched again
@@ -187,11 +207,12 @@ def test_other_weights(server, names):
 @pytest.mark.parametrize('status, why', [
     (401, 'there is no such model, or it is private: set HF_TOKEN'),
     (403, 'it is gated: accept its terms there, and set HF_TOKEN'),
-    (404, 'there is no such model or revision'), (503, 'HTTPError 503')])
+    (404, 'there is no such model or revision'), (503, 'HTTP Error 503')])
 def test_refusals_get_one_line(server, status, why):
     for part in '/api/', '/resolve/', '/cdn/':                # a gated model is listed
         server.statuses = {part: status}
-        with pytest.raises(OSError, match=f'some/encoder is no folder, .*{why}.*By hand') as error:
+        message = f'some/encoder is not a folder here, .*{why}.*By hand'
+        with pytest.raises(OSError, match=message) as error:
             hub.fetch('some/encoder')
         assert '\n' not in str(error.value)
         assert not (hub.CACHE / 'some/encoder').exists()
@@ -199,18 +220,18 @@ def test_refusals_get_one_line(server, status, why):
     assert len(tries) == (hub.TRIES if status > 500 else 1), tries
 
 
-def test_no_network_and_what_is_no_hub(server, monkeypatch):
+def test_no_network(server, monkeypatch):
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')   # nothing listens there
-    with pytest.raises(OSError, match='some/encoder is no folder, .*refused.*--encoder=FOLDER'):
+    with pytest.raises(OSError, match='some/encoder is not a folder here, .*refused.*By hand'):
         hub.fetch('some/encoder')
 
 
 def test_an_answer_that_is_not_a_hubs(server, monkeypatch):
     monkeypatch.setattr(hub, 'request', lambda *args: io.BytesIO(b'<html>log in</html>'))
-    with pytest.raises(OSError, match='some/encoder is no folder, .*JSONDecodeError.*By hand'):
+    with pytest.raises(OSError, match='some/encoder is not .* does not answer as the hub.*By hand'):
         hub.fetch('some/encoder')
     monkeypatch.setattr(hub, 'request', lambda *args: io.BytesIO(b'{}'))
-    with pytest.raises(OSError, match="some/encoder is no folder, .*KeyError"):
+    with pytest.raises(OSError, match='some/encoder is not a folder here, .*does not answer'):
         hub.fetch('some/encoder')
 
 
@@ -249,6 +270,8 @@ def test_folders_come_first(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub.fetch('some/encoder') == 'some/encoder'
     assert hub.fetch('data/nano') == str(ROOT / 'data/nano') and not server.requests
+    assert hub.fetch('data/nanoo') == 'data/nanoo' and not server.requests      # mistyped
+    assert hub.fetch(str(hub.CACHE / 'gone/encoder')) == str(hub.CACHE / 'gone/encoder')
 
 
 def test_train_and_vocabulary_by_name(server, tmp_path):

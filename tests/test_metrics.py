@@ -2,8 +2,6 @@
 import math
 import random
 import string
-import subprocess
-import sys
 
 import numpy as np
 import pytest

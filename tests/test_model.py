@@ -452,7 +452,8 @@ def test_bad_options(encoder_folder):
                               "share='both': choose copy or none or tie or alternate"),
                              (dict(head='x'), "head='x'"), (dict(layer='x'), 'custom or normal'),
                              (dict(inserted='x'), "inserted='x'"),
-                             (dict(share='alternate', n_layer=3), 'n_layer=3')):
+                             (dict(share='alternate', n_layer=3), 'n_layer=3'),
+                             (dict(n_head=5), 'n_embd=32 is not a multiple of n_head=5')):
         with pytest.raises(ValueError, match=message):
             SWCM.from_encoder(encoder_folder, **options)
     with pytest.raises(ValueError, match='has no nanoSWCM model; train.py makes one'):

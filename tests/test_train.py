@@ -21,7 +21,7 @@ import config
 import finetune
 import sample
 import train
-from config import cli, runtime
+from config import cli
 from data import dataset, vocabulary
 from data.batches import collate, val_batches
 from data.tasks import tasks

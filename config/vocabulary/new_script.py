@@ -11,6 +11,6 @@ block_size = 128
 batch_tokens = 4096              # text and, as many again, labels
 max_steps = 300
 lr = 5e-4
-dropout = 0.0                    # each text is read at most once
+dropout = 0.0                    # few texts are read twice
 mlm_ratio = 0.3                  # BERT's 0.15 gives half as many labels for the same time
 val_fraction = 0.02

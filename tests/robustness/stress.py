@@ -25,7 +25,7 @@ from safetensors import safe_open
 import config
 import finetune
 import train
-from config import cli, runtime
+from config import cli
 from data import dataset
 from data.files import check_folder
 from model import SWCM

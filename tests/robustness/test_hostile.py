@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +18,18 @@ import torch
 from conftest import LANGUAGES, sentences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import config
 import finetune
 import sample
 import train
-from config import cli, runtime
+from config import cli
 from data import dataset
 from data.batches import Batches
 from data.dataset import open_streams, prepare, report, split_segments
 from data.examples import read_examples
-from data.files import atomic_dir, check_folder, read_lines
+from data.files import atomic_dir, read_lines
 from data.metrics import score
 from data.tasks import Task, infill, mask_tokens, permute_sentences
 from data.text import prepare as text
