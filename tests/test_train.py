@@ -92,6 +92,19 @@ def stop_after(step, cfg):
     assert stopped.value.code == 130
 
 
+def test_best_has_the_settings_of_the_run_that_resumed(cfg, corpus, tmp_path, monkeypatch):
+    """... such as where its text is now, also if its weights do not change."""
+    train.train(replace(cfg, max_steps=3))
+    before = weights(cfg, 'best')
+    monkeypatch.setattr(train, 'evaluate', lambda *args: ({'x': 99.0}, {}, []))
+    shutil.copytree(corpus, tmp_path / 'moved')
+    train.train(replace(cfg, max_steps=4, data_from=str(tmp_path / 'moved')))
+    assert all(torch.equal(before[name], t) for name, t in weights(cfg, 'best').items())
+    for which in 'best', 'last':
+        settings = json.load(open(f'{cfg.out_dir}/{which}/run.json', encoding='utf-8'))
+        assert settings['data_from'] == str(tmp_path / 'moved')
+
+
 def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     """Two ragged micro-batches and one that holds both give the same step."""
     torch.manual_seed(0)
