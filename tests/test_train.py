@@ -246,7 +246,8 @@ def test_studies_have_the_tables_of_their_logs():
     """A study's README has what its commands print from committed logs and scores."""
     for study, pattern, more in (
             ('ablation', 'logs/*.jsonl', ()), ('ablation', 'logs/long/*.jsonl', ()),
-            ('ablation', 'logs/small/*.bo.*.jsonl', ()), ('ablation', 'logs/small/*.kk.*.jsonl', ()),
+            ('ablation', 'logs/small/*.bo.*.jsonl', ()),
+            ('ablation', 'logs/small/*.kk.*.jsonl', ()),
             ('vocabulary', 'logs/*.jsonl', ()),
             ('finetune', 'scores/translate/*.json', ['--score=chrF++']),
             ('finetune', 'scores/transfer/*.json', ['--score=chrF++']),
