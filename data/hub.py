@@ -34,7 +34,7 @@ REFUSED = {401: 'there is no such model, or it is private: set HF_TOKEN',
 def locate(encoder):
     """The folder of an encoder: itself, in the repository, or where `fetch` puts a name."""
     folder, match = cli.find(encoder), NAME.fullmatch(encoder)
-    if Path(folder).exists() or not match or Path(cli.find(match[1])).is_dir():
+    if Path(folder).exists() or not match or Path(cli.find(match[1])).is_dir() or match[1] == 'out':
         return folder
     owner, name, revision = match.groups()
     return str(CACHE / owner / name) + (f'@{quote(revision, "")}' if revision else '')

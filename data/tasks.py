@@ -125,7 +125,7 @@ def tasks(folder, split, tokenizer, cfg):
         raise ValueError(f'languages={",".join(cfg.languages)}, objective={cfg.objective}, '
                          f'mt_fraction={cfg.mt_fraction}: the corpus has no {split} text for '
                          f'{" ".join(missing) or "these"}; it has {" ".join(streams) or "none"}. '
-                         'Set --val_fraction to hold out more or less')
+                         'Set --languages, or --val_fraction to hold out more or less')
     return found
 
 
