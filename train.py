@@ -274,7 +274,7 @@ class Checkpoints:
         step, log = self.progress.step, self.out / 'log.jsonl'
         if not step:
             remove_checkpoint(self.out / 'last')
-        elif (self.out / 'best').is_dir():              # some may have changed, such as data_from
+        elif self.progress.best_metric < math.inf:      # best/ is of this run, data_from may be new
             with atomic_dir(self.out / 'best') as new:
                 self.write_settings(new)
         self.out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """train.py and sample.py: the loop, resume, and the command lines as a user types them."""
 import json
+import math
 import os
 import re
 import resource
@@ -66,6 +67,8 @@ def test_resume_changes_no_bit(cfg, tmp_path, options):
     for stopped_at in (1, 4):
         interrupted = replace(cfg, out_dir=str(tmp_path / f'at{stopped_at}'))
         stop_after(stopped_at, interrupted)
+        with open(f'{interrupted.out_dir}/log.jsonl', 'a', encoding='utf-8') as file:
+            file.write('{"step": 5}\n{"step": 6, "lo')   # as a kill after the last save leaves it
         train.train(interrupted)
         again = weights(interrupted)
         assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
@@ -103,6 +106,11 @@ def test_best_has_the_settings_of_the_run_that_resumed(cfg, corpus, tmp_path, mo
     for which in 'best', 'last':
         settings = json.load(open(f'{cfg.out_dir}/{which}/run.json', encoding='utf-8'))
         assert settings['data_from'] == str(tmp_path / 'moved')
+    monkeypatch.setattr(train, 'evaluate', lambda *args: ({'x': math.nan}, {}, []))
+    train.train(replace(cfg, max_steps=1, resume=False))      # no best of its own
+    train.train(replace(cfg, max_steps=2))
+    settings = json.load(open(f'{cfg.out_dir}/best/run.json', encoding='utf-8'))
+    assert settings['max_steps'] == 4
 
 
 def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
