@@ -274,8 +274,8 @@ class Checkpoints:
         step, log = self.progress.step, self.out / 'log.jsonl'
         if not step:
             remove_checkpoint(self.out / 'last')
-        elif self.progress.best_metric < math.inf:      # best/ is of this run, data_from may be new
-            with atomic_dir(self.out / 'best') as new:
+        elif self.progress.best_metric < math.inf and (self.out / 'best').is_dir():
+            with atomic_dir(self.out / 'best') as new:      # of this run; data_from may be new
                 self.write_settings(new)
         self.out.mkdir(parents=True, exist_ok=True)
         if log.exists():
