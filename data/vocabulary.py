@@ -1,7 +1,7 @@
-"""Vocabularies of encoders: trimmed to the pieces that texts use, or extended by new pieces.
+"""Encoders trimmed to the pieces that texts use and to their first layers; or with new pieces.
 
     python -m data.vocabulary report --encoder ENCODER --text MY_TEXT
-    python -m data.vocabulary trim   --encoder ENCODER --text bo.txt zh.txt --out SMALLER
+    python -m data.vocabulary trim   --encoder ENCODER --text bo.txt zh.txt --layers 6 --out SMALLER
     python -m data.vocabulary extend --encoder ENCODER --text bo.txt --pieces 8000 --out EXTENDED
 
 ENCODER is a folder of the XLM-R family, or its name on the hub (data/hub.py). `report` shows how
@@ -94,6 +94,14 @@ def new_rows(pieces, tokenizer, word):
     return rows
 
 
+def keep_layers(encoder, n):
+    """Removes all but the first n layers."""
+    if not 0 < n <= encoder.config.n_layer:
+        raise ValueError(f'--layers={n}: the encoder has {encoder.config.n_layer} layers')
+    del encoder.layers[n:]
+    encoder.config.n_layer = n
+
+
 def with_pieces(encoder, tokenizer, kept, new):
     """The encoder with the old pieces at indices `kept`, then new ones [(piece, score)]."""
     model, state = proto(tokenizer), dict(encoder.named_parameters())
@@ -131,6 +139,7 @@ def main(argv):
     parser.add_argument('--text', required=True, nargs='+', help='UTF-8 files')
     parser.add_argument('--out', help='folder for the new encoder')
     parser.add_argument('--pieces', type=int, default=8000, help='for extend, to train (8000)')
+    parser.add_argument('--layers', type=int, help='for trim, the first ones to keep (all)')
     args = parser.parse_args(argv)
     if args.command == 'report':
         tokenizer = Tokenizer(fetch(args.encoder))
@@ -142,6 +151,8 @@ def main(argv):
     encoder = XLMR.from_encoder(fetch(args.encoder))
     tokenizer = Tokenizer(encoder.sentencepiece, vocab_size=encoder.config.vocab_size)
     if args.command == 'trim':
+        if args.layers is not None:
+            keep_layers(encoder, args.layers)
         changed = with_pieces(encoder, tokenizer, used_pieces(tokenizer, args.text), [])
     else:
         new = new_pieces(tokenizer, args.text, args.pieces)

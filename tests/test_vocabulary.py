@@ -2,6 +2,7 @@
 import io
 import math
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from data.vocabulary import main, new_pieces, new_rows, proto, read_parts
 from model import ROW_PER_ID, SWCM, XLMR, SWCMConfig, read_encoder
 from sample import search
 
+RETRIEVAL = runpy.run_path(str(ROOT / 'tests/tools/retrieval.py'))
 GEORGIAN = [
     f'{who} {n} {what} აქვს.' for who in ('მე', 'მას', 'ჩვენ', 'დედას', 'ბავშვს')
     for n in ('ორი', 'სამი', 'ოთხი', 'ხუთი', 'ექვსი')
@@ -72,6 +74,32 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
             torch.testing.assert_close(logits, model(src).logits, rtol=0, atol=1e-5)
     for text in HARD:                                 # other texts lose pieces, but no character
         assert (new.encode(text) == UNK).sum() == (old.encode(text) == UNK).sum()
+
+
+@torch.no_grad()
+def test_trim_to_the_first_layers(texts, encoder_folder, tmp_path):
+    """The states are those of the encoder's second layer, as tests/tools/retrieval.py has them."""
+    run('trim', encoder_folder, [texts / 'bo.txt'], '--layers=2', f'--out={tmp_path}/two')
+    whole, two = XLMR.from_encoder(encoder_folder), XLMR.from_encoder(tmp_path / 'two')
+    ids = [Tokenizer(folder).encode(sentences('bo')[0]).tolist()
+           for folder in (encoder_folder, tmp_path / 'two')]
+    states, last = (RETRIEVAL['layer_states'](model, torch.tensor([[0, *x, 2]]))
+                    for model, x in zip((whole, two), ids))
+    assert two.config.n_layer == 2 and states.shape[0] == 5
+    torch.testing.assert_close(last, states[:3], rtol=0, atol=1e-6)
+
+
+def test_retrieval(texts, encoder_folder, tmp_path, capsys):
+    """Equal lines find each other; with lines 3 to 11 in another order, none does."""
+    lines = sentences('zh')
+    moved = lines[:2] + lines[3:11] + lines[2:3] + lines[11:]
+    (tmp_path / 'lines').mkdir()
+    for name, text in ('zh', lines), ('same', lines), ('moved', moved):
+        (tmp_path / f'lines/{name}.txt').write_text('\n'.join(text), encoding='utf-8')
+    RETRIEVAL['main']([str(encoder_folder), str(tmp_path / 'lines'), '--first=3', '--count=9'])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ['layer', 'cosine', 'moved', 'same'] and len(rows) == 5
+    assert all(row.split()[2:] == ['0.0%', '100.0%'] for row in rows)
 
 
 def test_trim_keeps_the_lowest_score(texts, encoder_folder, tmp_path):
@@ -176,6 +204,8 @@ def test_rows_of_new_pieces(tokenizer):
     ('extend', 'ka.txt', ('--pieces=23',), '--pieces=23: too few for this text'),
     ('extend', 'ka.txt', ('--pieces=0',), '--pieces=0: too few for this text'),
     ('trim', 'bo.txt', ('--out=tests',), 'out=tests: name a new folder'),
+    ('trim', 'bo.txt', ('--layers=0',), '--layers=0: the encoder has 4 layers'),
+    ('trim', 'bo.txt', ('--layers=5',), '--layers=5: the encoder has 4 layers'),
     ('trim', 'empty.txt', (), 'empty.txt: there is no text')])
 def test_mistakes_get_one_line(texts, encoder_folder, tmp_path, command, text, options, message):
     (tmp_path / 'empty.txt').write_text('\n \n', encoding='utf-8')
