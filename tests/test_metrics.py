@@ -1,11 +1,12 @@
 """data/metrics.py against the libraries whose names its scores bear."""
 import math
 import random
+import runpy
 import string
 
 import numpy as np
 import pytest
-from conftest import HARD, LANGUAGES, sentences
+from conftest import HARD, LANGUAGES, ROOT, sentences
 from nltk import word_tokenize
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
@@ -280,3 +281,20 @@ def test_intervals_of_rates():
     whole, _ = score(['两本书'] * 20, ['三只狗'] * 20, 'zh')
     rates = 'empty', 'repeats', 'wrong_script', 'exact', 'cmrc_exact'
     assert {whole[name] for name in rates} == {wilson(0, 20)} and whole['f1'] == (0, 0, 0)
+
+
+def test_lookup(capsys):
+    """The most similar source's translation; the README has what the tool prints for the UDHR."""
+    tool = runpy.run_path(str(ROOT / 'tests/tools/lookup.py'))
+    table = tool['Lookup']([('abcd', 'one'), ('abce', 'two'), ('abcefghijk', 'three')])
+    assert [table.translate(text) for text in ('abce', 'bcd', 'fghi', '')] == [
+        'two', 'one', 'three', 'one']
+    tool['main'](['config/tibetan.py'])
+    lines = capsys.readouterr().out.splitlines()
+    scores = {line.split()[1]: line.split()[6].rstrip(',') for line in lines if 'look-up' in line}
+    assert len(scores) == 8
+    for is_chinese, what in (True, 'into Chinese'), (False, 'into the others'):
+        found = sorted((x for name, x in scores.items() if name.endswith('-zh') == is_chinese),
+                       key=float)
+        readme = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
+        assert f'{found[0]} to {found[-1]} {what}' in readme
