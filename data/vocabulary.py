@@ -1,4 +1,4 @@
-"""Encoders trimmed to the pieces that texts use and to their first layers; or with new pieces.
+"""Trims an encoder to the pieces that texts use and to its first layers, or adds pieces.
 
     python -m data.vocabulary report --encoder ENCODER --text MY_TEXT
     python -m data.vocabulary trim   --encoder ENCODER --text bo.txt zh.txt --layers 6 --out SMALLER
@@ -123,6 +123,10 @@ def with_pieces(encoder, tokenizer, kept, new):
     return changed
 
 
+def sizes(name, encoder):
+    return f'{name}: {encoder.config.vocab_size:,} ids, {encoder.config.n_layer} layers'
+
+
 def proto(tokenizer):
     """The tokenizer's SentencePiece model as an editable object. ValueError without protobuf."""
     try:
@@ -141,14 +145,17 @@ def main(argv):
     parser.add_argument('--pieces', type=int, default=8000, help='for extend, to train (8000)')
     parser.add_argument('--layers', type=int, help='for trim, the first ones to keep (all)')
     args = parser.parse_args(argv)
+    if args.layers is not None and args.command != 'trim':
+        raise ValueError(f'--layers={args.layers}: only trim removes layers')
     if args.command == 'report':
         tokenizer = Tokenizer(fetch(args.encoder))
         return report(prepare('text', tokenizer, 256, 0.1, ','.join(args.text)))
-    if any(path.endswith(('.jsonl', '.tsv')) for path in args.text):
+    if any(path.endswith(('.jsonl', '.tsv')) or Path(path).is_dir() for path in args.text):
         raise ValueError(f'text={" ".join(args.text)}: give files of plain text')
     if not args.out or Path(args.out).exists():
         raise ValueError(f'out={args.out}: name a new folder')
     encoder = XLMR.from_encoder(fetch(args.encoder))
+    before = sizes(args.encoder, encoder)
     tokenizer = Tokenizer(encoder.sentencepiece, vocab_size=encoder.config.vocab_size)
     if args.command == 'trim':
         if args.layers is not None:
@@ -159,8 +166,7 @@ def main(argv):
         changed = with_pieces(encoder, tokenizer, range(len(tokenizer.sp)), new)
     with atomic_dir(Path(args.out)) as temporary:
         changed.save(temporary)
-    print(f'{args.encoder}: {encoder.config.vocab_size:,} ids; '
-          f'{args.out}: {changed.config.vocab_size:,} ids')
+    print(f'{before}; {sizes(args.out, changed)}')
 
 
 if __name__ == '__main__':

@@ -289,6 +289,8 @@ def test_lookup(capsys):
     table = tool['Lookup']([('abcd', 'one'), ('abce', 'two'), ('abcefghijk', 'three')])
     assert [table.translate(text) for text in ('abce', 'bcd', 'fghi', '')] == [
         'two', 'one', 'three', 'one']
+    with pytest.raises(ValueError, match='eval_translations=0: give a run that ends with chrF'):
+        tool['main'](['config/tibetan.py', '--eval_translations=0'])
     tool['main'](['config/tibetan.py'])
     lines = capsys.readouterr().out.splitlines()
     scores = {line.split()[1]: line.split()[6].rstrip(',') for line in lines if 'look-up' in line}
@@ -298,3 +300,16 @@ def test_lookup(capsys):
                        key=float)
         readme = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
         assert f'{found[0]} to {found[-1]} {what}' in readme
+
+
+def test_lookup_in_the_same_languages(encoder_folder, tmp_path, capsys):
+    """... although none of the two pairs bo-zh is held out."""
+    for language, n in ('bo', 2), ('ug', 90):
+        rows = [f'{a}\t{b}\n' for a, b in zip(sentences(language)[:n], sentences('zh'))]
+        (tmp_path / f'web.{language}-zh.tsv').write_text(''.join(rows), encoding='utf-8')
+    runpy.run_path(str(ROOT / 'tests/tools/lookup.py'))['main'](
+        ['--dataset=text', f'--data_from={tmp_path}', '--languages=bo,ug,zh',
+         f'--encoder={encoder_folder}', '--val_fraction=0.1', '--eval_translations=9'])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if 'look-up' in line]
+    assert [line[1] for line in lines] == ['ug-zh', 'zh-ug']
+    assert all(float(line[6].rstrip(',')) > 10 for line in lines)

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from itertools import permutations
 
 import pytest
 import sentencepiece
@@ -57,7 +58,8 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
     old, new = Tokenizer(encoder_folder), Tokenizer(out)
     before, after = XLMR.from_encoder(encoder_folder).eval(), XLMR.from_encoder(out).eval()
     shown = capsys.readouterr().out
-    assert f'{encoder_folder}: {old.vocab_size:,} ids; {out}: {new.vocab_size:,} ids\n' in shown
+    assert shown.endswith(f'{encoder_folder}: {old.vocab_size:,} ids, 4 layers; '
+                          f'{out}: {new.vocab_size:,} ids, 4 layers\n')
     assert set(new.pieces) < set(old.pieces)
     assert {p for p in old.pieces if len(p.strip(SPACE)) == 1} <= set(new.pieces)
     model, tokenizer = theirs(out)
@@ -77,9 +79,10 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_trim_to_the_first_layers(texts, encoder_folder, tmp_path):
+def test_trim_to_the_first_layers(texts, encoder_folder, tmp_path, capsys):
     """The states are those of the encoder's second layer, as tests/tools/retrieval.py has them."""
     run('trim', encoder_folder, [texts / 'bo.txt'], '--layers=2', f'--out={tmp_path}/two')
+    assert ' 4 layers; ' in (shown := capsys.readouterr().out) and shown.endswith(' 2 layers\n')
     whole, two = XLMR.from_encoder(encoder_folder), XLMR.from_encoder(tmp_path / 'two')
     ids = [Tokenizer(folder).encode(sentences('bo')[0]).tolist()
            for folder in (encoder_folder, tmp_path / 'two')]
@@ -89,8 +92,10 @@ def test_trim_to_the_first_layers(texts, encoder_folder, tmp_path):
     torch.testing.assert_close(last, states[:3], rtol=0, atol=1e-6)
 
 
-def test_retrieval(texts, encoder_folder, tmp_path, capsys):
-    """Equal lines find each other; with lines 3 to 11 in another order, none does."""
+@torch.no_grad()
+def test_retrieval(encoder_folder, tmp_path, capsys):
+    """Equal lines find each other; with lines 3 to 11 in another order, none does. Cosines are
+    means over all pairs of two tokens."""
     lines = sentences('zh')
     moved = lines[:2] + lines[3:11] + lines[2:3] + lines[11:]
     (tmp_path / 'lines').mkdir()
@@ -100,6 +105,16 @@ def test_retrieval(texts, encoder_folder, tmp_path, capsys):
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ['layer', 'cosine', 'moved', 'same'] and len(rows) == 5
     assert all(row.split()[2:] == ['0.0%', '100.0%'] for row in rows)
+    encoder, tok = XLMR.from_encoder(encoder_folder), Tokenizer(encoder_folder)
+    ids = [[0, *tok.encode(line).tolist(), 2] for line in lines[2:11]]
+    cosines = [[torch.cosine_similarity(a, b, dim=0).item() for a, b in permutations(x, 2)]
+               for x in (encoder.encode(torch.tensor([row]))[0] for row in ids)]
+    mean = sum(sum(x) / len(x) for x in cosines) / 9
+    assert rows[-1].split()[1] == f'{mean:.2f}'
+    for options, message in ((['--count=89'], 'zh.txt has no 89 lines from line 3 on'),
+                             (['--to=xx'], 'lines has no xx.txt')):
+        with pytest.raises(ValueError, match=message):
+            RETRIEVAL['main']([str(encoder_folder), str(tmp_path / 'lines'), '--first=3', *options])
 
 
 def test_trim_keeps_the_lowest_score(texts, encoder_folder, tmp_path):
@@ -204,6 +219,8 @@ def test_rows_of_new_pieces(tokenizer):
     ('extend', 'ka.txt', ('--pieces=23',), '--pieces=23: too few for this text'),
     ('extend', 'ka.txt', ('--pieces=0',), '--pieces=0: too few for this text'),
     ('trim', 'bo.txt', ('--out=tests',), 'out=tests: name a new folder'),
+    ('trim', '', (), 'give files of plain text'),
+    ('extend', 'ka.txt', ('--layers=2',), '--layers=2: only trim removes layers'),
     ('trim', 'bo.txt', ('--layers=0',), '--layers=0: the encoder has 4 layers'),
     ('trim', 'bo.txt', ('--layers=5',), '--layers=5: the encoder has 4 layers'),
     ('trim', 'empty.txt', (), 'empty.txt: there is no text')])

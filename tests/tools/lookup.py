@@ -43,9 +43,14 @@ def main(argv):
     cfg = cli.load(Train, argv)
     tokenizer = Tokenizer(start_folder(cfg), cfg.languages)
     text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
-    learned, held_out = ([task for task in tasks(text, split, tokenizer, cfg) if task.kind == 'mt']
-                         for split in ('train', 'val'))
-    for train, val in zip(learned, held_out):
+    learned, held_out = ({task.name: task for task in tasks(text, split, tokenizer, cfg)
+                          if task.kind == 'mt'} for split in ('train', 'val'))
+    names = [name for name in held_out if name in learned]
+    if not names or not cfg.eval_translations:
+        raise ValueError(f'eval_translations={cfg.eval_translations}: give a run that ends with '
+                         'chrF++ of held-out pairs')
+    for name in names:
+        train, val = learned[name], held_out[name]
         table = Lookup([[tokenizer.decode(ids) for ids in train.val_example(i)]
                         for i in range(len(train))])
         chosen = evenly_spaced(len(val), cfg.eval_translations)
@@ -53,7 +58,7 @@ def main(argv):
         references = [val.reference(i) for i in chosen]
         found = chrf([table.translate(source) for source in sources], references)
         another = chrf(references[1:] + references[:1], references)
-        print(f'chrF++ {val.source}-{val.target} of {len(chosen)} pairs: look-up {found:.1f}, '
+        print(f'chrF++ {name.split()[1]} of {len(chosen)} pairs: look-up {found:.1f}, '
               f'another {another:.1f}')
 
 

@@ -8,6 +8,7 @@ layer (0: the embeddings), and `cosine`, the mean cosine of two tokens' states i
 """
 import argparse
 import sys
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from config import cli
+from data.files import read_lines
 from data.hub import fetch
 from data.tokenizer import Tokenizer
 from model import BOS, EOS, PAD, XLMR
@@ -42,8 +45,8 @@ def centred(x):
 
 
 @torch.inference_mode()
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv):
+    parser = argparse.ArgumentParser()
     parser.add_argument('encoder')
     parser.add_argument('texts', type=Path)
     parser.add_argument('--to', default='zh')
@@ -52,10 +55,14 @@ def main(argv=None):
     args = parser.parse_args(argv)
     encoder = XLMR.from_encoder(fetch(args.encoder))
     tokenizer = Tokenizer(encoder.sentencepiece, vocab_size=encoder.config.vocab_size)
-    rows = slice(args.first - 1, args.first - 1 + args.count)
     limit, means, cosine = encoder.config.max_length - 2, {}, None
-    for path in sorted(args.texts.glob('*.txt'), key=lambda path: (path.stem != args.to, path)):
-        lines = path.read_text(encoding='utf-8').splitlines()[rows]
+    paths = sorted(args.texts.glob('*.txt'), key=lambda path: (path.stem != args.to, path))
+    if args.to not in [path.stem for path in paths]:
+        raise ValueError(f'{args.texts} has no {args.to}.txt')
+    for path in paths:
+        lines = [*islice(read_lines(path), args.first - 1, args.first - 1 + args.count)]
+        if len(lines) < args.count:
+            raise ValueError(f'{path} has no {args.count} lines from line {args.first} on')
         found = mean_states(encoder, [[BOS, *ids[:limit], EOS] for ids in tokenizer.encode(lines)])
         means[path.stem], cosine = centred(found[0]), found[1] if cosine is None else cosine
     target = means.pop(args.to)
@@ -67,4 +74,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)
