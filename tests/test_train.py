@@ -257,7 +257,7 @@ def test_studies_have_the_tables_of_their_logs():
             ('ablation', 'logs/small/*.bo.*.jsonl', ()),
             ('ablation', 'logs/small/*.kk.*.jsonl', ()),
             ('vocabulary', 'logs/*.jsonl', ()),
-            ('vocabulary', 'logs/laptop/[ac]*.jsonl', ()),
+            ('vocabulary', 'logs/laptop/[acr]*.jsonl', ()),
             ('finetune', 'scores/translate/*.json', ['--score=chrF++']),
             ('finetune', 'scores/transfer/*.json', ['--score=chrF++']),
             ('finetune', 'scores/transfer/*.json', ['--score=wrong_script'])):
