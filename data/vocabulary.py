@@ -123,8 +123,8 @@ def with_pieces(encoder, tokenizer, kept, new):
     return changed
 
 
-def sizes(name, encoder):
-    return f'{name}: {encoder.config.vocab_size:,} ids, {encoder.config.n_layer} layers'
+def show(name, encoder):
+    print(f'{name}: {encoder.config.vocab_size:,} ids, {encoder.config.n_layer} layers')
 
 
 def proto(tokenizer):
@@ -155,7 +155,7 @@ def main(argv):
     if not args.out or Path(args.out).exists():
         raise ValueError(f'out={args.out}: name a new folder')
     encoder = XLMR.from_encoder(fetch(args.encoder))
-    before = sizes(args.encoder, encoder)
+    show(args.encoder, encoder)
     tokenizer = Tokenizer(encoder.sentencepiece, vocab_size=encoder.config.vocab_size)
     if args.command == 'trim':
         if args.layers is not None:
@@ -166,7 +166,7 @@ def main(argv):
         changed = with_pieces(encoder, tokenizer, range(len(tokenizer.sp)), new)
     with atomic_dir(Path(args.out)) as temporary:
         changed.save(temporary)
-    print(f'{before}; {sizes(args.out, changed)}')
+    show(args.out, changed)
 
 
 if __name__ == '__main__':

@@ -58,7 +58,7 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
     old, new = Tokenizer(encoder_folder), Tokenizer(out)
     before, after = XLMR.from_encoder(encoder_folder).eval(), XLMR.from_encoder(out).eval()
     shown = capsys.readouterr().out
-    assert shown.endswith(f'{encoder_folder}: {old.vocab_size:,} ids, 4 layers; '
+    assert shown.endswith(f'{encoder_folder}: {old.vocab_size:,} ids, 4 layers\n'
                           f'{out}: {new.vocab_size:,} ids, 4 layers\n')
     assert set(new.pieces) < set(old.pieces)
     assert {p for p in old.pieces if len(p.strip(SPACE)) == 1} <= set(new.pieces)
@@ -82,7 +82,8 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
 def test_trim_to_the_first_layers(texts, encoder_folder, tmp_path, capsys):
     """The states are those of the encoder's second layer, as tests/tools/retrieval.py has them."""
     run('trim', encoder_folder, [texts / 'bo.txt'], '--layers=2', f'--out={tmp_path}/two')
-    assert ' 4 layers; ' in (shown := capsys.readouterr().out) and shown.endswith(' 2 layers\n')
+    shown = capsys.readouterr().out.splitlines()
+    assert [line[-9:] for line in shown] == [' 4 layers', ' 2 layers']
     whole, two = XLMR.from_encoder(encoder_folder), XLMR.from_encoder(tmp_path / 'two')
     ids = [Tokenizer(folder).encode(sentences('bo')[0]).tolist()
            for folder in (encoder_folder, tmp_path / 'two')]
@@ -99,22 +100,25 @@ def test_retrieval(encoder_folder, tmp_path, capsys):
     lines = sentences('zh')
     moved = lines[:2] + lines[3:11] + lines[2:3] + lines[11:]
     (tmp_path / 'lines').mkdir()
-    for name, text in ('zh', lines), ('same', lines), ('moved', moved):
+    for name, text in ('zh', lines), ('same', lines), ('moved', moved), ('bo', sentences('bo')):
         (tmp_path / f'lines/{name}.txt').write_text('\n'.join(text), encoding='utf-8')
     RETRIEVAL['main']([str(encoder_folder), str(tmp_path / 'lines'), '--first=3', '--count=9'])
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ['layer', 'cosine', 'moved', 'same'] and len(rows) == 5
-    assert all(row.split()[2:] == ['0.0%', '100.0%'] for row in rows)
+    assert head.split() == ['layer', 'cosine', 'bo', 'moved', 'same'] and len(rows) == 5
+    assert all(row.split()[3:] == ['0.0%', '100.0%'] for row in rows)
+    x = torch.randn(5, 9, 8)
+    torch.testing.assert_close(RETRIEVAL['centred'](x + 3), RETRIEVAL['centred'](x))
     encoder, tok = XLMR.from_encoder(encoder_folder), Tokenizer(encoder_folder)
     ids = [[0, *tok.encode(line).tolist(), 2] for line in lines[2:11]]
     cosines = [[torch.cosine_similarity(a, b, dim=0).item() for a, b in permutations(x, 2)]
                for x in (encoder.encode(torch.tensor([row]))[0] for row in ids)]
     mean = sum(sum(x) / len(x) for x in cosines) / 9
     assert rows[-1].split()[1] == f'{mean:.2f}'
-    for options, message in ((['--count=89'], 'zh.txt has no 89 lines from line 3 on'),
-                             (['--to=xx'], 'lines has no xx.txt')):
+    for option, message in (('--count=91', 'bo.txt has no 91 lines from line 1 on'),
+                            ('--first=0', 'bo.txt has no 9 lines from line 0 on'),
+                            ('--to=xx', 'lines has no xx.txt')):
         with pytest.raises(ValueError, match=message):
-            RETRIEVAL['main']([str(encoder_folder), str(tmp_path / 'lines'), '--first=3', *options])
+            RETRIEVAL['main']([str(encoder_folder), str(tmp_path / 'lines'), '--count=9', option])
 
 
 def test_trim_keeps_the_lowest_score(texts, encoder_folder, tmp_path):

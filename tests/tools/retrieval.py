@@ -8,12 +8,10 @@ layer (0: the embeddings), and `cosine`, the mean cosine of two tokens' states i
 """
 import argparse
 import sys
-from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from config import cli
@@ -41,6 +39,7 @@ def mean_states(encoder, sentences):
 
 
 def centred(x):
+    """x (L+1,N,C) without its mean over N, of length 1."""
     return F.normalize(x - x.mean(1, keepdim=True), dim=2)
 
 
@@ -55,22 +54,21 @@ def main(argv):
     args = parser.parse_args(argv)
     encoder = XLMR.from_encoder(fetch(args.encoder))
     tokenizer = Tokenizer(encoder.sentencepiece, vocab_size=encoder.config.vocab_size)
-    limit, means, cosine = encoder.config.max_length - 2, {}, None
-    paths = sorted(args.texts.glob('*.txt'), key=lambda path: (path.stem != args.to, path))
-    if args.to not in [path.stem for path in paths]:
-        raise ValueError(f'{args.texts} has no {args.to}.txt')
-    for path in paths:
-        lines = [*islice(read_lines(path), args.first - 1, args.first - 1 + args.count)]
+    limit, means, cosines = encoder.config.max_length - 2, {}, {}
+    for path in sorted(args.texts.glob('*.txt')):
+        lines = [*read_lines(path)][args.first - 1:args.first - 1 + args.count]
         if len(lines) < args.count:
             raise ValueError(f'{path} has no {args.count} lines from line {args.first} on')
-        found = mean_states(encoder, [[BOS, *ids[:limit], EOS] for ids in tokenizer.encode(lines)])
-        means[path.stem], cosine = centred(found[0]), found[1] if cosine is None else cosine
+        ids = [[BOS, *row[:limit], EOS] for row in tokenizer.encode(lines)]
+        x, cosines[path.stem] = mean_states(encoder, ids)
+        means[path.stem] = centred(x)
+    if args.to not in means:
+        raise ValueError(f'{args.texts} has no {args.to}.txt')
     target = means.pop(args.to)
     print('layer  cosine  ' + '  '.join(f'{name:>5}' for name in means))
-    for i, x in enumerate(cosine):
-        right = [(m[i] @ target[i].T).argmax(1) == torch.arange(len(target[i]))
-                 for m in means.values()]
-        print(f'{i:5}  {x:6.2f}  ' + '  '.join(f'{r.float().mean():5.1%}' for r in right))
+    for i, cosine in enumerate(cosines[args.to]):
+        right = [(x[i] @ target[i].T).argmax(1) == torch.arange(args.count) for x in means.values()]
+        print(f'{i:5}  {cosine:6.2f}  ' + '  '.join(f'{r.float().mean():5.1%}' for r in right))
 
 
 if __name__ == '__main__':
