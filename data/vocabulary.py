@@ -11,6 +11,7 @@ import argparse
 import io
 import math
 import unicodedata
+from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,16 +27,26 @@ from data.tokenizer import SPACE, UNK, UNKNOWN, Tokenizer
 from model import XLMR
 
 
-def used_pieces(tokenizer, paths):
+def used_pieces(tokenizer, paths, n=None):
     """The indices of the pieces that the texts use, special pieces, single characters, and a piece
-    with the lowest score, as the score of <unk> depends on it. Raises ValueError for no text."""
-    used = {i for path in paths for line in read_lines(path) for i in tokenizer.sp.encode(line)}
-    if not used:
+    with the lowest score, as the score of <unk> depends on it. With n: the n pieces with the
+    largest mean share of the texts, and only the texts' characters. ValueError for no text."""
+    shares, characters = Counter(), {''}
+    for path in paths:
+        counts = Counter()
+        for line in read_lines(path):
+            counts.update(tokenizer.sp.encode(line))
+            characters.update(unicodedata.normalize('NFKC', line))
+        shares.update({i: count / counts.total() for i, count in counts.items()})
+    if not shares:
         raise ValueError(f'{", ".join(paths)}: there is no text')
+    used = {i for i, _ in shares.most_common(n)}
     pieces = proto(tokenizer).pieces
     normal = [i for i, piece in enumerate(pieces) if piece.type == piece.NORMAL]
     lowest = min(normal, key=lambda i: pieces[i].score)
-    gone = {i for i in normal if len(pieces[i].piece.lstrip(SPACE)) > 1} - used - {lowest}
+    letters = {i: pieces[i].piece.lstrip(SPACE) for i in normal}
+    single = {i for i in normal if len(letters[i]) < 2 and (n is None or letters[i] in characters)}
+    gone = {*normal} - used - single - {lowest}
     return [i for i in range(len(pieces)) if i not in gone]
 
 
@@ -142,7 +153,8 @@ def main(argv):
     parser.add_argument('--encoder', required=True, help='folder of an encoder, or its name')
     parser.add_argument('--text', required=True, nargs='+', help='UTF-8 files')
     parser.add_argument('--out', help='folder for the new encoder')
-    parser.add_argument('--pieces', type=int, default=8000, help='for extend, to train (8000)')
+    parser.add_argument('--pieces', type=int, help='for extend, to train (8000); for trim, the '
+                        'commonest ones to keep besides single characters (all that are used)')
     parser.add_argument('--layers', type=int, help='for trim, the first ones to keep (all)')
     args = parser.parse_args(argv)
     if args.layers is not None and args.command != 'trim':
@@ -160,9 +172,10 @@ def main(argv):
     if args.command == 'trim':
         if args.layers is not None:
             keep_layers(encoder, args.layers)
-        changed = with_pieces(encoder, tokenizer, used_pieces(tokenizer, args.text), [])
+        kept = used_pieces(tokenizer, args.text, args.pieces)
+        changed = with_pieces(encoder, tokenizer, kept, [])
     else:
-        new = new_pieces(tokenizer, args.text, args.pieces)
+        new = new_pieces(tokenizer, args.text, 8000 if args.pieces is None else args.pieces)
         changed = with_pieces(encoder, tokenizer, range(len(tokenizer.sp)), new)
     with atomic_dir(Path(args.out)) as temporary:
         changed.save(temporary)

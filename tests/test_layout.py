@@ -23,6 +23,7 @@ MAY_IMPORT = {
     'data/vocabulary.py': f'{DATA} torch model',
     'data/files.py': f'{DATA} safetensors',
     'data/hub.py': f'{DATA} tqdm',
+    'data/small/distil.py': f'{SCRIPT} train',
     'data/*': DATA,
 }
 

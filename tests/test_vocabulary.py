@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from itertools import permutations
 
 import pytest
@@ -76,6 +77,28 @@ def test_trim(texts, encoder_folder, tmp_path, capsys):
             torch.testing.assert_close(logits, model(src).logits, rtol=0, atol=1e-5)
     for text in HARD:                                 # other texts lose pieces, but no character
         assert (new.encode(text) == UNK).sum() == (old.encode(text) == UNK).sum()
+
+
+def test_trim_to_the_commonest_pieces(texts, encoder_folder, tmp_path):
+    """Each text has the same weight, however long. Of single characters the texts' own stay."""
+    long = '\n'.join(sentences('bo') * 9)
+    (texts / 'bo.txt').write_text(long, encoding='utf-8')
+    run('trim', encoder_folder, [texts / 'bo.txt', texts / 'kk.txt'], '--pieces=40',
+        f'--out={tmp_path}/few')
+    old, few = Tokenizer(encoder_folder), Tokenizer(tmp_path / 'few')
+    shares = Counter()
+    for text in long, '\n'.join(sentences('kk')):
+        pieces = [old.pieces[i] for line in text.splitlines() for i in old.encode(line)]
+        shares.update({piece: n / len(pieces) for piece, n in Counter(pieces).items()})
+    forty = {piece for piece, _ in shares.most_common(40)}
+    characters = {*long, *''.join(sentences('kk'))}
+    rest = {*few.pieces[4:-1]} - forty
+    assert forty < {*few.pieces} and any(len(x.strip(SPACE)) > 1 for x in forty)
+    assert {piece for piece in old.pieces if piece in characters} <= {*few.pieces}
+    assert len([piece for piece in rest if piece.strip(SPACE) not in {'', *characters}]) <= 1
+    for text in long.splitlines()[0], sentences('kk')[0]:
+        assert few.decode(few.encode(text)) == text and UNK not in few.encode(text)
+    assert UNK in few.encode('我')
 
 
 @torch.no_grad()

@@ -1,0 +1,149 @@
+"""Distils a small encoder from a larger one with the same vocabulary: data/small, from e5-small.
+
+    python data/small/distil.py --encoder=TEACHER --data_from=MONO,PAIRS --out_dir=out/student
+
+README.md has the commands that make TEACHER. The student begins with some of its layers and FFN
+channels, and learns three things: masked tokens; the teacher's states of the text without masks
+(DistilBERT, arXiv 1910.01108), in languages that the teacher knows; and for pairs the teacher's
+mean state of the translation (Reimers and Gurevych, arXiv 2004.09813). The loop is train.py's.
+"""
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import train
+from config import Train, cli, key, runtime
+from data import hub
+from data.batches import Batches, task_probabilities
+from data.dataset import open_streams, prepare, report
+from data.tasks import MaskedTokens, Translate, tasks
+from data.tokenizer import BOS, EOS, PAD, Tokenizer
+from model import XLMR
+
+TEMPERATURE = 0.05                      # of the contrast with the other pairs of a batch
+
+
+@dataclass
+class Distil(Train):
+    objective: str = key('mlm', 'no other')
+    dataset: str = key('text', 'a corpus, as for train.py')
+    encoder: str = key('out/teacher', 'the teacher')
+    out_dir: str = key('out/student', 'gets last/, best/ and log.jsonl', changeable=True)
+    layers: tuple = key(('0', '1', '3', '6', '10', '11'), 'of the teacher; the first is 0')
+    n_ffn: int = key(768, 'channels of each FFN', low=1)
+    taught: tuple = key(('ug', 'kk', 'mn', 'zh'), 'languages that the teacher knows')
+    mt_fraction: float = key(0.5, 'fraction of pairs', high=1)
+    mlm_ratio: float = key(0.25, 'fraction of tokens to predict', high=1)
+    val_fraction: float = key(0.02, 'fraction of documents held out', high=1)
+    batch_tokens: int = key(65536, 'source + target tokens of a step, on average', low=1)
+    max_steps: int = key(3500, 'optimizer steps', low=1)
+    dropout: float = key(0.0, 'in the student', high=1)
+
+
+class TaughtTokens(MaskedTokens):
+    """Masked tokens in a language that the teacher knows: targets begin with </s>."""
+    def example(self, i, rng):
+        src, tgt = super().example(i, rng)
+        tgt[0] = EOS
+        return src, tgt
+
+
+class Pair(Translate):
+    """A text and its translation: targets begin with <s>."""
+    def example(self, i, rng):
+        return tuple([BOS, *self.stream[row], EOS] for row in self.rows(i))
+
+
+def mean_states(x, ids):
+    """The mean (B,C) of the states x (B,S,C) of ids (B,S)."""
+    real = (ids != PAD)[..., None]
+    return (x * real).sum(1) / real.sum(1)
+
+
+class Student(XLMR):
+    def forward(self, src, tgt):
+        """src (B,S), tgt (B,T) of the three tasks -> the sum of the losses, and how many tokens
+        they are for: the masked ones, and all of the source of a pair."""
+        first, width = tgt[:, 0], max(src.shape[1], tgt.shape[1])
+        src, tgt = (F.pad(x, (0, width - x.shape[1]), value=PAD) for x in (src, tgt))
+        text, pair = first == EOS, first == BOS
+        masked = (tgt != PAD) & ~pair[:, None]
+        masked[:, 0] = False
+        x, n, n_pairs = self.encode(src), masked.sum(), (src[pair] != PAD).sum()
+        loss = self.head.loss(x[masked], tgt[masked])
+        if text.any():
+            with torch.no_grad():
+                states = self.teacher.encode(torch.where(masked, tgt, src)[text])
+            real = src[text] != PAD
+            loss = loss + n * distance(x[text][real], states[real])
+        if pair.sum() > 1:
+            with torch.no_grad():
+                means = mean_states(self.teacher.encode(tgt[pair]), tgt[pair])
+            found = mean_states(x[pair], src[pair])
+            loss = loss + n_pairs * (distance(found, means) + 0.2 * contrast(found, means))
+        return loss, n + n_pairs
+
+
+def distance(x, y):
+    """The squared distance of x (N,C) from y (N,C), as a fraction of y's variance."""
+    return F.mse_loss(x, y) / y.var(0).mean()
+
+
+def contrast(x, y):
+    """InfoNCE (arXiv 1807.03748): x (N,C) is nearer to its own y (N,C) than to the others."""
+    a, b = (F.normalize(v - y.mean(0), dim=1) for v in (x, y))
+    logits, own = a @ b.T / TEMPERATURE, torch.arange(len(x), device=x.device)
+    equal = torch.cdist(y, y) < 1e-3                    # the same sentence is no contrast
+    return F.cross_entropy(logits.masked_fill(equal.fill_diagonal_(False), -torch.inf), own)
+
+
+def shrink(teacher, cfg):
+    """The student before training: of each FFN, the channels with the largest weights."""
+    config = replace(teacher.config, n_layer=len(cfg.layers), n_ffn=cfg.n_ffn, mlm_head=True,
+                     dropout=cfg.dropout)
+    student = Student(config, teacher.sentencepiece)
+    student.embeddings.load_state_dict(teacher.embeddings.state_dict())
+    for layer, j in zip(student.layers, map(int, cfg.layers)):
+        state = teacher.layers[j].state_dict()
+        up, down = state['ffn.up.weight'], state['ffn.down.weight']
+        keep = (up.norm(dim=1) * down.norm(dim=0)).topk(cfg.n_ffn).indices
+        for name in 'ffn.up.weight', 'ffn.up.bias':
+            state[name] = state[name][keep]
+        layer.load_state_dict({**state, 'ffn.down.weight': down[:, keep]})
+    return student
+
+
+def learned_tasks(text, tokenizer, cfg):
+    """The tasks of each stream of a prepared folder; pairs are with zh, which is the target."""
+    found = []
+    for name, stream in open_streams(text, 'train').items():
+        source, *target = sorted(name.split('-'), key='zh'.__eq__)
+        kind = Pair if target else TaughtTokens if source in cfg.taught else MaskedTokens
+        if {source, *target} <= {*cfg.languages}:
+            found.append(kind(stream, source, *target or [source], tokenizer, cfg))
+    return found
+
+
+def distil(cfg):
+    state = train.read_state(cfg)
+    torch.manual_seed(cfg.seed)
+    teacher = XLMR.from_encoder(hub.fetch(cfg.encoder))
+    student = shrink(teacher, cfg) if not state else Student.from_encoder(
+        Path(cfg.out_dir, 'last'), dropout=cfg.dropout, mlm_head=True)
+    device, _ = runtime.find_device(cfg.device, cfg.dtype)
+    student.__dict__['teacher'] = teacher.requires_grad_(False).to(device)      # not saved with it
+    tokenizer = Tokenizer(teacher.sentencepiece, vocab_size=teacher.config.vocab_size)
+    text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
+    report(text)
+    learned, held_out = learned_tasks(text, tokenizer, cfg), tasks(text, 'val', tokenizer, cfg)
+    batches = Batches(learned, task_probabilities(learned, cfg.mt_fraction, cfg.alpha), cfg)
+    train.fit(cfg, student, batches, lambda model, is_last: train.evaluate(
+        model, held_out, tokenizer, cfg, is_last), state, train.check_origin(cfg, state, text.name))
+
+
+if __name__ == '__main__':
+    cli.run(lambda argv: distil(cli.load(Distil, argv)))
