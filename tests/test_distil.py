@@ -13,8 +13,9 @@ from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import XLMR
 
 DISTIL = runpy.run_path(str(ROOT / 'data/small/distil.py'))
-OPTIONS = ['--languages=bo,kk,zh', '--layers=0,3', '--n_ffn=40', '--taught=kk,zh', '--block_size=64',
-           '--batch_tokens=600', '--eval_interval=100', '--val_fraction=0.1', '--eval_segments=4']
+OPTIONS = ['--languages=bo,kk,zh', '--layers=0,3', '--n_ffn=40', '--taught=kk,zh',
+           '--block_size=64', '--batch_tokens=600', '--eval_interval=100', '--val_fraction=0.1',
+           '--eval_segments=4']
 
 
 def config(*options):
