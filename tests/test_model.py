@@ -1,5 +1,7 @@
 """model.py: equal to transformers' encoder, weights in place, masks, loss, new layers, files."""
 import json
+import runpy
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -465,3 +467,26 @@ def test_bad_options(encoder_folder):
         model.generate(make_sources(model), 'xx', 9)
     with pytest.raises(ValueError, match='70 tokens; the model reads at most 64'):
         model.encoder.encode(torch.full((1, 70), 5))
+
+
+@torch.no_grad()
+def test_states_tool(corpus, encoder_folder, capsys):
+    """tests/tools/states.py: its two numbers, and that its last layer is what the head reads."""
+    tool = runpy.run_path(str(ROOT / 'tests/tools/states.py'))
+    x, ids = torch.randn(12, 8), torch.tensor([5] * 4 + [7] * 5 + [9] * 3)
+    cosines = [torch.cosine_similarity(a, b, dim=0).item() for a, b in permutations(x, 2)]
+    assert tool['cosine'](x) == pytest.approx(sum(cosines) / len(cosines), abs=1e-6)
+    x[:4], x[4:9] = torch.randn(2, 1, 8)
+    assert tool['identity'](x, ids) == pytest.approx(1)         # 9 is too rare to count
+    x[:9] = torch.cat([-x[:1], x[:1]] * 4 + [0 * x[:1]])
+    assert tool['identity'](x, ids) == pytest.approx(0, abs=1e-6)
+    model = make_model(encoder_folder, insert_every=3)
+    src, tgt = make_sources(model, (9,)), make_sources(model, (5,), seed=1)
+    states = tool['layer_states'](model, src, tgt)
+    assert len(states) == len(model.decoder) + 1
+    torch.testing.assert_close(states[-1], model.states(tgt, model.encoder.encode(src), src)[0])
+    tool['main'](['--dataset=text', f'--data_from={corpus}', f'--encoder={encoder_folder}',
+                  '--languages=bo,zh', '--block_size=64'])
+    rows = capsys.readouterr().out.splitlines()
+    rows = rows[rows.index('layer  cosine  identity') + 1:]
+    assert len(rows) == 5 and all(-1 < float(x) < 1 for row in rows for x in row.split()[1:])
