@@ -25,6 +25,7 @@ from data.dataset import SPECIALS, corpus_module
 from data.examples import Examples, languages_of, read_examples, split_examples
 from data.files import atomic_dir, check_folder
 from data.heldout import Texts, digest, splits
+from data.languages import ids_outside_scripts
 from data.metrics import ABOUT, report, score
 from data.tokenizer import Tokenizer, normalize
 from model import SWCM
@@ -220,7 +221,7 @@ def banned_ids(cfg, tokenizer):
         if language not in written:
             raise ValueError(f'force_script={entry}: begin with a language that is written, '
                              f'{" ".join(sorted(written))}')
-        banned[language] = tokenizer.ids_outside_scripts(names.upper().split('+'))
+        banned[language] = ids_outside_scripts(tokenizer, names.upper().split('+'))
     return banned
 
 

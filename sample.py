@@ -26,7 +26,7 @@ from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments
 from data.examples import languages_of, truncate
 from data.files import check_folder, read_json_object, read_lines
-from data.languages import BY_CHARACTER, wrong_script
+from data.languages import BY_CHARACTER, ids_outside_scripts, wrong_script
 from data.tasks import tasks
 from data.tokenizer import BOS, EOS, UNK, Tokenizer
 from model import SWCM
@@ -231,7 +231,7 @@ class Writer:
         self.longest = min(longest, c.max_length)
         self.tokenizer = Tokenizer(self.model.encoder.sentencepiece, c.languages, c.vocab_size)
         scripts = cfg.force_script.upper().split('+') if cfg.force_script else ()
-        self.banned = self.tokenizer.ids_outside_scripts(scripts) if scripts else ()
+        self.banned = ids_outside_scripts(self.tokenizer, scripts) if scripts else ()
 
     def write(self, sources, languages):
         """The best text for each source, ids with <s> <lang> </s>; languages: one for each."""

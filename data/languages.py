@@ -37,6 +37,18 @@ def wrong_script(text, language):
     return main_script(text) if n_right < MIN_FRACTION * found.total() else None
 
 
+def ids_outside_scripts(tokenizer, scripts):
+    """The ids of pieces with a letter of another script than these, named as in SCRIPTS.
+
+    Raises ValueError for a script of which the vocabulary has no letter."""
+    found = [{*map(script, piece)} - {None} for piece in tokenizer.pieces[:tokenizer.mask]]
+    known = set().union(*found)
+    if lacking := {*scripts} - known:
+        raise ValueError(f'the vocabulary has no letters of {" ".join(sorted(lacking))}; it '
+                         f'has {" ".join(sorted(known))}')
+    return [i for i, names in enumerate(found) if not names <= {*scripts}]
+
+
 def check_script(texts, language, where):
     """Raises ValueError for texts in another script, except Latin transcriptions."""
     found = wrong_script(''.join(texts), language)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from data.languages import script
 from data.files import SENTENCEPIECE
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
@@ -87,17 +86,6 @@ class Tokenizer:
             raise ValueError(f'language {language!r} has no token here; there are: '
                              f'{" ".join(self.languages)}')
         return self.vocab_size + self.languages.index(language)
-
-    def ids_outside_scripts(self, scripts):
-        """The ids of pieces with a letter of another script than these, named as in languages.py.
-
-        Raises ValueError for a script of which the vocabulary has no letter."""
-        found = [{*map(script, piece)} - {None} for piece in self.pieces]
-        known = set().union(*found)
-        if lacking := {*scripts} - known:
-            raise ValueError(f'the vocabulary has no letters of {" ".join(sorted(lacking))}; it '
-                             f'has {" ".join(sorted(known))}')
-        return [i for i, names in enumerate(found[:self.mask]) if not names <= {*scripts}]
 
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""
