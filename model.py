@@ -252,6 +252,7 @@ class SWCM(nn.Module):
         super().__init__()
         self.config, self.encoder = config, XLMR(config, sentencepiece)
         self.decoder, self.shared = nn.ModuleList(), {}             # decoder part: its encoder part
+        self.fitted = []                                            # see fit_last_norm
         step = 2 if config.share == 'alternate' else 1              # DeltaLM, arXiv 2106.13736
         for i in range(0, config.n_layer, step):
             self.add_layer(LAYERS[config.layer], (i, i + step - 1), config.share)
@@ -275,12 +276,30 @@ class SWCM(nn.Module):
     def from_encoder(cls, folder, **options):
         """Makes a model from an XLM-R folder: SWCM.from_encoder(path, languages=('bo', 'zh'))."""
         sizes, tensors, sentencepiece = read_encoder(folder)
-        model = cls(SWCMConfig(**{**sizes, **options}), sentencepiece)
+        model = cls(SWCMConfig(**{**sizes, **options}), sentencepiece).eval()
         model.encoder.copy_encoder(tensors, folder)
         for part, source in model.shared.items():
             source = model.encoder.get_submodule(source)
             model.decoder.get_submodule(part).load_state_dict(source.state_dict())
-        return model.eval()
+        if model.config.share in ('copy', 'alternate') and not model.config.mlm_head:
+            model.fit_last_norm()
+        return model
+
+    @torch.no_grad()
+    def fit_last_norm(self):
+        """Gives the decoder's states the mean and standard deviation, by channel, of embeddings.
+
+        For an encoder without a masked-LM head, such as a sentence encoder: its upper layers make
+        states that are nearly alike, and the embeddings, as output projection, read little from
+        them. See config/ablation. Source and target are random ids."""
+        c, g = self.config, torch.Generator().manual_seed(1)
+        src, tgt = torch.randint(UNK + 1, c.vocab_size - 1, (2, 32, 32), generator=g)
+        x, embedded = self.states(tgt, self.encoder.encode(src), src), self.encoder.embeddings(tgt)
+        (std, mean), (wanted, centre) = (torch.std_mean(t, (0, 1)) for t in (x, embedded))
+        norm = getattr(self.decoder[-1], [*self.decoder[-1].SOURCES][-1]).norm
+        norm.weight.mul_(wanted / std)
+        norm.bias.copy_((norm.bias - mean) * wanted / std + centre)
+        self.fitted = [*norm.parameters()]
 
     def states(self, tgt, memory, src, cache=None):
         """tgt (B,T), memory (B,S,C) of src (B,S) -> (B,T,C). With a cache, tgt continues it."""

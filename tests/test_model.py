@@ -469,6 +469,30 @@ def test_bad_options(encoder_folder):
         model.encoder.encode(torch.full((1, 70), 5))
 
 
+@pytest.mark.parametrize('options', CHOICES)
+@torch.no_grad()
+def test_without_a_head_the_last_norm_is_fitted(encoder_folder, tmp_path, monkeypatch, options):
+    """States of copied layers then vary as embeddings do, also on other ids; no other weight
+    changes. An encoder with a head changes nothing."""
+    XLMR.from_encoder(encoder_folder, mlm_head=False).save(tmp_path / 'bare')
+    fitted = make_model(tmp_path / 'bare', **options)
+    assert not make_model(encoder_folder, **options).fitted
+    monkeypatch.setattr(SWCM, 'fit_last_norm', lambda model: None)
+    plain = make_model(tmp_path / 'bare', **options)
+    changed = [p for p, q in zip(fitted.parameters(), plain.parameters()) if not torch.equal(p, q)]
+    last = fitted.decoder[-1].ffn if 'layer' in options else fitted.decoder[-1].ffn2
+    is_copied = options.get('share', 'copy') in ('copy', 'alternate')
+    assert [*map(id, changed)] == [*map(id, last.norm.parameters())] * is_copied
+    assert [*map(id, changed)] == [*map(id, fitted.fitted)]
+    src, tgt = torch.randint(4, 150, (2, 40, 32))
+    states, were = (model.states(tgt, model.encoder.encode(src), src).flatten(0, 1)
+                    for model in (fitted, plain))
+    embedded = plain.encoder.embeddings(tgt).flatten(0, 1)
+    for of in torch.mean, torch.std:
+        gap, was = ((of(x, 0) - of(embedded, 0)).norm() for x in (states, were))
+        assert not is_copied or gap < 0.2 * of(embedded, 0).norm() and gap < 0.4 * was
+
+
 @torch.no_grad()
 def test_states_tool(corpus, encoder_folder, capsys):
     """tests/tools/states.py: its two numbers, and that its last layer is what the head reads."""

@@ -1,6 +1,6 @@
 """What reaches the last layer of a new decoder: how its tokens' states differ, layer by layer.
 
-    python tests/tools/states.py config/ablation/copy.py --data_from=MONO,PAIRS   # a run's arguments
+    python tests/tools/states.py config/ablation/copy.py --data_from=MONO,PAIRS  # a run's arguments
 
 `cosine`: the mean cosine of two tokens' states; near 1 if all are alike. `identity`: the fraction
 of the states' variance between different tokens, not between occurrences of one (eta squared, of
