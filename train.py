@@ -130,6 +130,7 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
     (device, dtype), (rank, world) = runtime.find_device(cfg.device, cfg.dtype), rank_and_world()
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     model.to(device).train()
+    getattr(model, 'encoder', model).layers.requires_grad_(not cfg.freeze)
     optimizer = make_optimizer(model, cfg)
     run = Checkpoints(cfg, model, optimizer, state, origin)
     progress, forward = run.progress, model
@@ -137,8 +138,7 @@ def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_los
         if isinstance(layer, Layer):
             layer.compile(dynamic=True)
     if world > 1:
-        ids = [device.index] if device.type == 'cuda' else None
-        forward = DistributedDataParallel(model, device_ids=ids)
+        forward = DistributedDataParallel(model)
     batches = micro_batches(batches, progress.step, cfg)
     bar = tqdm(total=cfg.max_steps, initial=progress.step, unit='step', dynamic_ncols=True,
                disable=True if rank else None)
@@ -169,7 +169,7 @@ def train_step(forward, batches, optimizer, lr, mixed, cfg):
 
     The gradient is that of the loss per target token: sums of losses are divided once, by the
     number of target tokens of the whole step. If it is not finite, no weight changes."""
-    (_, world), parameters = rank_and_world(), list(forward.parameters())
+    (_, world), parameters = rank_and_world(), [p for p in forward.parameters() if p.requires_grad]
     totals = torch.zeros(2, dtype=torch.float64)        # loss, target tokens
     for n_left in reversed(range(cfg.accumulate // world)):
         k, batch = next(batches)
@@ -197,12 +197,11 @@ def train_step(forward, batches, optimizer, lr, mixed, cfg):
 
 
 def make_optimizer(model, cfg):
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    return torch.optim.AdamW(
-        [{'params': matrices, 'weight_decay': cfg.weight_decay},
-         {'params': others, 'weight_decay': 0.0}], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
-        fused=matrices[0].device.type in ('cpu', 'cuda'))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [{'params': [p for p in parameters if (p.dim() == 2) == is_matrix],
+               'weight_decay': cfg.weight_decay * is_matrix} for is_matrix in (True, False)]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
+                             fused=parameters[0].device.type in ('cpu', 'cuda'))
 
 
 def micro_batches(batches, step, cfg):
@@ -237,7 +236,7 @@ class Checkpoints:
             tensors = {}
             for name, p in self.model.named_parameters():
                 tensors['weight.' + name] = p.detach()
-                for key, t in self.optimizer.state[p].items():
+                for key, t in self.optimizer.state.get(p, {}).items():
                     tensors[f'{key}.{name}'] = t
             figures = {'progress': asdict(self.progress), 'origin': self.origin,
                        'config': asdict(self.cfg)}
@@ -473,6 +472,7 @@ def weight_report(model, cfg, state):
             if not is_loaded:
                 is_shared = '.'.join(rest[:2]) in model.shared
                 origin = 'copied from the encoder' if is_shared else 'random'
+                origin = 'fitted to embeddings' if any(p is q for q in model.fitted) else origin
         origin = 'tied' if p in seen else origin
         counts[part, origin] = counts.get((part, origin), 0) + (p not in seen) * p.numel()
         seen.add(p)

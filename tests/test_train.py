@@ -58,7 +58,7 @@ def log(cfg):
 
 
 @pytest.mark.parametrize('options', [
-    dict(), dict(objective='mlm'),
+    dict(), dict(objective='mlm'), dict(freeze=True),
     pytest.param(dict(share='tie', head='untied'), marks=pytest.mark.full)])
 def test_resume_changes_no_bit(cfg, tmp_path, options):
     cfg = replace(cfg, languages=('bo', 'zh'), **options)
@@ -74,6 +74,23 @@ def test_resume_changes_no_bit(cfg, tmp_path, options):
         assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
         assert log(interrupted) == log(cfg)
     assert len({tuple(line['val'].values()) for line in log(cfg) if 'val' in line}) == 3
+
+
+@pytest.mark.parametrize('objective', ['swcm', 'mlm'])
+def test_freeze(cfg, objective):
+    """The encoder's layers stay; all else is trained."""
+    train.train(replace(cfg, freeze=True, objective=objective, max_steps=2))
+    read = SWCM.load if objective == 'swcm' else XLMR.from_encoder
+    model = read(f'{cfg.out_dir}/last')
+    encoder = getattr(model, 'encoder', model)
+    start = XLMR.from_encoder(cfg.encoder)
+    same = {name for name, p in encoder.named_parameters()
+            if torch.equal(p, start.get_parameter(name))}
+    assert {name for name in same if name.startswith('layers')} == {
+        f'layers.{name}' for name, _ in encoder.layers.named_parameters()}
+    assert not {'embeddings.position.weight', 'head.dense.weight'} & same
+    if objective == 'swcm':
+        assert not torch.equal(model.decoder[0].ffn1.up.weight, start.layers[0].ffn.up.weight)
 
 
 def stop_after(step, cfg):
