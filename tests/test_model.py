@@ -484,6 +484,7 @@ def test_without_a_head_the_last_norm_is_fitted(encoder_folder, tmp_path, monkey
     is_copied = options.get('share', 'copy') in ('copy', 'alternate')
     assert [*map(id, changed)] == [*map(id, last.norm.parameters())] * is_copied
     assert [*map(id, changed)] == [*map(id, fitted.fitted)]
+    assert is_copied == ('64  fitted to embeddings' in weight_report(fitted, Train(), None))
     src, tgt = torch.randint(4, 150, (2, 40, 32))
     states, were = (model.states(tgt, model.encoder.encode(src), src).flatten(0, 1)
                     for model in (fitted, plain))
