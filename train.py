@@ -236,7 +236,7 @@ class Checkpoints:
             tensors = {}
             for name, p in self.model.named_parameters():
                 tensors['weight.' + name] = p.detach()
-                for key, t in self.optimizer.state.get(p, {}).items():
+                for key, t in self.optimizer.state[p].items():
                     tensors[f'{key}.{name}'] = t
             figures = {'progress': asdict(self.progress), 'origin': self.origin,
                        'config': asdict(self.cfg)}
