@@ -125,8 +125,8 @@ class FFN(nn.Module):
 
 class Layer(nn.Module):
     """A kind of layer: a subclass with `forward` (B,T,C) -> (B,T,C) and SOURCES, which says what
-    each part is copied from: {part: ('attn' or 'ffn' of an encoder layer, 0 or 1: its first or
-    second source layer)}. Names of parts that read the source text begin with `cross`."""
+    each part, in order of use, is copied from: {part: ('attn' or 'ffn' of an encoder layer, 0 or 1:
+    its first or second source)}. Names of parts that read the source text begin with `cross`."""
     def __init__(self, c):
         super().__init__()
         for part, (kind, _) in self.SOURCES.items():
@@ -281,24 +281,23 @@ class SWCM(nn.Module):
         for part, source in model.shared.items():
             source = model.encoder.get_submodule(source)
             model.decoder.get_submodule(part).load_state_dict(source.state_dict())
-        if model.config.share in ('copy', 'alternate') and not model.config.mlm_head:
+        c = model.config
+        if c.share in ('copy', 'alternate') and c.head == 'tied' and not c.mlm_head:
             model.fit_last_norm()
         return model
 
     @torch.no_grad()
     def fit_last_norm(self):
-        """Gives the decoder's states the mean and standard deviation, by channel, of embeddings.
-
-        For an encoder without a masked-LM head, such as a sentence encoder: its upper layers make
-        states that are nearly alike, and the embeddings, as output projection, read little from
-        them. See config/ablation. Source and target are random ids."""
-        c, g = self.config, torch.Generator().manual_seed(1)
+        """Shifts and scales the decoder's states, of random ids, to the mean and spread of
+        embeddings. Without a masked-LM head the embeddings alone read the states, and the states
+        of copied layers may be nearly alike: see config/ablation."""
+        c, g, last = self.config, torch.Generator().manual_seed(1), self.decoder[-1]
         src, tgt = torch.randint(UNK + 1, c.vocab_size - 1, (2, 32, 32), generator=g)
         x, embedded = self.states(tgt, self.encoder.encode(src), src), self.encoder.embeddings(tgt)
         (std, mean), (wanted, centre) = (torch.std_mean(t, (0, 1)) for t in (x, embedded))
-        norm = getattr(self.decoder[-1], [*self.decoder[-1].SOURCES][-1]).norm
-        norm.weight.mul_(wanted / std)
-        norm.bias.copy_((norm.bias - mean) * wanted / std + centre)
+        norm, scale = getattr(last, [*last.SOURCES][-1]).norm, wanted.norm() / std.norm()
+        norm.weight.mul_(scale)
+        norm.bias.copy_((norm.bias - mean) * scale + centre)
         self.fitted = [*norm.parameters()]
 
     def states(self, tgt, memory, src, cache=None):

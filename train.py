@@ -236,7 +236,7 @@ class Checkpoints:
             tensors = {}
             for name, p in self.model.named_parameters():
                 tensors['weight.' + name] = p.detach()
-                for key, t in self.optimizer.state[p].items():
+                for key, t in self.optimizer.state.get(p, {}).items():
                     tensors[f'{key}.{name}'] = t
             figures = {'progress': asdict(self.progress), 'origin': self.origin,
                        'config': asdict(self.cfg)}
@@ -356,7 +356,7 @@ def read_state(cfg):
                          '--out_dir=NAME starts another, --resume=False replaces both') from e
     ours = json.loads(json.dumps(asdict(cfg)))
     for f in fields(cfg):
-        before = state['config'].get(f.name)
+        before = state['config'].get(f.name, f.default)
         if not f.metadata['changeable'] and ours[f.name] != before:
             raise ValueError(f'{cfg.out_dir} holds a run with {f.name}={before!r}, not '
                              f'{ours[f.name]!r}. --resume=False replaces it, --out_dir=NAME starts '

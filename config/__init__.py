@@ -29,7 +29,7 @@ class Run:
     insert_every: int = key(0, 'insert a normal layer after every N layers (paper: 3); 0: none')
     inserted: str = key('random', 'weights of these layers: random | duplicate')
     head: str = key('tied', 'output projection: tied (to the embeddings) | untied')
-    freeze: bool = key(False, "do not train the encoder's layers")
+    freeze: bool = key(False, "do not train the encoder's layers (share=tie: nor the decoder's)")
     dropout: float = fraction(0.1, 'in encoder and decoder')
     batch_tokens: int = key(4096, 'source + target tokens of a micro-batch, on average', low=1)
     accumulate: int = key(1, 'micro-batches of an optimizer step, over all processes', low=1)

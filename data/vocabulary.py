@@ -23,7 +23,7 @@ from config import cli
 from data.dataset import prepare, report
 from data.files import atomic_dir, read_lines
 from data.hub import fetch
-from data.tokenizer import SPACE, UNK, UNKNOWN, Tokenizer
+from data.tokenizer import SPACE, UNK, UNKNOWN, Tokenizer, normalize
 from model import XLMR
 
 
@@ -36,7 +36,7 @@ def used_pieces(tokenizer, paths, n=None):
         counts = Counter()
         for line in read_lines(path):
             counts.update(tokenizer.sp.encode(line))
-            characters.update(unicodedata.normalize('NFKC', line))
+            characters.update(normalize(line))
         shares.update({i: count / counts.total() for i, count in counts.items()})
     if not shares:
         raise ValueError(f'{", ".join(paths)}: there is no text')
@@ -154,9 +154,11 @@ def main(argv):
     parser.add_argument('--text', required=True, nargs='+', help='UTF-8 files')
     parser.add_argument('--out', help='folder for the new encoder')
     parser.add_argument('--pieces', type=int, help='for extend, to train (8000); for trim, the '
-                        'commonest ones to keep besides single characters (all that are used)')
+                        "commonest to keep, besides the texts' characters (all that are used)")
     parser.add_argument('--layers', type=int, help='for trim, the first ones to keep (all)')
     args = parser.parse_args(argv)
+    if args.pieces is not None and args.pieces < 1:
+        raise ValueError(f'--pieces={args.pieces}: expected at least 1')
     if args.layers is not None and args.command != 'trim':
         raise ValueError(f'--layers={args.layers}: only trim removes layers')
     if args.command == 'report':

@@ -55,10 +55,14 @@ def test_contrast_and_distance():
     want = -logits.log_softmax(1).diagonal().mean()
     torch.testing.assert_close(DISTIL['contrast'](x, y), want)
     twice = torch.cat([y, y])                                   # each sentence is there twice
+    many = torch.randn(60, 384)
+    many[30:] = many[:30]                                       # bits apart if by matmul
+    assert DISTIL['contrast'](many, many) < 0.01
     own, others = logits.diagonal()[:, None], logits.clone().fill_diagonal_(-torch.inf)
     want = (torch.cat([own, others, others], 1).logsumexp(1) - own[:, 0]).mean()
     torch.testing.assert_close(DISTIL['contrast'](torch.cat([x, x]), twice), want)
     assert DISTIL['distance'](y, y) == 0
+    assert DISTIL['distance'](y, y[:1].expand(6, 8)).isfinite()
     mean = y.mean(0).expand(6, 8)
     torch.testing.assert_close(DISTIL['distance'](mean, y), torch.tensor(5 / 6))
 
@@ -129,3 +133,16 @@ def test_a_run(corpus, teacher, encoder_folder, tmp_path, capsys, monkeypatch):
     again = distil(corpus, encoder_folder, tmp_path / 'stopped', *options)
     assert 'resuming from step 100' in capsys.readouterr().out
     assert all(map(torch.equal, whole.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--layers=0,4'], 'layers=0,4, n_ffn=40: the teacher has layers 0 to 3 and n_ffn 64'),
+    (['--layers=a'], 'layers=a, n_ffn=40: the teacher has'),
+    (['--n_ffn=65'], 'n_ffn=65: the teacher has'),
+    (['--objective=swcm'], "objective='swcm': distil.py has only mlm"),
+    (['--block_size=65'], 'block_size=65: the teacher reads 64 tokens'),
+    (['--languages=bo,xx'], 'the corpus has no train text for xx'),
+])
+def test_mistakes(corpus, encoder_folder, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        distil(corpus, encoder_folder, tmp_path / 'out', *options)

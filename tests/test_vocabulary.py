@@ -244,7 +244,7 @@ def test_rows_of_new_pieces(tokenizer):
     ('extend', 'latin1.txt', (), 'latin1.txt: line 1 is not UTF-8'),
     ('extend', 'none.txt', (), 'none.txt'),
     ('extend', 'ka.txt', ('--pieces=23',), '--pieces=23: too few for this text'),
-    ('extend', 'ka.txt', ('--pieces=0',), '--pieces=0: too few for this text'),
+    ('trim', 'bo.txt', ('--pieces=0',), '--pieces=0: expected at least 1'),
     ('trim', 'bo.txt', ('--out=tests',), 'out=tests: name a new folder'),
     ('trim', '', (), 'give files of plain text'),
     ('extend', 'ka.txt', ('--layers=2',), '--layers=2: only trim removes layers'),

@@ -1,4 +1,4 @@
-"""Distils a small encoder from a larger one with the same vocabulary: data/small, from e5-small.
+"""Distils a small encoder from a larger one with the same vocabulary, such as e5-small, trimmed.
 
     python data/small/distil.py --encoder=TEACHER --data_from=MONO,PAIRS --out_dir=out/student
 
@@ -16,10 +16,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train
-from config import Train, cli, key, runtime
-from data import hub
+from config import Train, changeable, cli, fraction, key, runtime
 from data.batches import Batches, task_probabilities
-from data.dataset import open_streams, prepare, report
+from data.dataset import open_streams, prepare
 from data.tasks import MaskedTokens, Translate, tasks
 from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import XLMR
@@ -29,19 +28,19 @@ TEMPERATURE = 0.05                      # of the contrast with the other pairs o
 
 @dataclass
 class Distil(Train):
-    objective: str = key('mlm', 'no other')
+    objective: str = key('mlm', 'mlm only')
     dataset: str = key('text', 'a corpus, as for train.py')
     encoder: str = key('out/teacher', 'the teacher')
-    out_dir: str = key('out/student', 'gets last/, best/ and log.jsonl', changeable=True)
+    out_dir: str = changeable('out/student', 'gets last/, best/ and log.jsonl')
     layers: tuple = key(('0', '1', '3', '6', '10', '11'), 'of the teacher; the first is 0')
     n_ffn: int = key(768, 'channels of each FFN', low=1)
     taught: tuple = key(('ug', 'kk', 'mn', 'zh'), 'languages that the teacher knows')
-    mt_fraction: float = key(0.5, 'fraction of pairs', high=1)
-    mlm_ratio: float = key(0.25, 'fraction of tokens to predict', high=1)
-    val_fraction: float = key(0.02, 'fraction of documents held out', high=1)
+    mt_fraction: float = fraction(0.5, 'fraction of pairs')
+    mlm_ratio: float = fraction(0.25, 'fraction of tokens to predict')
+    val_fraction: float = fraction(0.02, 'fraction of documents held out')
     batch_tokens: int = key(65536, 'source + target tokens of a step, on average', low=1)
-    max_steps: int = key(3500, 'optimizer steps', low=1)
-    dropout: float = key(0.0, 'in the student', high=1)
+    max_steps: int = changeable(3500, 'optimizer steps', low=1)
+    dropout: float = fraction(0.0, 'in the student')
 
 
 class TaughtTokens(MaskedTokens):
@@ -73,7 +72,7 @@ class Student(XLMR):
         text, pair = first == EOS, first == BOS
         masked = (tgt != PAD) & ~pair[:, None]
         masked[:, 0] = False
-        x, n, n_pairs = self.encode(src), masked.sum(), (src[pair] != PAD).sum()
+        x, n, n_pairs = self.encode(src), masked.sum(), 0
         loss = self.head.loss(x[masked], tgt[masked])
         if text.any():
             with torch.no_grad():
@@ -83,27 +82,32 @@ class Student(XLMR):
         if pair.sum() > 1:
             with torch.no_grad():
                 means = mean_states(self.teacher.encode(tgt[pair]), tgt[pair])
-            found = mean_states(x[pair], src[pair])
+            found, n_pairs = mean_states(x[pair], src[pair]), (src[pair] != PAD).sum()
             loss = loss + n_pairs * (distance(found, means) + 0.2 * contrast(found, means))
         return loss, n + n_pairs
 
 
 def distance(x, y):
     """The squared distance of x (N,C) from y (N,C), as a fraction of y's variance."""
-    return F.mse_loss(x, y) / y.var(0).mean()
+    return F.mse_loss(x, y) / y.var(0).mean().clamp_min(1e-6)
 
 
 def contrast(x, y):
     """InfoNCE (arXiv 1807.03748): x (N,C) is nearer to its own y (N,C) than to the others."""
     a, b = (F.normalize(v - y.mean(0), dim=1) for v in (x, y))
     logits, own = a @ b.T / TEMPERATURE, torch.arange(len(x), device=x.device)
-    equal = torch.cdist(y, y) < 1e-3                    # the same sentence is no contrast
+    equal = torch.cdist(y, y, compute_mode='donot_use_mm_for_euclid_dist') < 1e-3   # is no contrast
     return F.cross_entropy(logits.masked_fill(equal.fill_diagonal_(False), -torch.inf), own)
 
 
 def shrink(teacher, cfg):
-    """The student before training: of each FFN, the channels with the largest weights."""
-    config = replace(teacher.config, n_layer=len(cfg.layers), n_ffn=cfg.n_ffn, mlm_head=True,
+    """The student before training: of each FFN, the channels with the largest weights.
+    Raises ValueError for layers or channels that the teacher does not have."""
+    c, known = teacher.config, [*map(str, range(teacher.config.n_layer))]
+    if not cfg.layers or not {*cfg.layers} <= {*known} or cfg.n_ffn > c.n_ffn:
+        raise ValueError(f'layers={",".join(cfg.layers)}, n_ffn={cfg.n_ffn}: the teacher has '
+                         f'layers 0 to {c.n_layer - 1} and n_ffn {c.n_ffn}')
+    config = replace(c, n_layer=len(cfg.layers), n_ffn=cfg.n_ffn, mlm_head=True,
                      dropout=cfg.dropout)
     student = Student(config, teacher.sentencepiece)
     student.embeddings.load_state_dict(teacher.embeddings.state_dict())
@@ -118,27 +122,35 @@ def shrink(teacher, cfg):
 
 
 def learned_tasks(text, tokenizer, cfg):
-    """The tasks of each stream of a prepared folder; pairs are with zh, which is the target."""
+    """A task for each stream of a prepared folder. A pair's target is zh, or else the later name;
+    pairs into a language that the teacher does not know are left out."""
+    tasks(text, 'train', tokenizer, cfg)                # raises for languages without text
     found = []
     for name, stream in open_streams(text, 'train').items():
         source, *target = sorted(name.split('-'), key='zh'.__eq__)
         kind = Pair if target else TaughtTokens if source in cfg.taught else MaskedTokens
-        if {source, *target} <= {*cfg.languages}:
+        if {source, *target} <= {*cfg.languages} and {*target} <= {*cfg.taught}:
             found.append(kind(stream, source, *target or [source], tokenizer, cfg))
     return found
 
 
 def distil(cfg):
+    if cfg.objective != 'mlm':
+        raise ValueError(f'objective={cfg.objective!r}: distil.py has only mlm')
     state = train.read_state(cfg)
     torch.manual_seed(cfg.seed)
-    teacher = XLMR.from_encoder(hub.fetch(cfg.encoder))
+    train.fetch_encoder(cfg, None)
+    teacher = XLMR.from_encoder(train.start_folder(cfg))
     student = shrink(teacher, cfg) if not state else Student.from_encoder(
         Path(cfg.out_dir, 'last'), dropout=cfg.dropout, mlm_head=True)
     device, _ = runtime.find_device(cfg.device, cfg.dtype)
     student.__dict__['teacher'] = teacher.requires_grad_(False).to(device)      # not saved with it
+    if cfg.block_size > teacher.config.max_length:
+        raise ValueError(f'block_size={cfg.block_size}: the teacher reads '
+                         f'{teacher.config.max_length} tokens')
     tokenizer = Tokenizer(teacher.sentencepiece, vocab_size=teacher.config.vocab_size)
-    text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
-    report(text)
+    with runtime.main_process_first():
+        text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
     learned, held_out = learned_tasks(text, tokenizer, cfg), tasks(text, 'val', tokenizer, cfg)
     batches = Batches(learned, task_probabilities(learned, cfg.mt_fraction, cfg.alpha), cfg)
     train.fit(cfg, student, batches, lambda model, is_last: train.evaluate(
@@ -146,4 +158,4 @@ def distil(cfg):
 
 
 if __name__ == '__main__':
-    cli.run(lambda argv: distil(cli.load(Distil, argv)))
+    cli.run(lambda argv: runtime.with_processes(distil, cli.load(Distil, argv)))

@@ -54,8 +54,10 @@ def main(argv):
     for task in tasks(text, 'val', tokenizer, cfg):
         for i in evenly_spaced(len(task), N) if task.kind == 'mt' else ():
             src, tgt = (torch.tensor(side)[None] for side in task.val_example(i))
-            states.append(layer_states(model, src, tgt))
-            ids.append(tgt[0])
+            states.append(layer_states(model, src, tgt)[:, 2:-1])
+            ids.append(tgt[0, 2:-1])                            # no special tokens
+    if not ids:
+        raise ValueError('the corpus has no held-out pair for these settings')
     print('layer  cosine  identity')
     for i, x in enumerate(torch.cat(states, 1)):
         print(f'{i:5}  {cosine(x):6.2f}  {identity(x, torch.cat(ids)):8.2f}')
