@@ -273,6 +273,7 @@ def test_studies_have_the_tables_of_their_logs():
             ('ablation', 'logs/*.jsonl', ()), ('ablation', 'logs/long/*.jsonl', ()),
             ('ablation', 'logs/small/*.bo.*.jsonl', ()),
             ('ablation', 'logs/small/*.kk.*.jsonl', ()),
+            ('ablation', 'logs/headless/*.jsonl', ()),
             ('vocabulary', 'logs/*.jsonl', ()),
             ('vocabulary', 'logs/laptop/[acr]*.jsonl', ()),
             ('finetune', 'scores/translate/*.json', ['--score=chrF++']),
