@@ -621,6 +621,31 @@ def test_full_disk_leaves_the_last_checkpoint_whole(cfg):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
+RAGGED = '''
+import torch
+from config import runtime
+from model import SWCM, SWCMConfig
+torch.manual_seed(1)
+torch.set_num_threads(1)
+model = SWCM(SWCMConfig(16000, n_layer=1, n_head=4, n_embd=384, n_ffn=384, languages=('bo',)))
+for step in range(60):
+    src, tgt = (torch.randint(4, 15000, (2, n)) for n in torch.randint(16, 120, (2,)).tolist())
+    model.train().loss(src, tgt)[0].backward()
+    model.zero_grad()
+    if step in (19, 59):
+        print(int(open('/proc/self/statm').read().split()[1]) * 4096 // 2**20)
+'''
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_memory_does_not_grow_with_the_number_of_shapes():
+    """In MB, after 20 and 60 batches of 60 shapes. It grew by hundreds (see config/runtime.py)."""
+    done = subprocess.run([sys.executable, '-c', RAGGED], cwd=ROOT, capture_output=True, text=True)
+    early, late = map(int, done.stdout.split())
+    assert late < early + 100, done
+
+
 def torchrun(cfg, n, script=ROOT / 'train.py', **env):
     """Runs cfg in n processes; returns exit status, output and error output."""
     keys = [f'--{key}={",".join(value) if key == "languages" else value}'
