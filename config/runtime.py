@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-# oneDNN keeps what it made for each shape, usually for 1,024. With ragged batches these small blocks
+# oneDNN caches what it makes for each shape, 1,024 by default. With ragged batches these blocks
 # break up the heap, and memory grows by up to 14 MB a step.
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16')
 PATIENT = []                          # with several processes: the group that `barrier` waits for
