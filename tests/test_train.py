@@ -641,7 +641,7 @@ for step in range(60):
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_memory_does_not_grow_with_the_number_of_shapes():
-    """In MB, after 20 and 60 batches, each of another shape. It grew by hundreds: config/runtime.py."""
+    """In MB, after 20 and 60 batches of other shapes. It grew by hundreds (config/runtime.py)."""
     done = subprocess.run([sys.executable, '-c', RAGGED], cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     early, late = map(int, done.stdout.split())
