@@ -1,6 +1,6 @@
 """Training: pretraining (denoising and translation, or masked LM), and `fit`, the loop.
 
-    python train.py config/tibetan.py --max_steps=1000
+    python train.py config/tibetan.py --seed=2 --out_dir=out/seed2
     torchrun --nproc_per_node=4 train.py config/tibetan_base.py
 
 The same command resumes a stopped run. In this order: the loop, its checkpoints, evaluation.
