@@ -23,16 +23,15 @@ from config.runtime import main_process_first, print0, rank_and_world
 from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
 from data.dataset import SPECIALS, corpus_module
 from data.examples import Examples, languages_of, read_examples, split_examples
-from data.files import atomic_dir, check_folder
+from data.files import atomic_dir
 from data.heldout import Texts, digest, splits
 from data.languages import ids_outside_scripts
 from data.metrics import ABOUT, report, score
-from data.tokenizer import Tokenizer, normalize
+from data.tokenizer import normalize
 from model import SWCM
 from sample import read_settings, run_of, write
 from train import (
-    check_origin, fetch_encoder, fit, loss_of, model_options, read_state, sample_lines,
-    start_folder, weight_report,
+    build, check_start, fit, loss_of, read_state, sample_lines, start_folder, weight_report,
 )
 
 # A task: the texts that form a source, and the score that selects the best checkpoint
@@ -50,10 +49,11 @@ def finetune(cfg):
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     best = Path(cfg.out_dir, 'best')
     state = None if cfg.eval_only else read_state(cfg)
-    fetch_encoder(cfg, state or cfg.eval_only and best.exists())
     parts, left_out = read_parts(cfg)
     texts = [text for e in parts['train'] for text in (e.direction, *e.source, e.target)]
-    origin = None if cfg.eval_only else check_origin(cfg, state, f'{digest(*texts):016x}')
+    text = f'{digest(*texts):016x}'
+    if not cfg.eval_only:
+        check_start(cfg, state, text)
     is_done = state and state['progress']['step'] >= cfg.max_steps
     begin = cfg
     if is_done or cfg.eval_only and best.exists():
@@ -62,6 +62,8 @@ def finetune(cfg):
         if is_main:
             warn_of_learned(parts, start_folder(begin))
     model, tokenizer = build(begin, state)
+    banned_ids(cfg, tokenizer)                          # raises for a wrong force_script
+    print0(f'{cfg.out_dir}: {cfg.task}\n{weight_report(model)}')
     sets = {}
     for part, found in parts.items():
         sets[part] = [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg,
@@ -75,7 +77,7 @@ def finetune(cfg):
     if not tests:
         raise ValueError('no examples to score; see --test_fraction and --test')
     if not is_done and not cfg.eval_only:
-        learn(cfg, model, tokenizer, sets, state, origin)
+        learn(cfg, model, tokenizer, sets, state, text)
         model = SWCM.load(best) if rank_and_world()[0] == 0 else model
     if rank_and_world()[0] == 0:
         folder = best.parent if cfg.eval_only and begin is cfg else best
@@ -153,27 +155,7 @@ def texts_learned(folder):
         yield from texts_learned(start_folder(run))
 
 
-def build(cfg, state):
-    """The model, from a checkpoint or from an encoder, and its tokenizer."""
-    torch.manual_seed(cfg.seed)
-    languages = tuple(dict.fromkeys('-'.join((*cfg.learn, *cfg.transfer)).split('-')))
-    folder = f'{cfg.out_dir}/last' if state else start_folder(cfg)
-    check_folder(folder)
-    if state or cfg.checkpoint:                         # `fit` then restores the weights of a state
-        model = SWCM.load(folder, dropout=cfg.dropout)
-    else:
-        model = SWCM.from_encoder(folder, languages=languages, **model_options(cfg))
-    print0(f'{cfg.out_dir}: {cfg.task}\n{weight_report(model, cfg, state)}')
-    c = model.config
-    if max(cfg.max_source_len, cfg.max_target_len) > c.max_length:
-        raise ValueError(f'max_source_len={cfg.max_source_len}, max_target_len='
-                         f'{cfg.max_target_len}: this model reads at most {c.max_length} tokens')
-    tokenizer = Tokenizer(model.encoder.sentencepiece, c.languages, c.vocab_size)
-    banned_ids(cfg, tokenizer)                          # raises for a wrong force_script
-    return model, tokenizer
-
-
-def learn(cfg, model, tokenizer, sets, state, origin):
+def learn(cfg, model, tokenizer, sets, state, text):
     """Trains; the best checkpoint has the highest score (that of TASKS) of greedy outputs."""
     learned = {task.direction for task in sets['train']}
     chosen = [task for task in sets['val' if cfg.val_fraction else 'train']
@@ -185,7 +167,7 @@ def learn(cfg, model, tokenizer, sets, state, origin):
            f'{cfg.eval_examples} of {" ".join(task.direction for task in chosen)}; then by loss')
     batches = Batches(sets['train'], task_probabilities(sets['train'], 0, cfg.alpha), cfg)
     fit(cfg, model, batches, lambda model, is_last: evaluate(model, chosen, tokenizer, cfg),
-        state, origin, metric=lambda losses, scores: -sum(scores.values()) / len(scores))
+        state, text, metric=lambda losses, scores: -sum(scores.values()) / len(scores))
 
 
 def evaluate(model, tasks, tokenizer, cfg):

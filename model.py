@@ -227,9 +227,8 @@ class XLMR(nn.Module):
         known = {name: t for name, t in own.items() if name.startswith('head.')}
         known |= {name: t for name, t in tensors.items()
                   if self.head.has_transform or not name.startswith('head.')}
-        self.head_is_read = self.head.has_transform and 'head.bias' in tensors
-        if self.head_is_read:
-            known['head.bias'] = F.pad(tensors['head.bias'], (0, n_new))
+        if len(bias := known['head.bias']) == self.config.vocab_size:
+            known['head.bias'] = F.pad(bias, (0, n_new))
         load_tensors(self, {**known, 'embeddings.word.weight': torch.cat([word, new])}, folder)
 
     def save(self, folder):
@@ -252,7 +251,6 @@ class SWCM(nn.Module):
         super().__init__()
         self.config, self.encoder = config, XLMR(config, sentencepiece)
         self.decoder, self.shared = nn.ModuleList(), {}             # decoder part: its encoder part
-        self.fitted = []                                            # see fit_last_norm
         step = 2 if config.share == 'alternate' else 1              # DeltaLM, arXiv 2106.13736
         for i in range(0, config.n_layer, step):
             self.add_layer(LAYERS[config.layer], (i, i + step - 1), config.share)
@@ -279,8 +277,8 @@ class SWCM(nn.Module):
         model = cls(SWCMConfig(**{**sizes, **options}), sentencepiece).eval()
         model.encoder.copy_encoder(tensors, folder)
         for part, source in model.shared.items():
-            source = model.encoder.get_submodule(source)
-            model.decoder.get_submodule(part).load_state_dict(source.state_dict())
+            part, source = model.decoder.get_submodule(part), model.encoder.get_submodule(source)
+            load_tensors(part, dict(source.named_parameters()), 'the encoder', 'copied')
         c = model.config
         if c.share in ('copy', 'alternate') and c.head == 'tied' and not c.mlm_head:
             model.fit_last_norm()
@@ -298,7 +296,7 @@ class SWCM(nn.Module):
         norm, scale = getattr(last, [*last.SOURCES][-1]).norm, wanted.norm() / std.norm()
         norm.weight.mul_(scale)
         norm.bias.copy_((norm.bias - mean) * scale + centre)
-        self.fitted = [*norm.parameters()]
+        norm.weight.origin = norm.bias.origin = 'fitted to embeddings'
 
     def states(self, tgt, memory, src, cache=None):
         """tgt (B,T), memory (B,S,C) of src (B,S) -> (B,T,C). With a cache, tgt continues it."""
@@ -409,16 +407,18 @@ def read_encoder(folder):
     return {**sizes, 'mlm_head': 'head.bias' in tensors}, tensors, sentencepiece
 
 
-def load_tensors(module, tensors, folder):
-    """Fills the parameters of a module. Raises ValueError unless all names and shapes are equal."""
+def load_tensors(module, tensors, source, verb='read'):
+    """Fills the parameters of a module, and notes as `origin` where each comes from.
+    Raises ValueError unless all names and shapes are equal."""
     ours = dict(module.named_parameters())
     wrong = ours.keys() ^ tensors.keys() or {x for x in ours if ours[x].shape != tensors[x].shape}
     if wrong:
-        raise ValueError(f'{folder}: tensors are missing, unknown, or not of the shape that '
+        raise ValueError(f'{source}: tensors are missing, unknown, or not of the shape that '
                          f'config.json asks for: {", ".join(sorted(wrong)[:4])}')
-    for name in ours:
+    for name in [name for name in ours if tensors[name] is not ours[name]]:    # it is, if tied
         part, _, attribute = name.rpartition('.')
         value = nn.Parameter(tensors[name].to('cpu', torch.float32, copy=True))
+        value.origin = f'{verb} from {source}'
         setattr(module.get_submodule(part), attribute, value)
 
 

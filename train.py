@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
@@ -33,7 +34,7 @@ from config import runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
 from data import hub
 from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
-from data.dataset import identity, prepare, report
+from data.dataset import prepare, report
 from data.files import atomic_dir, check_folder, read_json_object, sync
 from data.metrics import chrf
 from data.tasks import tasks
@@ -47,50 +48,51 @@ MOST_SKIPPED = 5                                        # skipped steps in a row
 
 def train(cfg):
     """Runs one config to its end: builds a model, prepares the corpus, trains."""
+    if cfg.objective not in ('swcm', 'mlm'):
+        raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
     state = read_state(cfg)
     if state and state['progress']['step'] >= cfg.max_steps:
         return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps='
                       'N continues it, --resume=False starts over')
-    fetch_encoder(cfg, state)
     model, tokenizer = build(cfg, state)
     with main_process_first() as is_main:
         text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
         if is_main:
             report(text)
-    origin = check_origin(cfg, state, text.name)
+    check_start(cfg, state, text.name)
+    print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model)}')
     learned, held_out = (tasks(text, split, tokenizer, cfg) for split in ('train', 'val'))
-    print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model, cfg, state)}')
     batches = Batches(learned, task_probabilities(learned, cfg.mt_fraction, cfg.alpha), cfg)
     fit(cfg, model, batches, lambda model, is_last: evaluate(
-        model, held_out, tokenizer, cfg, is_last), state, origin)
+        model, held_out, tokenizer, cfg, is_last), state, text.name)
 
 
 def build(cfg, state):
-    """The model and its tokenizer: from the run that is resumed, or from an encoder."""
+    """The model and its tokenizer: from the run that is resumed, a checkpoint, or an encoder.
+    Raises ValueError if the settings ask for more tokens than the model reads."""
     torch.manual_seed(cfg.seed)
-    folder = Path(cfg.out_dir, 'last') if state else start_folder(cfg)
-    if cfg.objective == 'mlm':
-        encoder = model = XLMR.from_encoder(folder, dropout=cfg.dropout, mlm_head=True)
-    elif cfg.objective == 'swcm':                       # `restore` fills in the weights of last/
-        model = SWCM.load(folder) if state else SWCM.from_encoder(
-            folder, languages=cfg.languages, **model_options(cfg))
-        encoder = model.encoder
+    with main_process_first():
+        folder = f'{cfg.out_dir}/last' if state else start_folder(cfg, hub.fetch)
+    check_folder(folder)
+    if getattr(cfg, 'objective', 'swcm') == 'mlm':
+        model = XLMR.from_encoder(folder, dropout=cfg.dropout, mlm_head=True)
     else:
-        raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
-    c = model.config
-    if cfg.block_size > c.max_length:
-        raise ValueError(f'block_size={cfg.block_size}: the encoder reads {c.max_length} tokens')
+        names = 'layer', 'share', 'insert_every', 'inserted', 'head', 'dropout'
+        options = {name: getattr(cfg, name) for name in names}
+        is_model = state or getattr(cfg, 'checkpoint', '')
+        model = SWCM.load(folder, dropout=cfg.dropout) if is_model else SWCM.from_encoder(
+            folder, languages=cfg.languages, **options)
+    c, encoder = model.config, getattr(model, 'encoder', model)
+    for name in 'block_size', 'max_source_len', 'max_target_len':
+        if getattr(cfg, name, 0) > c.max_length:
+            raise ValueError(f'{name}={getattr(cfg, name)}: this model reads at most '
+                             f'{c.max_length} tokens')
     return model, Tokenizer(encoder.sentencepiece, c.languages, c.vocab_size)
 
 
-def model_options(cfg):
-    names = 'layer', 'share', 'insert_every', 'inserted', 'head', 'dropout'
-    return {name: getattr(cfg, name) for name in names}
-
-
-def start_folder(cfg):
-    """The folder whose weights a run begins from."""
-    return model_folder(getattr(cfg, 'checkpoint', '') or hub.locate(cfg.encoder))
+def start_folder(cfg, find=hub.locate):
+    """The folder whose weights a run begins from; with find=hub.fetch it is fetched first."""
+    return model_folder(getattr(cfg, 'checkpoint', '') or find(cfg.encoder))
 
 
 @dataclass
@@ -120,19 +122,19 @@ def mean_loss(losses, scores):
     return sum(losses.values()) / len(losses)
 
 
-def fit(cfg, model, batches, evaluator, state=None, origin=None, metric=mean_loss):
+def fit(cfg, model, batches, evaluator, state=None, text=None, metric=mean_loss):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes cfg.out_dir.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
     `batches[k]` a pair of int64 arrays; `evaluator(model, is_last)` a dict of losses per token, one
     of scores, and lines to show. The best checkpoint has the lowest `metric(losses, scores)`.
-    `origin`: see check_origin. On a CPU the same settings give the same bits, resumed or not."""
+    `text`: see check_start. On a CPU the same settings give the same bits, resumed or not."""
     (device, dtype), (rank, world) = runtime.find_device(cfg.device, cfg.dtype), rank_and_world()
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     model.to(device).train()
     getattr(model, 'encoder', model).layers.requires_grad_(not cfg.freeze)
     optimizer = make_optimizer(model, cfg)
-    run = Checkpoints(cfg, model, optimizer, state, origin)
+    run = Checkpoints(cfg, model, optimizer, state, text)
     progress, forward = run.progress, model
     for layer in model.modules() if cfg.compile else ():    # by layer: few shapes, quick to compile
         if isinstance(layer, Layer):
@@ -220,8 +222,8 @@ def schedule(step, cfg):
 
 class Checkpoints:
     """What a run keeps in out_dir: last/ to resume, best/ to use, and log.jsonl."""
-    def __init__(self, cfg, model, optimizer, state, origin):
-        self.cfg, self.model, self.optimizer, self.origin = cfg, model, optimizer, origin
+    def __init__(self, cfg, model, optimizer, state, text):
+        self.cfg, self.model, self.optimizer, self.text = cfg, model, optimizer, text
         self.out, self.is_main = Path(cfg.out_dir), rank_and_world()[0] == 0
         self.progress = Progress(**state['progress']) if state else Progress()
         if state:
@@ -238,32 +240,27 @@ class Checkpoints:
                 tensors['weight.' + name] = p.detach()
                 for key, t in self.optimizer.state.get(p, {}).items():
                     tensors[f'{key}.{name}'] = t
-            figures = {'progress': asdict(self.progress), 'origin': self.origin,
+            figures = {'progress': asdict(self.progress), 'text': self.text,
                        'config': asdict(self.cfg)}
             with atomic_dir(self.out / 'last') as new:
-                self.model.save(new)
-                self.write_settings(new)
+                self.save_model(new)
                 save_file(tensors, new / STATE, {'json': json.dumps(figures), 'crc32': '0' * 8})
 
-    def write_settings(self, folder):
-        """Writes the settings of the run as run.json."""
+    def save_model(self, folder):
+        """Writes the model, and the settings of the run as run.json."""
+        self.model.save(folder)
         text = json.dumps(asdict(self.cfg), indent=1, ensure_ascii=False)
         (folder / 'run.json').write_text(text, encoding='utf-8')
 
+    @torch.no_grad()
     def restore(self):
         """The inverse of `save`: weights, and AdamW's moments."""
         tensors = load_file(self.out / 'last' / STATE)
-        names = {p: name for name, p in self.model.named_parameters()}
-        moments, order = {}, [p for group in self.optimizer.param_groups for p in group['params']]
-        for i, p in enumerate(order):
-            with torch.no_grad():
-                p.copy_(tensors[f'weight.{names[p]}'])
-            found = {key: tensors.get(f'{key}.{names[p]}')
-                     for key in ('exp_avg', 'exp_avg_sq', 'step')}
-            if found['step'] is not None:               # None: no step was finite so far
-                moments[i] = {key: t.clone() for key, t in found.items()}
-        groups = self.optimizer.state_dict()['param_groups']
-        self.optimizer.load_state_dict({'state': moments, 'param_groups': groups})
+        for name, p in self.model.named_parameters():
+            p.copy_(tensors[f'weight.{name}'])
+            if f'step.{name}' in tensors:               # else it is frozen, or no step was finite
+                self.optimizer.state[p] = {key: tensors[f'{key}.{name}'].to(p.device, copy=True)
+                                           for key in ('exp_avg', 'exp_avg_sq', 'step')}
         print0(f'resuming from step {self.progress.step} of {self.cfg.max_steps}')
 
     def begin_log(self):
@@ -273,9 +270,6 @@ class Checkpoints:
         step, log = self.progress.step, self.out / 'log.jsonl'
         if not step:
             remove_checkpoint(self.out / 'last')
-        elif self.progress.best_metric < math.inf and (self.out / 'best').is_dir():
-            with atomic_dir(self.out / 'best') as new:      # of this run; data_from may be new
-                self.write_settings(new)
         self.out.mkdir(parents=True, exist_ok=True)
         if log.exists():
             lines = log.read_bytes().split(b'\n')[:-1] if step else []
@@ -328,8 +322,7 @@ class Checkpoints:
                     remove_checkpoint(self.out / 'best')    # of an earlier run
                 p.best_metric, p.best_loss = found
                 with atomic_dir(self.out / 'best') as new:
-                    self.model.save(new)
-                    self.write_settings(new)
+                    self.save_model(new)
         barrier()
 
 
@@ -340,7 +333,7 @@ def remove_checkpoint(folder):
 
 
 def read_state(cfg):
-    """The state of a run in last/, {'progress', 'origin', 'config'}; None to start from scratch.
+    """The state of a run in last/, {'progress', 'text', 'config'}; None to start from scratch.
 
     Raises ValueError for a damaged file, and if a setting that affects the result has changed.
     """
@@ -364,30 +357,16 @@ def read_state(cfg):
     return state
 
 
-def fetch_encoder(cfg, has_weights):
-    """Fetches an encoder that is a name on the hub, if a run begins from it."""
-    if not has_weights and not getattr(cfg, 'checkpoint', ''):
-        with main_process_first():
-            hub.fetch(cfg.encoder)
-
-
-def check_origin(cfg, state, text):
-    """{'text': hash, 'weights': hash}: what a run starts from; '' for weights that are gone.
-
-    Raises ValueError if they have changed since, or if the run would overwrite its own weights.
-    """
+def check_start(cfg, state, text):
+    """Raises ValueError if a resumed run has other text (a hash) than before, and if a new one
+    would overwrite the weights that it begins from."""
     start, out = Path(start_folder(cfg)), Path(cfg.out_dir)
-    there = sorted(start.glob('model*.safetensors')) or sorted(start.glob('pytorch_model.bin'))
-    origin = {'text': text, 'weights': ' '.join(map(identity, there))}
-    check_folder(start)
-    for what, now in origin.items() if state else ():
-        if now not in ('', state['origin'][what]):
-            raise ValueError(f'{out}: this run began with other {what}. --resume=False starts '
-                             'over, --out_dir=NAME starts another beside it')
+    if state and text != state['text']:
+        raise ValueError(f'{out}: this run began with other text. --resume=False starts over, '
+                         '--out_dir=NAME starts another beside it')
     if not state and start.resolve() in [(out / name).resolve() for name in ('', 'last', 'best')]:
         raise ValueError(f'{start} is in out_dir={out}, which this run would overwrite; choose '
                          'another with --out_dir=NAME')
-    return state['origin'] if state else origin
 
 
 def evaluate(model, held_out, tokenizer, cfg, is_last):
@@ -457,26 +436,17 @@ def table(figures):
             yield f'  {kind:9} ' + '  '.join(f'{cell:13}' for cell in cells[i:i + 6])
 
 
-def weight_report(model, cfg, state):
+def weight_report(model):
     """Lines with the number of weights in each part of a model, and where they come from."""
-    is_loaded, counts, seen = state or getattr(cfg, 'checkpoint', ''), {}, set()
-    folder = f'{cfg.out_dir}/last' if state else start_folder(cfg)
-    encoder = model.encoder if isinstance(model, SWCM) else model
+    counts, seen = Counter(), set()
     for name, p in model.named_parameters(remove_duplicate=False):
         part, *rest = name.removeprefix('encoder.').split('.')
-        origin = f'read from {folder}'
-        if part == 'head' and not is_loaded and not encoder.head_is_read:
-            origin = 'random'
         if part == 'decoder':
             part = type(model.decoder[int(rest[0])]).__name__
-            if not is_loaded:
-                is_shared = '.'.join(rest[:2]) in model.shared
-                origin = 'copied from the encoder' if is_shared else 'random'
-                origin = 'fitted to embeddings' if any(p is q for q in model.fitted) else origin
-        origin = 'tied' if p in seen else origin
-        counts[part, origin] = counts.get((part, origin), 0) + (p not in seen) * p.numel()
+        origin = 'tied' if p in seen else getattr(p, 'origin', 'random')    # see load_tensors
+        counts[part, origin] += (p not in seen) * p.numel()
         seen.add(p)
-    counts['total', ''] = sum(counts.values())
+    counts['total', ''] = counts.total()
     return '\n'.join(f'  {part:20}{n:>13,}  {origin}' for (part, origin), n in counts.items())
 
 

@@ -92,6 +92,10 @@ class FineTune(Run):
     no_repeat_ngram: int = changeable(0, 'length of n-grams that may not occur twice; 0: off')
     force_script: tuple = changeable((), 'scripts allowed in outputs, such as bo:TIBETAN+LATIN')
 
+    @property
+    def languages(self):
+        return tuple(dict.fromkeys('-'.join((*self.learn, *self.transfer)).split('-')))
+
 
 @dataclass
 class Sample:

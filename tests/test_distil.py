@@ -140,7 +140,7 @@ def test_a_run(corpus, teacher, encoder_folder, tmp_path, capsys, monkeypatch):
     (['--layers=a'], 'layers=a, n_ffn=40: the teacher has'),
     (['--n_ffn=65'], 'n_ffn=65: the teacher has'),
     (['--objective=swcm'], "objective='swcm': distil.py has only mlm"),
-    (['--block_size=65'], 'block_size=65: the teacher reads 64 tokens'),
+    (['--block_size=65'], 'block_size=65: this model reads at most 64 tokens'),
     (['--languages=bo,xx'], 'the corpus has no train text for xx'),
 ])
 def test_mistakes(corpus, encoder_folder, tmp_path, options, message):

@@ -112,24 +112,6 @@ def stop_after(step, cfg):
     assert stopped.value.code == 130
 
 
-def test_best_has_the_settings_of_the_run_that_resumed(cfg, corpus, tmp_path, monkeypatch):
-    """... such as where its text is now, also if its weights do not change."""
-    train.train(replace(cfg, max_steps=3))
-    before = weights(cfg, 'best')
-    monkeypatch.setattr(train, 'evaluate', lambda *args: ({'x': 99.0}, {}, []))
-    shutil.copytree(corpus, tmp_path / 'moved')
-    train.train(replace(cfg, max_steps=4, data_from=str(tmp_path / 'moved')))
-    assert all(torch.equal(before[name], t) for name, t in weights(cfg, 'best').items())
-    for which in 'best', 'last':
-        settings = json.load(open(f'{cfg.out_dir}/{which}/run.json', encoding='utf-8'))
-        assert settings['data_from'] == str(tmp_path / 'moved')
-    monkeypatch.setattr(train, 'evaluate', lambda *args: ({'x': math.nan}, {}, []))
-    train.train(replace(cfg, max_steps=1, resume=False))      # no best of its own
-    train.train(replace(cfg, max_steps=2))
-    settings = json.load(open(f'{cfg.out_dir}/best/run.json', encoding='utf-8'))
-    assert settings['max_steps'] == 4
-
-
 def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     """Two ragged micro-batches and one that holds both give the same step."""
     torch.manual_seed(0)
@@ -388,14 +370,7 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(cfg)
     shutil.move(own, tmp_path / 'away')
     train.train(replace(cfg, resume=True, max_steps=2))  # it is not needed any more
-    shutil.copytree(tmp_path / 'away', own)
-    train.train(replace(cfg, resume=True, max_steps=3))                           # the same again
-    other = XLMR.from_encoder(own)
-    with torch.no_grad():
-        other.embeddings.word.weight[5] += 1
-    other.save(own)
-    with pytest.raises(ValueError, match='this run began with other weights'):
-        train.train(replace(cfg, resume=True, max_steps=4))
+    shutil.move(tmp_path / 'away', own)
     train.train(replace(cfg, share='none', resume=False, max_steps=1))
 
 
@@ -455,7 +430,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'stdin', open(os.devnull))
     cfg = cli.load(config.Train, ['config/ablation/copy.py', '--share=tie'])
-    assert train.check_origin(cfg, None, 'text')['weights'] and train.build(cfg, None)
+    assert train.build(cfg, None)
     assert finetune.build(config.FineTune(), None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
     for args in ['trim', '--out=small'], ['report']:
@@ -486,7 +461,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--encoder=nowhere'], "nowhere/config.json: No such file"),
     (['--device=cuda:9'], "device='cuda:9' is not available"),
     (['--dtype=int8'], "dtype='int8': choose auto"),
-    (['--block_size=600'], 'block_size=600: the encoder reads 64 tokens'),
+    (['--block_size=600'], 'block_size=600: this model reads at most 64 tokens'),
     (['--languages=bo,xx'],
      'no train text for xx; it has bo-zh bo kk-zh kk mn-zh mn ug-zh ug zh. Set'),
     (['--share=all'], "share='all': choose copy or none"),

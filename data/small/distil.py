@@ -20,7 +20,7 @@ from config import Train, changeable, cli, fraction, key, runtime
 from data.batches import Batches, task_probabilities
 from data.dataset import open_streams, prepare
 from data.tasks import MaskedTokens, Translate, tasks
-from data.tokenizer import BOS, EOS, PAD, Tokenizer
+from data.tokenizer import BOS, EOS, PAD
 from model import XLMR
 
 TEMPERATURE = 0.05                      # of the contrast with the other pairs of a batch
@@ -138,23 +138,18 @@ def distil(cfg):
     if cfg.objective != 'mlm':
         raise ValueError(f'objective={cfg.objective!r}: distil.py has only mlm')
     state = train.read_state(cfg)
-    torch.manual_seed(cfg.seed)
-    train.fetch_encoder(cfg, None)
-    teacher = XLMR.from_encoder(train.start_folder(cfg))
+    teacher, tokenizer = train.build(cfg, None)
     student = shrink(teacher, cfg) if not state else Student.from_encoder(
         Path(cfg.out_dir, 'last'), dropout=cfg.dropout, mlm_head=True)
     device, _ = runtime.find_device(cfg.device, cfg.dtype)
     student.__dict__['teacher'] = teacher.requires_grad_(False).to(device)      # not saved with it
-    if cfg.block_size > teacher.config.max_length:
-        raise ValueError(f'block_size={cfg.block_size}: the teacher reads '
-                         f'{teacher.config.max_length} tokens')
-    tokenizer = Tokenizer(teacher.sentencepiece, vocab_size=teacher.config.vocab_size)
     with runtime.main_process_first():
         text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
+    train.check_start(cfg, state, text.name)
     learned, held_out = learned_tasks(text, tokenizer, cfg), tasks(text, 'val', tokenizer, cfg)
     batches = Batches(learned, task_probabilities(learned, cfg.mt_fraction, cfg.alpha), cfg)
     train.fit(cfg, student, batches, lambda model, is_last: train.evaluate(
-        model, held_out, tokenizer, cfg, is_last), state, train.check_origin(cfg, state, text.name))
+        model, held_out, tokenizer, cfg, is_last), state, text.name)
 
 
 if __name__ == '__main__':
