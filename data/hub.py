@@ -25,7 +25,7 @@ CACHE = Path(__file__).parent / 'encoders'
 NAME = re.compile(r'(\w[\w.-]*)/(\w[\w.-]*)(?:@(\w[\w./-]*))?', re.ASCII)
 WEIGHTS = r'model\.safetensors', r'model-\d+-of-\d+\.safetensors', r'pytorch_model\.bin'
 TRIES, SECONDS = 5, 30                # of a transfer; without an answer, before one is given up
-NETWORK = HTTPError, HTTPException, ConnectionError
+BROKEN = HTTPException, OSError       # what a request or a transfer may raise
 REFUSED = {401: 'there is no such model, or it is private: set HF_TOKEN',
            403: 'it is gated: accept its terms there, and set HF_TOKEN',
            404: 'there is no such model or revision'}
@@ -59,12 +59,10 @@ def fetch(encoder):
         files = [(f'{hub}/{name}/resolve/{commit}/{file["rfilename"]}', file)
                  for file in files_of_encoder(files, encoder)]
         fetch_files(files, folder, commit)
-    except NETWORK as e:
+    except BROKEN as e:
         why = REFUSED.get(getattr(e, 'code', None), e)
         raise OSError(f'{encoder} is not a folder here, and cannot be fetched: {why}. '
                       f'{by_hand}') from e
-    except OSError as e:
-        raise OSError(f'{folder} cannot be written: {e.strerror}; then run it again') from e
     return str(folder)
 
 
@@ -74,7 +72,7 @@ def list_files(url):
         try:
             model = json.load(response)
             return model['sha'], [file for file in model['siblings'] if file['rfilename']]
-        except (OSError, ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError) as e:
             raise ConnectionError(f'{url} does not answer as the hub does') from e
 
 
@@ -120,16 +118,11 @@ class SameHost(HTTPRedirectHandler):
 
 
 def request(url, first=0):
-    """Opens a URL, from byte `first` on. Raises one of NETWORK."""
+    """Opens a URL, from byte `first` on. Raises one of BROKEN."""
     asked = Request(url, headers={'Range': f'bytes={first}-'} if first else {})
     if token := os.environ.get('HF_TOKEN', '').strip():
         asked.add_header('Authorization', f'Bearer {token}')
-    try:
-        return build_opener(SameHost).open(asked, timeout=SECONDS)
-    except HTTPError:
-        raise
-    except OSError as e:
-        raise ConnectionError(f'{url}: {getattr(e, "reason", e)}') from e
+    return build_opener(SameHost).open(asked, timeout=SECONDS)
 
 
 def download(url, path, size, sha256):
@@ -138,15 +131,12 @@ def download(url, path, size, sha256):
         try:
             download_rest(url, path, size)
             break
-        except NETWORK as e:
+        except BROKEN as e:
             if not tries_left or isinstance(e, HTTPError) and e.code < 500:
                 raise
             time.sleep(1)
-    with open(path, 'rb') as file:
-        hashed = hashlib.sha256()
-        while block := file.read(2**20):
-            hashed.update(block)
-    if sha256 not in (None, hashed.hexdigest()) or size not in (None, path.stat().st_size):
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 not in (None, found) or size not in (None, path.stat().st_size):
         path.unlink()
         raise ValueError(f'{url} arrived damaged (wrong size or SHA-256); run it again')
 
@@ -161,15 +151,8 @@ def download_rest(url, path, size):
         there = there if response.status == 206 else 0          # else it sends the whole file
         with open(path, 'ab' if there else 'wb') as file, tqdm(
                 total=size, initial=there, unit='B', unit_scale=True, desc=path.name) as bar:
-            while block := read(response):
+            while block := response.read(2**16):
                 file.write(block)
                 bar.update(len(block))
     if size and path.stat().st_size < size:
         raise ConnectionError(f'{url} ended early')
-
-
-def read(response):
-    try:
-        return response.read(2**16)
-    except OSError as e:
-        raise ConnectionError(f'{response.url}: {e}') from e
