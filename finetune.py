@@ -10,17 +10,12 @@ from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from config import FineTune, cli
-
-if __name__ == '__main__':
-    cli.start(FineTune)                             # before torch, so that it answers at once
-
 import torch
 
-from config import runtime
+from config import FineTune, cli, runtime
 from config.cpu import pack
-from config.runtime import main_process_first, print0, rank_and_world
-from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
+from config.runtime import print0, rank_and_world
+from data.batches import Batches, evenly_spaced, val_batches
 from data.dataset import SPECIALS, corpus_module
 from data.examples import Examples, languages_of, read_examples, split_examples
 from data.files import atomic_dir
@@ -54,13 +49,10 @@ def finetune(cfg):
     text = f'{digest(*texts):016x}'
     if not cfg.eval_only:
         check_start(cfg, state, text)
-    is_done = state and state['progress']['step'] >= cfg.max_steps
-    begin = cfg
-    if is_done or cfg.eval_only and best.exists():
-        begin, state = replace(cfg, checkpoint=str(best)), None
-    with main_process_first() as is_main:
-        if is_main:
-            warn_of_learned(parts, start_folder(begin))
+    is_done = cfg.eval_only or state and state['progress']['step'] >= cfg.max_steps
+    begin = replace(cfg, checkpoint=str(best)) if cfg.eval_only and best.exists() else cfg
+    if rank_and_world()[0] == 0:                        # the others wait in `build`
+        warn_of_learned(parts, start_folder(begin))
     model, tokenizer = build(begin, state)
     banned_ids(cfg, tokenizer)                          # raises for a wrong force_script
     print0(f'{cfg.out_dir}: {cfg.task}\n{weight_report(model)}')
@@ -76,11 +68,10 @@ def finetune(cfg):
     tests = [(part, task) for part in sets if part not in ('train', 'val') for task in sets[part]]
     if not tests:
         raise ValueError('no examples to score; see --test_fraction and --test')
-    if not is_done and not cfg.eval_only:
+    if not is_done:
         learn(cfg, model, tokenizer, sets, state, text)
-        model = SWCM.load(best) if rank_and_world()[0] == 0 else model
     if rank_and_world()[0] == 0:
-        folder = best.parent if cfg.eval_only and begin is cfg else best
+        folder, model = (best, SWCM.load(best)) if best.exists() else (best.parent, model)
         write_scores(model, tests, tokenizer, cfg, folder)
 
 
@@ -165,9 +156,9 @@ def learn(cfg, model, tokenizer, sets, state, text):
                          f'hold some out with val_fraction={cfg.val_fraction}; try 0.1')
     print0(f'  best checkpoint: by {TASKS[cfg.task].score} of greedy outputs, at most '
            f'{cfg.eval_examples} of {" ".join(task.direction for task in chosen)}; then by loss')
-    batches = Batches(sets['train'], task_probabilities(sets['train'], 0, cfg.alpha), cfg)
-    fit(cfg, model, batches, lambda model, is_last: evaluate(model, chosen, tokenizer, cfg),
-        state, text, metric=lambda losses, scores: -sum(scores.values()) / len(scores))
+    fit(cfg, model, Batches(sets['train'], cfg), lambda model, is_last: evaluate(
+        model, chosen, tokenizer, cfg), state, text,
+        metric=lambda losses, scores: -sum(scores.values()) / len(scores))
 
 
 def evaluate(model, tasks, tokenizer, cfg):

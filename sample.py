@@ -12,15 +12,10 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from config import FineTune, Sample, Train, cli
-
-if __name__ == '__main__':
-    cli.start(Sample)                               # before torch, so that it answers at once
-
 import numpy as np
 import torch
 
-from config import runtime
+from config import FineTune, Sample, Train, cli, runtime
 from config.cpu import pack
 from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments
@@ -367,15 +362,12 @@ def main(argv):
     if cfg.task in BY_SENTENCE and cfg.question or cfg.task == 'answer' and not cfg.question:
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
                          '--question')
-    lines, n = iter([cfg.text] if 'text' in given else read_lines(cfg.file)), 0
+    lines = iter([cfg.text] if 'text' in given else read_lines(cfg.file))
     while texts := list(islice(lines, cfg.batch)):
         print('\n'.join(writer.answer(texts)), flush=True)
-        n += len(texts)
     for what, times in writer.counts.items():
         if times:
             print(f'warning: {times} {what}', file=sys.stderr)
-    if not n:
-        raise ValueError(f'{cfg.file} has no text')
 
 
 if __name__ == '__main__':

@@ -17,11 +17,6 @@ from dataclasses import asdict, dataclass, fields
 from itertools import takewhile
 from pathlib import Path
 
-from config import Train, cli
-
-if __name__ == '__main__':
-    cli.start(Train)                                # before torch, so that it answers at once
-
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -30,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import runtime
+from config import Train, cli, runtime
 from config.runtime import barrier, main_process_first, print0, rank_and_world
 from data import hub
-from data.batches import Batches, evenly_spaced, task_probabilities, val_batches
+from data.batches import Batches, evenly_spaced, val_batches
 from data.dataset import prepare, report
 from data.files import atomic_dir, check_folder, read_json_object, sync
 from data.metrics import chrf
@@ -62,8 +57,7 @@ def train(cfg):
     check_start(cfg, state, text.name)
     print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model)}')
     learned, held_out = (tasks(text, split, tokenizer, cfg) for split in ('train', 'val'))
-    batches = Batches(learned, task_probabilities(learned, cfg.mt_fraction, cfg.alpha), cfg)
-    fit(cfg, model, batches, lambda model, is_last: evaluate(
+    fit(cfg, model, Batches(learned, cfg), lambda model, is_last: evaluate(
         model, held_out, tokenizer, cfg, is_last), state, text.name)
 
 
@@ -102,8 +96,7 @@ class Progress:
     tokens: int = 0                                     # target tokens
     best_metric: float = math.inf                       # of the best checkpoint: lower is better
     best_loss: float = math.inf                         # its loss, which decides between equals
-    skipped: int = 0                                    # steps without a finite loss and gradient
-    skipped_in_a_row: int = 0
+    skipped: int = 0                # steps in a row without a finite loss and gradient
 
 
 @dataclass
@@ -147,7 +140,7 @@ def fit(cfg, model, batches, evaluator, state=None, text=None, metric=mean_loss)
     stop, stopped = runtime.StopSignals(), 0
     if progress.step == 0:
         run.log(step=0, parameters=sum(p.numel() for p in model.parameters()))
-        run.evaluate_and_keep_best(evaluator, metric, mixed, save=False)
+        run.evaluate_and_keep_best(evaluator, metric, mixed)
     while progress.step < cfg.max_steps and not stopped:
         started, lr = time.perf_counter(), cfg.lr * schedule(progress.step, cfg)
         stats = train_step(forward, batches, optimizer, lr, mixed, cfg)
@@ -268,8 +261,8 @@ class Checkpoints:
         for path in [*self.out.glob('last.*.tmp'), *self.out.glob('best.*.tmp')]:
             shutil.rmtree(path)
         step, log = self.progress.step, self.out / 'log.jsonl'
-        if not step:
-            remove_checkpoint(self.out / 'last')
+        for name in ('last', 'best') if not step else ():
+            remove_checkpoint(self.out / name)
         self.out.mkdir(parents=True, exist_ok=True)
         if log.exists():
             lines = log.read_bytes().split(b'\n')[:-1] if step else []
@@ -288,23 +281,21 @@ class Checkpoints:
         p.step += 1
         figures = {'loss': stats.loss, 'tokens_per_s': stats.n_targets / seconds}
         if stats.is_finite:
-            p.tokens, p.skipped_in_a_row = p.tokens + stats.n_targets, 0
+            p.tokens, p.skipped = p.tokens + stats.n_targets, 0
         else:
-            p.skipped, p.skipped_in_a_row = p.skipped + 1, p.skipped_in_a_row + 1
+            p.skipped += 1
             figures['skipped'] = p.skipped
             print0(f'step {p.step} is skipped: its loss is {stats.loss:.4g}, the norm of its '
-                   f'gradient {stats.grad_norm:.4g} ({p.skipped} skipped in all)')
+                   f'gradient {stats.grad_norm:.4g}')
         bar.set_postfix({name: f'{x:.4g}' for name, x in figures.items()}, refresh=False)
         bar.update()
         self.log(step=p.step, tokens=p.tokens, lr=lr, grad_norm=stats.grad_norm, **figures)
-        if p.skipped_in_a_row == MOST_SKIPPED:
-            if not self.is_main:
-                sys.exit(1)                             # the main process prints the error
+        if p.skipped == MOST_SKIPPED:
             raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
                              f'and gradient. {self.out}/last is from before them. Try a lower '
                              '--lr (with another --out_dir), or --dtype=float32')
 
-    def evaluate_and_keep_best(self, evaluator, metric, mixed, save=True):
+    def evaluate_and_keep_best(self, evaluator, metric, mixed):
         """Evaluates, prints and logs; keeps the best. Only the main process does this."""
         p = self.progress
         if self.is_main:
@@ -317,9 +308,7 @@ class Checkpoints:
             print0(f'step {p.step}: held-out loss {mean:.3f} nats per token, mean of:')
             print0('\n'.join([*table(losses), *table(scores), *lines]))
             found = metric(losses, scores), mean
-            if save and found < (p.best_metric, p.best_loss):
-                if math.isinf(p.best_metric):
-                    remove_checkpoint(self.out / 'best')    # of an earlier run
+            if p.step and found < (p.best_metric, p.best_loss):
                 p.best_metric, p.best_loss = found
                 with atomic_dir(self.out / 'best') as new:
                     self.save_model(new)

@@ -63,7 +63,6 @@ class Train(Run):
     val_fraction: float = fraction(0.1, 'fraction of documents held out')
     mask_ratio: float = fraction(0.35, 'denoising: fraction of tokens that are hidden')
     span_length: float = key(3.5, 'denoising: mean length of the hidden spans (Poisson)', low=1)
-    permute_sentences: bool = key(True, 'denoising: put sentences into a random order')
     mlm_ratio: float = key(0.15, 'mlm: fraction of tokens to predict', low=TINY, high=1)
     eval_segments: int = changeable(100, 'held-out segments per task and language', low=1)
     eval_translations: int = changeable(0, 'pairs per direction translated at the end')

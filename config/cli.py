@@ -98,11 +98,6 @@ def help_text(cls, values):
     return '\n'.join(lines)
 
 
-def start(cls):
-    """Checks a script's command line before it imports torch, which takes seconds."""
-    run(lambda argv: parse(cls, argv))
-
-
 def run(main):
     """Calls main(argv); a user's mistake or a failing disk becomes one line and exit status 1."""
     for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):    # None: closed

@@ -1,7 +1,6 @@
 """The environment of a run: its device, the processes of torchrun, signals."""
 import os
 import signal
-import sys
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -37,10 +36,10 @@ def find_device(device, dtype):
 def with_processes(main, cfg):
     """Calls main(cfg), within a process group if torchrun started several processes."""
     if 'RANK' in os.environ:
-        rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+        world = int(os.environ['WORLD_SIZE'])
         if cfg.accumulate % world:
-            sys.exit(1 if rank else f'error: accumulate={cfg.accumulate}: give a multiple of the '
-                     f'{world} processes, which share the micro-batches of a step')
+            raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} '
+                             'processes, which share the micro-batches of a step')
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         dist.init_process_group()

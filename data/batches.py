@@ -15,24 +15,25 @@ from data.tokenizer import PAD
 POOL = 128
 
 
-def task_probabilities(tasks, mt_fraction, alpha):
+def task_probabilities(tasks, cfg):
     """The probability of each task (n,): p ~ segments^alpha (XLM, arXiv 1901.07291, section 3.1).
 
     Tasks of pairs (n_languages 2) have mt_fraction together if there are also other tasks."""
     is_pair = np.array([getattr(task, 'n_languages', 1) == 2 for task in tasks])
-    p = np.array([len(task) for task in tasks], float) ** alpha
+    p = np.array([len(task) for task in tasks], float) ** cfg.alpha
     if is_pair.any() and not is_pair.all():
-        p[is_pair] *= mt_fraction / p[is_pair].sum()
-        p[~is_pair] *= (1 - mt_fraction) / p[~is_pair].sum()
+        p[is_pair] *= cfg.mt_fraction / p[is_pair].sum()
+        p[~is_pair] *= (1 - cfg.mt_fraction) / p[~is_pair].sum()
     return p / p.sum()
 
 
 class Batches:
     """`batches[k]` -> (src (B,S), tgt (B,T)), int64 arrays padded with 1, for any k from 0."""
 
-    def __init__(self, tasks, probabilities, cfg):
-        self.tasks, self.probabilities, self.cfg = tasks, probabilities, cfg
-        mean_length = sum(p * task.lengths.sum(0).mean() for p, task in zip(probabilities, tasks))
+    def __init__(self, tasks, cfg):
+        self.tasks, self.cfg, self.probabilities = tasks, cfg, task_probabilities(tasks, cfg)
+        mean_length = sum(p * task.lengths.sum(0).mean()
+                          for p, task in zip(self.probabilities, tasks))
         self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / mean_length))
 
     def __getitem__(self, k):

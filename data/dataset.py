@@ -5,13 +5,11 @@ STREAM.SPLIT.bin, the ids one after the other, and STREAM.SPLIT.npy, the offsets
 Segments 2i and 2i + 1 of a pair translate each other; STREAM.val.txt has their texts, a line each.
 meta.json has the width of the ids and the counts that `report` prints.
 """
-import hashlib
 import importlib
 import json
-import os
 import sys
 from collections import Counter, defaultdict
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +32,8 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     settings = FORMAT, tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
-    folder = token_folder(dataset) / f'{digest(*settings, *map(identity, files)):016x}'
+    texts = (digest(path.name, path.read_bytes()) for path in files)
+    folder = token_folder(dataset) / f'{digest(*settings, *texts):016x}'
     if not (folder / 'meta.json').exists():
         print(f'preparing {dataset} from {len(files)} files in {folder}')
         with atomic_dir(folder) as new:
@@ -56,31 +55,12 @@ def corpus_module(dataset):
     return importlib.import_module(f'data.{dataset}.prepare')
 
 
-def identity(path):
-    """A hash of a file's name and bytes, as a hexadecimal string."""
-    hashed = hashlib.blake2b(os.fsencode(path.name) + b'\0', digest_size=8)
-    with open(path, 'rb') as file:
-        while block := file.read(2**20):
-            hashed.update(block)
-    return hashed.hexdigest()
-
-
 def split_documents(documents, split_of):
     """(key, {language: text}) -> (split, texts without held-out parts, note on that or None)."""
     for key, texts in documents:
         split, left = split_of(key, texts)
         note = 'are shortened by held-out sentences' if left != texts else None
         yield split, dict(sorted(left.items())), note
-
-
-def encode_documents(documents, tokenizer, n=256):
-    """(split, texts, note) -> (split, texts, note, lines); lines: ids of each line of each text."""
-    documents = iter(documents)
-    while batch := list(islice(documents, n)):    # for SentencePiece's threads
-        lines = [[text.splitlines() or [''] for text in texts.values()] for _, texts, _ in batch]
-        ids = iter(tokenizer.encode([*chain(*chain(*lines))]))
-        for document, lines_of_texts in zip(batch, lines):
-            yield *document, [[next(ids) for _ in of_text] for of_text in lines_of_texts]
 
 
 def cut_document(split, lines, tokenizer, limit):
@@ -120,8 +100,9 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
     files, lengths, references = {}, defaultdict(list), defaultdict(list)
-    encoded = encode_documents(split_documents(documents, split_of), tokenizer)
-    for split, texts, shortened, lines in encoded:
+    for split, texts, shortened in split_documents(documents, split_of):
+        lines = [[tokenizer.encode(line) for line in text.splitlines() or ['']]
+                 for text in texts.values()]
         stream, ids = '-'.join(texts), np.concatenate([*chain(*lines)])
         counts[stream].update(documents=1, characters=sum(map(len, texts.values())),
                               tokens=len(ids), unknown=int(np.count_nonzero(ids == UNK)))

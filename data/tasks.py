@@ -80,8 +80,7 @@ class Denoise(Task):
 
     def example(self, i, rng):
         tok, cfg, ids = self.tokenizer, self.cfg, self.stream[i]
-        starts = tok.sentence_starts(ids)
-        noisy = permute_sentences(ids, starts, rng) if cfg.permute_sentences else ids
+        noisy = permute_sentences(ids, tok.sentence_starts(ids), rng)
         noisy = infill(noisy, tok.mask, cfg.mask_ratio, cfg.span_length, rng)
         return tok.add_special_tokens(self.source, noisy), tok.add_special_tokens(self.target, ids)
 

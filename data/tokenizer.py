@@ -54,10 +54,8 @@ class Tokenizer:
             [p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
 
     def encode(self, text):
-        """The ids (n,) of a string, or a list of these for a list of strings; no <s> and </s>."""
-        if isinstance(text, str):
-            return self.to_id[self.sp.encode(text)]
-        return [self.to_id[ids] for ids in self.sp.encode(text, num_threads=-1)]
+        """The ids (n,) of a string; no <s> and </s>."""
+        return self.to_id[self.sp.encode(text)]
 
     def encode_masked(self, text):
         """As `encode`, for one string in which <mask> is the mask token; adds no ▁ after it."""

@@ -99,7 +99,8 @@ def new_rows(pieces, tokenizer, word):
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     cutter = Tokenizer(model.SerializeToString())
-    for i, ids in enumerate(cutter.encode([piece.replace(SPACE, ' ') for piece in pieces])):
+    for i, piece in enumerate(pieces):
+        ids = cutter.encode(piece.replace(SPACE, ' '))
         if UNK not in ids:
             rows[i] = spread * noise[i] + word[ids].mean(0)
     return rows

@@ -106,7 +106,7 @@ def test_the_three_tasks(corpus, teacher, encoder_folder):
 def pair_contrast(encoder, teacher, tok):
     """The contrast of 90 Tibetan sentences with the teacher's states of their translations."""
     bo, zh = (torch.stack([model.encode(torch.tensor([[BOS, *ids, EOS]]))[0].mean(0)
-                           for ids in tok.encode(sentences(language))])
+                           for ids in map(tok.encode, sentences(language))])
               for model, language in ((encoder, 'bo'), (teacher, 'zh')))
     return DISTIL['contrast'](bo, zh)
 

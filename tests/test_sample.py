@@ -184,8 +184,7 @@ def test_standard_input(folder, capsys, monkeypatch):
 
     assert run('我\n我有\n', '--file=-').count('\n') == 2
     assert run('', '--text=') == '\n'
-    with pytest.raises(ValueError, match='- has no text'):
-        run('', '--file=-')
+    assert run('', '--file=-') == ''
     with pytest.raises(FileNotFoundError,
                        match='its held-out text is not known; give --text'):
         run('')

@@ -1,23 +1,21 @@
 """Distils a small encoder from a larger one with the same vocabulary, such as e5-small, trimmed.
 
-    python data/small/distil.py --encoder=TEACHER --data_from=MONO,PAIRS --out_dir=out/student
+    python -m data.small.distil --encoder=TEACHER --data_from=MONO,PAIRS --out_dir=out/student
 
 README.md has the commands that make TEACHER. The student begins with some of its layers and FFN
 channels, and learns three things: masked tokens; the teacher's states of the text without masks
 (DistilBERT, arXiv 1910.01108), in languages that the teacher knows; and for pairs the teacher's
 mean state of the translation (Reimers and Gurevych, arXiv 2004.09813). The loop is train.py's.
 """
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 import train
 from config import Train, changeable, cli, fraction, key, runtime
-from data.batches import Batches, task_probabilities
+from data.batches import Batches
 from data.dataset import open_streams, prepare
 from data.tasks import MaskedTokens, Translate, tasks
 from data.tokenizer import BOS, EOS, PAD
@@ -147,8 +145,7 @@ def distil(cfg):
         text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
     train.check_start(cfg, state, text.name)
     learned, held_out = learned_tasks(text, tokenizer, cfg), tasks(text, 'val', tokenizer, cfg)
-    batches = Batches(learned, task_probabilities(learned, cfg.mt_fraction, cfg.alpha), cfg)
-    train.fit(cfg, student, batches, lambda model, is_last: train.evaluate(
+    train.fit(cfg, student, Batches(learned, cfg), lambda model, is_last: train.evaluate(
         model, held_out, tokenizer, cfg, is_last), state, text.name)
 
 

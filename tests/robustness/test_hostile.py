@@ -326,14 +326,13 @@ def test_what_a_killed_run_leaves_is_removed(trained, tmp_path):
 @given(lines)
 def test_any_text_becomes_ids_and_back(tokenizer, line):
     ids = tokenizer.encode(line)
-    [same] = tokenizer.encode([line])
-    assert np.array_equal(ids, same) and all(UNK <= i < tokenizer.mask for i in ids)
+    assert all(UNK <= i < tokenizer.mask for i in ids)
     tokenizer.decode(tokenizer.add_special_tokens('bo', ids))
 
 
 @given(st.lists(lines, min_size=1, max_size=6), st.integers(5, 40), st.integers(0, 2**32))
 def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
-    encoded = tokenizer.encode(texts)
+    encoded = [*map(tokenizer.encode, texts)]
     segments = split_segments(encoded, tokenizer, limit)
     assert all(0 < len(s) <= limit for s in segments)
     assert [i for ids in segments for i in ids] == [i for ids in encoded for i in ids]
@@ -374,7 +373,8 @@ def test_prepared_text_is_all_there(trained, tokenizer, tmp_path_factory, parts,
                 for s in open_streams(prepared, split).values())
     meta, wanted = read_meta(prepared), 0
     for _, texts in text.documents([folder / name]):
-        wanted += sum(len(ids) for t in texts.values() for ids in tokenizer.encode(t.splitlines()))
+        lines = [line for text in texts.values() for line in text.splitlines()]
+        wanted += sum(map(len, map(tokenizer.encode, lines)))
     counted = sum(s['tokens'] for s in meta['streams'].values())
     notes = {note for of_stream in meta['notes'].values() for note in of_stream}
     assert found <= counted <= wanted
@@ -432,8 +432,7 @@ class Lengths(Task):
        st.integers(1, 5000), st.integers(0, 2**31))
 def test_batches_have_something_in_them(of_tasks, batch_tokens, seed):
     found = [Lengths(lengths) for lengths in of_tasks]
-    p = np.full(len(found), 1 / len(found))
-    batches = Batches(found, p, config.Train(batch_tokens=batch_tokens, seed=seed))
+    batches = Batches(found, config.Train(batch_tokens=batch_tokens, seed=seed, alpha=0))
     seen = Counter()
     for k in range(128):
         src, tgt = batches[k]

@@ -44,7 +44,7 @@ import config
 import data.dataset
 from config import runtime
 from config.cpu import PackedHead, pack
-from data.batches import Batches, task_probabilities
+from data.batches import Batches
 from data.files import read_lines
 from data.tasks import tasks
 from data.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -388,7 +388,7 @@ def measure_text(path, encoder, runs):
 def measure_batches(tokens, tokenizer):
     cfg = config.Train(languages=('bo',), batch_tokens=16384)
     found = tasks(tokens, 'train', tokenizer, cfg)
-    batches = Batches(found, task_probabilities(found, cfg.mt_fraction, cfg.alpha), cfg)
+    batches = Batches(found, cfg)
     started = time.perf_counter()
     made = [batches[k] for k in range(256)]
     seconds = time.perf_counter() - started

@@ -59,7 +59,7 @@ def main(argv):
         lines = [*read_lines(path)][args.first - 1:args.first - 1 + args.count]
         if len(lines) < args.count:
             raise ValueError(f'{path} has no {args.count} lines from line {args.first} on')
-        ids = [[BOS, *row[:limit], EOS] for row in tokenizer.encode(lines)]
+        ids = [[BOS, *row[:limit], EOS] for row in map(tokenizer.encode, lines)]
         x, cosines[path.stem] = mean_states(encoder, ids)
         means[path.stem] = centred(x)
     if args.to not in means:
