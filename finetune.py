@@ -157,8 +157,7 @@ def learn(cfg, model, tokenizer, sets, state, text):
     print0(f'  best checkpoint: by {TASKS[cfg.task].score} of greedy outputs, at most '
            f'{cfg.eval_examples} of {" ".join(task.direction for task in chosen)}; then by loss')
     fit(cfg, model, Batches(sets['train'], cfg), lambda model, is_last: evaluate(
-        model, chosen, tokenizer, cfg), state, text,
-        metric=lambda losses, scores: -sum(scores.values()) / len(scores))
+        model, chosen, tokenizer, cfg), state, text, by_scores=True)
 
 
 def evaluate(model, tasks, tokenizer, cfg):

@@ -94,8 +94,7 @@ class Progress:
     """How far a run has come."""
     step: int = 0
     tokens: int = 0                                     # target tokens
-    best_metric: float = math.inf                       # of the best checkpoint: lower is better
-    best_loss: float = math.inf                         # its loss, which decides between equals
+    best: tuple = (math.inf,)                           # by what best/ was chosen: the lowest
     skipped: int = 0                # steps in a row without a finite loss and gradient
 
 
@@ -111,17 +110,14 @@ class Stats:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def mean_loss(losses, scores):
-    return sum(losses.values()) / len(losses)
-
-
-def fit(cfg, model, batches, evaluator, state=None, text=None, metric=mean_loss):
+def fit(cfg, model, batches, evaluator, state=None, text=None, by_scores=False):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes cfg.out_dir.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
     `batches[k]` a pair of int64 arrays; `evaluator(model, is_last)` a dict of losses per token, one
-    of scores, and lines to show. The best checkpoint has the lowest `metric(losses, scores)`.
-    `text`: see check_start. On a CPU the same settings give the same bits, resumed or not."""
+    of scores, and lines to show. The best checkpoint has the lowest mean loss; with by_scores, the
+    highest mean score, then the lowest loss. `text`: see check_start. On a CPU the same settings
+    give the same bits, resumed or not."""
     (device, dtype), (rank, world) = runtime.find_device(cfg.device, cfg.dtype), rank_and_world()
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     model.to(device).train()
@@ -140,14 +136,14 @@ def fit(cfg, model, batches, evaluator, state=None, text=None, metric=mean_loss)
     stop, stopped = runtime.StopSignals(), 0
     if progress.step == 0:
         run.log(step=0, parameters=sum(p.numel() for p in model.parameters()))
-        run.evaluate_and_keep_best(evaluator, metric, mixed)
+        run.evaluate_and_keep_best(evaluator, mixed, by_scores)
     while progress.step < cfg.max_steps and not stopped:
         started, lr = time.perf_counter(), cfg.lr * schedule(progress.step, cfg)
         stats = train_step(forward, batches, optimizer, lr, mixed, cfg)
         run.record(stats, lr, time.perf_counter() - started, bar)
         is_last, stopped = progress.step == cfg.max_steps, stop.on_any_process()
         if progress.step % cfg.eval_interval == 0 or is_last:
-            run.evaluate_and_keep_best(evaluator, metric, mixed)
+            run.evaluate_and_keep_best(evaluator, mixed, by_scores)
         if progress.step % cfg.save_interval == 0 and stats.is_finite or is_last or stopped:
             run.save()
     bar.close()
@@ -295,7 +291,7 @@ class Checkpoints:
                              f'and gradient. {self.out}/last is from before them. Try a lower '
                              '--lr (with another --out_dir), or --dtype=float32')
 
-    def evaluate_and_keep_best(self, evaluator, metric, mixed):
+    def evaluate_and_keep_best(self, evaluator, mixed, by_scores):
         """Evaluates, prints and logs; keeps the best. Only the main process does this."""
         p = self.progress
         if self.is_main:
@@ -303,13 +299,13 @@ class Checkpoints:
                 self.model.eval()
                 losses, scores, lines = evaluator(self.model, p.step == self.cfg.max_steps)
                 self.model.train()
-            mean = mean_loss(losses, scores)
+            mean = sum(losses.values()) / len(losses)
             self.log(step=p.step, tokens=p.tokens, val=losses, val_mean=mean, scores=scores)
             print0(f'step {p.step}: held-out loss {mean:.3f} nats per token, mean of:')
             print0('\n'.join([*table(losses), *table(scores), *lines]))
-            found = metric(losses, scores), mean
-            if p.step and found < (p.best_metric, p.best_loss):
-                p.best_metric, p.best_loss = found
+            found = (-sum(scores.values()) / len(scores), mean) if by_scores else (mean,)
+            if p.step and found < tuple(p.best):
+                p.best = found
                 with atomic_dir(self.out / 'best') as new:
                     self.save_model(new)
         barrier()

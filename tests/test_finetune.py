@@ -260,7 +260,7 @@ def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monke
              '--test_examples=2', f'--out_dir={tmp_path}/out')
     settings = json.loads((tmp_path / 'out/last/run.json').read_text())
     progress = read_state(config.FineTune(**settings))['progress']
-    assert (progress['best_metric'], progress['best_loss']) == (0, 6)
+    assert progress['best'] == [0, 6]
 
 
 def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):
