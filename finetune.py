@@ -46,11 +46,13 @@ def finetune(cfg):
     state = None if cfg.eval_only else read_state(cfg)
     parts, left_out = read_parts(cfg)
     texts = [text for e in parts['train'] for text in (e.direction, *e.source, e.target)]
-    text = f'{digest(*texts):016x}'
+    text_hash = f'{digest(*texts):016x}'
     if not cfg.eval_only:
-        check_start(cfg, state, text)
-    is_done = cfg.eval_only or state and state['progress']['step'] >= cfg.max_steps
-    begin = replace(cfg, checkpoint=str(best)) if cfg.eval_only and best.exists() else cfg
+        check_start(cfg, state, text_hash)
+    learns = not cfg.eval_only and not (state and state['progress'].step >= cfg.max_steps)
+    begin = cfg
+    if not learns and (best.exists() or not cfg.eval_only):
+        begin, state = replace(cfg, checkpoint=str(best)), None
     if rank_and_world()[0] == 0:                        # the others wait in `build`
         warn_of_learned(parts, start_folder(begin))
     model, tokenizer = build(begin, state)
@@ -68,11 +70,11 @@ def finetune(cfg):
     tests = [(part, task) for part in sets if part not in ('train', 'val') for task in sets[part]]
     if not tests:
         raise ValueError('no examples to score; see --test_fraction and --test')
-    if not is_done:
-        learn(cfg, model, tokenizer, sets, state, text)
+    if learns:
+        learn(cfg, model, tokenizer, sets, state, text_hash)
     if rank_and_world()[0] == 0:
-        folder, model = (best, SWCM.load(best)) if best.exists() else (best.parent, model)
-        write_scores(model, tests, tokenizer, cfg, folder)
+        folder = best if learns or begin is not cfg else best.parent
+        write_scores(SWCM.load(best) if learns else model, tests, tokenizer, cfg, folder)
 
 
 def read_parts(cfg):
@@ -146,7 +148,7 @@ def texts_learned(folder):
         yield from texts_learned(start_folder(run))
 
 
-def learn(cfg, model, tokenizer, sets, state, text):
+def learn(cfg, model, tokenizer, sets, state, text_hash):
     """Trains; the best checkpoint has the highest score (that of TASKS) of greedy outputs."""
     learned = {task.direction for task in sets['train']}
     chosen = [task for task in sets['val' if cfg.val_fraction else 'train']
@@ -157,7 +159,7 @@ def learn(cfg, model, tokenizer, sets, state, text):
     print0(f'  best checkpoint: by {TASKS[cfg.task].score} of greedy outputs, at most '
            f'{cfg.eval_examples} of {" ".join(task.direction for task in chosen)}; then by loss')
     fit(cfg, model, Batches(sets['train'], cfg), lambda model, is_last: evaluate(
-        model, chosen, tokenizer, cfg), state, text, by_scores=True)
+        model, chosen, tokenizer, cfg), state, text_hash, by_scores=True)
 
 
 def evaluate(model, tasks, tokenizer, cfg):

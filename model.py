@@ -227,8 +227,8 @@ class XLMR(nn.Module):
         known = {name: t for name, t in own.items() if name.startswith('head.')}
         known |= {name: t for name, t in tensors.items()
                   if self.head.has_transform or not name.startswith('head.')}
-        if len(bias := known['head.bias']) == self.config.vocab_size:
-            known['head.bias'] = F.pad(bias, (0, n_new))
+        if known['head.bias'] is not own['head.bias']:
+            known['head.bias'] = F.pad(known['head.bias'], (0, n_new))
         load_tensors(self, {**known, 'embeddings.word.weight': torch.cat([word, new])}, folder)
 
     def save(self, folder):
@@ -415,7 +415,7 @@ def load_tensors(module, tensors, source, verb='read'):
     if wrong:
         raise ValueError(f'{source}: tensors are missing, unknown, or not of the shape that '
                          f'config.json asks for: {", ".join(sorted(wrong)[:4])}')
-    for name in [name for name in ours if tensors[name] is not ours[name]]:    # it is, if tied
+    for name in [name for name in ours if tensors[name] is not ours[name]]:    # not tied, not kept
         part, _, attribute = name.rpartition('.')
         value = nn.Parameter(tensors[name].to('cpu', torch.float32, copy=True))
         value.origin = f'{verb} from {source}'

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
 
@@ -46,19 +46,19 @@ def train(cfg):
     if cfg.objective not in ('swcm', 'mlm'):
         raise ValueError(f'objective={cfg.objective!r}: choose swcm or mlm')
     state = read_state(cfg)
-    if state and state['progress']['step'] >= cfg.max_steps:
-        return print0(f'{cfg.out_dir} has done its {state["progress"]["step"]} steps. --max_steps='
-                      'N continues it, --resume=False starts over')
+    if state and state['progress'].step >= cfg.max_steps:
+        return print0(f'{cfg.out_dir} has done its {state["progress"].step} steps. --max_steps=N '
+                      'continues it, --resume=False starts over')
     model, tokenizer = build(cfg, state)
     with main_process_first() as is_main:
-        text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
+        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
         if is_main:
-            report(text)
-    check_start(cfg, state, text.name)
+            report(folder)
+    check_start(cfg, state, folder.name)
     print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model)}')
-    learned, held_out = (tasks(text, split, tokenizer, cfg) for split in ('train', 'val'))
+    learned, held_out = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
     fit(cfg, model, Batches(learned, cfg), lambda model, is_last: evaluate(
-        model, held_out, tokenizer, cfg, is_last), state, text.name)
+        model, held_out, tokenizer, cfg, is_last), state, folder.name)
 
 
 def build(cfg, state):
@@ -67,15 +67,16 @@ def build(cfg, state):
     torch.manual_seed(cfg.seed)
     with main_process_first():
         folder = f'{cfg.out_dir}/last' if state else start_folder(cfg, hub.fetch)
-    check_folder(folder)
+    if not state:                                       # `read_state` has checked it
+        check_folder(folder)
     if getattr(cfg, 'objective', 'swcm') == 'mlm':
         model = XLMR.from_encoder(folder, dropout=cfg.dropout, mlm_head=True)
+    elif state or getattr(cfg, 'checkpoint', ''):
+        model = SWCM.load(folder, dropout=cfg.dropout)
     else:
-        names = 'layer', 'share', 'insert_every', 'inserted', 'head', 'dropout'
-        options = {name: getattr(cfg, name) for name in names}
-        is_model = state or getattr(cfg, 'checkpoint', '')
-        model = SWCM.load(folder, dropout=cfg.dropout) if is_model else SWCM.from_encoder(
-            folder, languages=cfg.languages, **options)
+        model = SWCM.from_encoder(folder, languages=cfg.languages, **{
+            name: getattr(cfg, name)
+            for name in ('layer', 'share', 'insert_every', 'inserted', 'head', 'dropout')})
     c, encoder = model.config, getattr(model, 'encoder', model)
     for name in 'block_size', 'max_source_len', 'max_target_len':
         if getattr(cfg, name, 0) > c.max_length:
@@ -94,7 +95,7 @@ class Progress:
     """How far a run has come."""
     step: int = 0
     tokens: int = 0                                     # target tokens
-    best: tuple = (math.inf,)                           # by what best/ was chosen: the lowest
+    best: list = field(default_factory=lambda: [math.inf])      # by what best/ was chosen: lowest
     skipped: int = 0                # steps in a row without a finite loss and gradient
 
 
@@ -110,20 +111,20 @@ class Stats:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def fit(cfg, model, batches, evaluator, state=None, text=None, by_scores=False):
+def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=False):
     """Trains model from its weights, or from `state`, until cfg.max_steps; writes cfg.out_dir.
 
     `model(src, tgt)` gives the sum of the token losses and the number of target tokens;
     `batches[k]` a pair of int64 arrays; `evaluator(model, is_last)` a dict of losses per token, one
     of scores, and lines to show. The best checkpoint has the lowest mean loss; with by_scores, the
-    highest mean score, then the lowest loss. `text`: see check_start. On a CPU the same settings
+    highest mean score, then the lowest loss. text_hash: see check_start. On a CPU the same settings
     give the same bits, resumed or not."""
     (device, dtype), (rank, world) = runtime.find_device(cfg.device, cfg.dtype), rank_and_world()
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     model.to(device).train()
     getattr(model, 'encoder', model).layers.requires_grad_(not cfg.freeze)
     optimizer = make_optimizer(model, cfg)
-    run = Checkpoints(cfg, model, optimizer, state, text)
+    run = Checkpoints(cfg, model, optimizer, state, text_hash)
     progress, forward = run.progress, model
     for layer in model.modules() if cfg.compile else ():    # by layer: few shapes, quick to compile
         if isinstance(layer, Layer):
@@ -191,8 +192,7 @@ def make_optimizer(model, cfg):
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{'params': [p for p in parameters if (p.dim() == 2) == is_matrix],
                'weight_decay': cfg.weight_decay * is_matrix} for is_matrix in (True, False)]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
-                             fused=parameters[0].device.type in ('cpu', 'cuda'))
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
 
 
 def micro_batches(batches, step, cfg):
@@ -211,10 +211,10 @@ def schedule(step, cfg):
 
 class Checkpoints:
     """What a run keeps in out_dir: last/ to resume, best/ to use, and log.jsonl."""
-    def __init__(self, cfg, model, optimizer, state, text):
-        self.cfg, self.model, self.optimizer, self.text = cfg, model, optimizer, text
+    def __init__(self, cfg, model, optimizer, state, text_hash):
+        self.cfg, self.model, self.optimizer, self.text_hash = cfg, model, optimizer, text_hash
         self.out, self.is_main = Path(cfg.out_dir), rank_and_world()[0] == 0
-        self.progress = Progress(**state['progress']) if state else Progress()
+        self.progress = state['progress'] if state else Progress()
         if state:
             self.restore()
         if self.is_main:
@@ -229,15 +229,18 @@ class Checkpoints:
                 tensors['weight.' + name] = p.detach()
                 for key, t in self.optimizer.state.get(p, {}).items():
                     tensors[f'{key}.{name}'] = t
-            figures = {'progress': asdict(self.progress), 'text': self.text,
+            figures = {'progress': asdict(self.progress), 'text_hash': self.text_hash,
                        'config': asdict(self.cfg)}
             with atomic_dir(self.out / 'last') as new:
                 self.save_model(new)
                 save_file(tensors, new / STATE, {'json': json.dumps(figures), 'crc32': '0' * 8})
 
     def save_model(self, folder):
-        """Writes the model, and the settings of the run as run.json."""
         self.model.save(folder)
+        self.write_settings(folder)
+
+    def write_settings(self, folder):
+        """Writes the settings of the run as run.json."""
         text = json.dumps(asdict(self.cfg), indent=1, ensure_ascii=False)
         (folder / 'run.json').write_text(text, encoding='utf-8')
 
@@ -257,8 +260,12 @@ class Checkpoints:
         for path in [*self.out.glob('last.*.tmp'), *self.out.glob('best.*.tmp')]:
             shutil.rmtree(path)
         step, log = self.progress.step, self.out / 'log.jsonl'
-        for name in ('last', 'best') if not step else ():
-            remove_checkpoint(self.out / name)
+        if not step:
+            remove_checkpoint(self.out / 'last')
+            remove_checkpoint(self.out / 'best')
+        elif (self.out / 'best').is_dir():
+            with atomic_dir(self.out / 'best') as new:
+                self.write_settings(new)                # some may be new, such as data_from
         self.out.mkdir(parents=True, exist_ok=True)
         if log.exists():
             lines = log.read_bytes().split(b'\n')[:-1] if step else []
@@ -303,8 +310,8 @@ class Checkpoints:
             self.log(step=p.step, tokens=p.tokens, val=losses, val_mean=mean, scores=scores)
             print0(f'step {p.step}: held-out loss {mean:.3f} nats per token, mean of:')
             print0('\n'.join([*table(losses), *table(scores), *lines]))
-            found = (-sum(scores.values()) / len(scores), mean) if by_scores else (mean,)
-            if p.step and found < tuple(p.best):
+            found = [-sum(scores.values()) / len(scores), mean] if by_scores else [mean]
+            if p.step and found < p.best:
                 p.best = found
                 with atomic_dir(self.out / 'best') as new:
                     self.save_model(new)
@@ -318,7 +325,7 @@ def remove_checkpoint(folder):
 
 
 def read_state(cfg):
-    """The state of a run in last/, {'progress', 'text', 'config'}; None to start from scratch.
+    """The state of a run in last/, {'progress', 'text_hash', 'config'}; None to start from scratch.
 
     Raises ValueError for a damaged file, and if a setting that affects the result has changed.
     """
@@ -329,7 +336,8 @@ def read_state(cfg):
         check_folder(last)
         with safe_open(last / STATE, 'pt') as file:
             state = json.loads(file.metadata()['json'])
-    except (OSError, ValueError, SafetensorError) as e:
+        state['progress'] = Progress(**state['progress'])
+    except (OSError, ValueError, TypeError, SafetensorError) as e:
         raise ValueError(f'{cfg.out_dir} cannot resume: {e}. Its best checkpoint may be whole; '
                          '--out_dir=NAME starts another, --resume=False replaces both') from e
     ours = json.loads(json.dumps(asdict(cfg)))
@@ -342,11 +350,11 @@ def read_state(cfg):
     return state
 
 
-def check_start(cfg, state, text):
-    """Raises ValueError if a resumed run has other text (a hash) than before, and if a new one
-    would overwrite the weights that it begins from."""
+def check_start(cfg, state, text_hash):
+    """Raises ValueError if a resumed run has other text than before, and if a new one would
+    overwrite the weights that it begins from."""
     start, out = Path(start_folder(cfg)), Path(cfg.out_dir)
-    if state and text != state['text']:
+    if state and text_hash != state.get('text_hash'):
         raise ValueError(f'{out}: this run began with other text. --resume=False starts over, '
                          '--out_dir=NAME starts another beside it')
     if not state and start.resolve() in [(out / name).resolve() for name in ('', 'last', 'best')]:

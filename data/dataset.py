@@ -7,6 +7,7 @@ meta.json has the width of the ids and the counts that `report` prints.
 """
 import importlib
 import json
+import os
 import sys
 from collections import Counter, defaultdict
 from itertools import accumulate, chain, pairwise
@@ -32,7 +33,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     settings = FORMAT, tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
-    texts = (digest(path.name, path.read_bytes()) for path in files)
+    texts = (digest(os.fsencode(path.name), path.read_bytes()) for path in files)
     folder = token_folder(dataset) / f'{digest(*settings, *texts):016x}'
     if not (folder / 'meta.json').exists():
         print(f'preparing {dataset} from {len(files)} files in {folder}')

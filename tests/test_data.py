@@ -1,5 +1,6 @@
 """data/: tokenizer, noise, token files, tasks, batches, corpora."""
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -270,7 +271,7 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
 def test_texts_without_tokens_change_nothing(tmp_path, corpus, tokenizer, tokens_root):
     folder = tmp_path / 'some'
     shutil.copytree(corpus, folder)
-    (folder / 'en.txt').write_text('\u200b\n', encoding='utf-8')
+    (folder / os.fsdecode(b'\xff.en.txt')).write_text('\u200b\n', encoding='utf-8')
     whole = prepare('text', tokenizer, 32, 0.2, folder)
     assert not [*whole.glob('en.*')]
     assert 'en' not in open_streams(whole, 'train')

@@ -260,7 +260,7 @@ def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monke
              '--test_examples=2', f'--out_dir={tmp_path}/out')
     settings = json.loads((tmp_path / 'out/last/run.json').read_text())
     progress = read_state(config.FineTune(**settings))['progress']
-    assert progress['best'] == [0, 6]
+    assert progress.best == [0, 6]
 
 
 def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):
@@ -308,3 +308,13 @@ def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, 
     run_here(*settings, f'--out_dir={tmp_path}/whole', '--eval_only=True', '--test_fraction=0.5')
     assert re.search(r'warning: \d+ of the \d+ examples for test are learned, here or by .*/best',
                      capsys.readouterr().out)
+    weights = tmp_path / 'whole/best/model.safetensors'
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match='best/model.safetensors is damaged'):
+        run_here(*settings, f'--out_dir={tmp_path}/whole')
+    shutil.rmtree(tmp_path / 'whole/best')
+    with pytest.raises(FileNotFoundError, match='whole/best'):
+        run_here(*settings, f'--out_dir={tmp_path}/whole')
+    assert not (tmp_path / 'whole/metrics.json').exists()

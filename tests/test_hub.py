@@ -244,14 +244,17 @@ def test_a_model_that_is_no_encoder(server, name):
 
 
 def test_a_full_disk(server, monkeypatch):
+    tries = []
+
     def full(url, path, size):
+        tries.append(url)
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(hub, 'download_rest', full)
     monkeypatch.setattr(hub.time, 'sleep', lambda seconds: None)
     with pytest.raises(OSError, match='some/encoder is not .* No space left on device.*By hand'):
         hub.fetch('some/encoder')
-    assert not (hub.CACHE / 'some/encoder').exists()
+    assert len(tries) == hub.TRIES and not (hub.CACHE / 'some/encoder').exists()
 
 
 @pytest.mark.parametrize('name', ['../../etc', 'a/..', '../a', 'a/../../b', '/etc/x', 'a', 'a/b/c',

@@ -271,8 +271,15 @@ def test_every_part_is_accounted_for(encoder_folder, options):
                 if len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))]
         assert same == [model.shared[name]] if name in model.shared else not same
         assert not same or (ours[0] is encoder_parts[same[0]][0]) == (options.get('share') == 'tie')
-    total = sum(p.numel() for p in model.parameters())
-    assert f'{total:,}' in weight_report(model).splitlines()[-1]
+    *lines, last = weight_report(model).splitlines()
+    assert last.split() == ['total', f'{sum(p.numel() for p in model.parameters()):,}']
+    found = {(part, origin) for part, _, origin in (line.split(None, 2) for line in lines)}
+    kind, copied = options.get('layer', 'custom').title(), 'copied from the encoder'
+    origin = {'none': 'random', 'tie': 'tied'}.get(options.get('share'), copied)
+    inserted = ('NormalDecoderLayer', copied if 'inserted' in options else 'random')
+    read = {(part, f'read from {encoder_folder}') for part in ('embeddings', 'layers')}
+    assert {row for row in found if row[0] != 'head'} == read | {
+        (f'{kind}DecoderLayer', origin)} | ({inserted} if 'insert_every' in options else set())
 
 
 @pytest.mark.parametrize('options', CHOICES)

@@ -111,6 +111,24 @@ def stop_after(step, cfg):
     assert stopped.value.code == 130
 
 
+def test_best_has_the_settings_of_the_run_that_resumed(cfg, corpus, tmp_path, monkeypatch):
+    """... such as where its text is now, also if its weights do not change. A run that starts over
+    removes it at once."""
+    train.train(replace(cfg, max_steps=3))
+    before = weights(cfg, 'best')
+    monkeypatch.setattr(train, 'evaluate', lambda *args: ({'x': 99.0}, {}, []))
+    shutil.copytree(corpus, tmp_path / 'moved')
+    train.train(replace(cfg, max_steps=4, data_from=str(tmp_path / 'moved')))
+    assert all(torch.equal(before[name], t) for name, t in weights(cfg, 'best').items())
+    for which in 'best', 'last':
+        settings = json.load(open(f'{cfg.out_dir}/{which}/run.json', encoding='utf-8'))
+        assert settings['data_from'] == str(tmp_path / 'moved')
+    monkeypatch.setattr(train, 'evaluate', lambda *args: ({'x': float('nan')}, {}, []))
+    train.train(replace(cfg, max_steps=1, resume=False))
+    train.train(replace(cfg, max_steps=2))
+    assert not os.path.exists(f'{cfg.out_dir}/best')
+
+
 def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     """Two ragged micro-batches and one that holds both give the same step."""
     torch.manual_seed(0)
@@ -425,8 +443,8 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'stdin', open(os.devnull))
     cfg = cli.load(config.Train, ['config/ablation/copy.py', '--share=tie'])
-    assert train.build(cfg, None)
-    assert finetune.build(config.FineTune(), None)
+    train.build(cfg, None)
+    finetune.build(config.FineTune(), None)
     (tmp_path / 'zh.txt').write_text('我有两本书。', encoding='utf-8')
     for args in ['trim', '--out=small'], ['report']:
         vocabulary.main([*args, '--text', 'zh.txt', '--encoder=data/nano'])

@@ -119,12 +119,12 @@ def shrink(teacher, cfg):
     return student
 
 
-def learned_tasks(text, tokenizer, cfg):
+def learned_tasks(folder, tokenizer, cfg):
     """A task for each stream of a prepared folder. A pair's target is zh, or else the later name;
     pairs into a language that the teacher does not know are left out."""
-    tasks(text, 'train', tokenizer, cfg)                # raises for languages without text
+    tasks(folder, 'train', tokenizer, cfg)              # raises for languages without text
     found = []
-    for name, stream in open_streams(text, 'train').items():
+    for name, stream in open_streams(folder, 'train').items():
         source, *target = sorted(name.split('-'), key='zh'.__eq__)
         kind = Pair if target else TaughtTokens if source in cfg.taught else MaskedTokens
         if {source, *target} <= {*cfg.languages} and {*target} <= {*cfg.taught}:
@@ -142,11 +142,11 @@ def distil(cfg):
     device, _ = runtime.find_device(cfg.device, cfg.dtype)
     student.__dict__['teacher'] = teacher.requires_grad_(False).to(device)      # not saved with it
     with runtime.main_process_first():
-        text = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
-    train.check_start(cfg, state, text.name)
-    learned, held_out = learned_tasks(text, tokenizer, cfg), tasks(text, 'val', tokenizer, cfg)
+        folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
+    train.check_start(cfg, state, folder.name)
+    learned, held_out = learned_tasks(folder, tokenizer, cfg), tasks(folder, 'val', tokenizer, cfg)
     train.fit(cfg, student, Batches(learned, cfg), lambda model, is_last: train.evaluate(
-        model, held_out, tokenizer, cfg, is_last), state, text.name)
+        model, held_out, tokenizer, cfg, is_last), state, folder.name)
 
 
 if __name__ == '__main__':
