@@ -96,7 +96,7 @@ class Progress:
     step: int = 0
     tokens: int = 0                                     # target tokens
     best: list = field(default_factory=lambda: [math.inf])      # by what best/ was chosen: lowest
-    skipped: int = 0                # steps in a row without a finite loss and gradient
+    skipped: int = 0                                    # steps in a row that changed no weight
 
 
 @dataclass
