@@ -421,20 +421,14 @@ def test_help_lists_every_key(tmp_path):
     assert status == 0 and '--insert_every=3 ' in out and '--warmup=0.1 ' in out
 
 
-@pytest.mark.parametrize('script', ['train.py', 'finetune.py', 'sample.py'])
-def test_mistakes_in_config_files(script, tmp_path):
+def test_a_broken_config_file_and_a_closed_pipe(tmp_path):
     (tmp_path / 'broken.py').write_text('seed = (\n')
-    for args, message in ((['--sed=3'], '--sed: unknown key; did you mean seed?'),
-                          (['nope.py', '--help'],
-                           'config file nope.py does not exist; see config/'),
-                          (['broken.py', '--help'],
-                           "broken.py: SyntaxError: '(' was never closed")):
-        status, out, err = call(script, *args, cwd=tmp_path)
-        assert (status, out) == (1, '')
-        assert err.startswith(f'error: {message}') and err.count('\n') == 1, err
+    status, out, err = call('train.py', 'broken.py', '--help', cwd=tmp_path)
+    assert (status, out, err) == (1, '', "error: broken.py: SyntaxError: '(' was never closed "
+                                         '(broken.py, line 1)\n')
     read, write = os.pipe()
-    os.close(read)  # as `--help | head` does when it has its lines
-    done = subprocess.run([sys.executable, ROOT / script, '-h'], stdout=write,
+    os.close(read)                            # as `--help | head` does when it has its lines
+    done = subprocess.run([sys.executable, ROOT / 'sample.py', '-h'], stdout=write,
                           stderr=subprocess.PIPE, env={**os.environ, 'PYTHONUNBUFFERED': ''})
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b'')
