@@ -272,7 +272,7 @@ def test_studies_have_the_tables_of_their_logs():
             ('ablation', 'logs/*.jsonl', ()), ('ablation', 'logs/long/*.jsonl', ()),
             ('ablation', 'logs/small/*.bo.*.jsonl', ()),
             ('ablation', 'logs/small/*.kk.*.jsonl', ()),
-            ('ablation', 'logs/headless/100/*.jsonl', ()),
+            ('ablation', 'logs/headless/1200/*.jsonl', ()),
             ('ablation', 'logs/headless/400/*.jsonl', ()),
             ('ablation', 'logs/headless/tibetan/*.jsonl', ()),
             ('vocabulary', 'logs/*.jsonl', ()),
