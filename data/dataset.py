@@ -20,7 +20,7 @@ from data.heldout import digest, splits
 from data.tokenizer import UNK, normalize
 
 ROOT = Path(__file__).parent
-FORMAT = 2                        # version of the token files
+FORMAT = 3                        # version of the token files
 SPECIALS = 3                      # <s> <lang> </s>, which surround a segment in the model
 
 
@@ -29,11 +29,12 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
 
     A segment has at most block_size - SPECIALS tokens. About val_fraction of the documents are held
     out. `source`: where the corpus is, if it is not included. The folder's name is a hash of all
-    this and of the text files, so a changed corpus or vocabulary is prepared again."""
+    this, of prepare.py and of the text files, so a changed corpus is prepared again."""
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     settings = FORMAT, tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
-    texts = (digest(os.fsencode(path.name), path.read_bytes()) for path in files)
+    read = Path(corpus.__file__), *files
+    texts = (digest(os.fsencode(path.name), path.read_bytes()) for path in read)
     folder = token_folder(dataset) / f'{digest(*settings, *texts):016x}'
     if not (folder / 'meta.json').exists():
         print(f'preparing {dataset} from {len(files)} files in {folder}')
@@ -64,13 +65,14 @@ def split_documents(documents, split_of):
         yield split, dict(sorted(left.items())), note
 
 
-def cut_document(split, lines, tokenizer, limit):
+def cut_document(split, texts, lines, tokenizer, limit):
     """The segments of a text, or the two of a pair, and the reason if they are left out.
 
     A segment has at most `limit` tokens. Pairs are not cut, since the parts would not correspond.
     """
     sides = [np.concatenate(of_text) for of_text in lines]
-    if len(sides) == 2 and not all(0 < len(ids) <= limit for ids in sides):
+    fits = (normalize(text) and 0 < len(ids) <= limit for text, ids in zip(texts, sides))
+    if len(sides) == 2 and not all(fits):
         return [], f'pairs with nothing or over {limit} tokens on a side are left out'
     if split is None:
         return [], 'with a held-out text are left out'
@@ -107,7 +109,8 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
         stream, ids = '-'.join(texts), np.concatenate([*chain(*lines)])
         counts[stream].update(documents=1, characters=sum(map(len, texts.values())),
                               tokens=len(ids), unknown=int(np.count_nonzero(ids == UNK)))
-        segments, left_out = cut_document(split, lines, tokenizer, block_size - SPECIALS)
+        segments, left_out = cut_document(split, texts.values(), lines, tokenizer,
+                                          block_size - SPECIALS)
         if note := left_out or shortened:
             notes[stream][note] += 1
         if segments:                              # else left out, or no token (as for U+200B)

@@ -119,7 +119,8 @@ def tasks(folder, split, tokenizer, cfg):
             found += [task(stream, order[0], order[-1], tokenizer, cfg)
                       for task in TASKS.values() for order in permutations(languages)
                       if (task.objective, task.n_languages) == (cfg.objective, len(languages))]
-    missing = [x for x in cfg.languages if x not in '-'.join(streams).split('-')]
+    learned = {x for task in found for x in (task.source, task.target)}
+    missing = [x for x in cfg.languages if x not in learned]
     if not found or missing and split == 'train':
         raise ValueError(f'languages={",".join(cfg.languages)}, objective={cfg.objective}, '
                          f'mt_fraction={cfg.mt_fraction}: the corpus has no {split} text for '

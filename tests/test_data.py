@@ -194,15 +194,15 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
     assert text == ('train', {'zh': '我有'}, 'are shortened by held-out sentences')
 
     one, two, nothing = np.array([5]), np.array([6, 7]), tokenizer.encode('')
-    for split, lines, segments, note in (
-            ('train', [[two], [one]], [[6, 7], [5]], None),
-            ('train', [[np.arange(9)], [one]], [],
-             'pairs with nothing or over 3 tokens on a side are left out'),
-            ('train', [[nothing], [one]], [],
-             'pairs with nothing or over 3 tokens on a side are left out'),
-            (None, [[one]], [], 'with a held-out text are left out'),
-            ('val', [[one, two]], [[5, 6, 7]], None)):
-        found, why = cut_document(split, lines, tokenizer, 3)
+    unusable = 'pairs with nothing or over 3 tokens on a side are left out'
+    for split, texts, lines, segments, note in (
+            ('train', 'ab', [[two], [one]], [[6, 7], [5]], None),
+            ('train', 'ab', [[np.arange(9)], [one]], [], unusable),
+            ('train', 'ab', [[nothing], [one]], [], unusable),
+            ('val', 'a\u061c', [[two], [one]], [], unusable),           # invisible
+            (None, 'a', [[one]], [], 'with a held-out text are left out'),
+            ('val', 'a', [[one, two]], [[5, 6, 7]], None)):
+        found, why = cut_document(split, texts, lines, tokenizer, 3)
         assert ([ids.tolist() for ids in found], why) == (segments, note)
 
     write_streams(tmp_path, documents, split_of, tokenizer, 9)
@@ -266,6 +266,27 @@ def test_prepare(prepared, corpus, tokenizer, tokens_root, cfg, capsys):
     assert prepare('text', tokenizer, cfg.block_size, 0.2, corpus) == prepared
     assert 'preparing' not in capsys.readouterr().out
     assert prepare('text', tokenizer, 32, 0.2, corpus) != prepared
+
+
+def test_a_changed_prepare_py_is_used(tmp_path, corpus, tokenizer, tokens_root, monkeypatch):
+    before = prepare('text', tokenizer, 32, 0.2, corpus)
+    source = shutil.copy(text.__file__, tmp_path / 'prepare.py')
+    monkeypatch.setattr(text, '__file__', source)
+    assert prepare('text', tokenizer, 32, 0.2, corpus) == before
+    with open(source, 'a', encoding='utf-8') as file:
+        file.write('# changed')
+    assert prepare('text', tokenizer, 32, 0.2, corpus) != before
+
+
+def test_each_language_is_learned(corpus, tokenizer, tokens_root, cfg):
+    """... by a task of the run, or it is an error."""
+    files = f'{corpus}/bo.txt,{corpus}/some.kk-zh.tsv'
+    folder = prepare('text', tokenizer, 64, 0.2, files)
+    cfg = replace(cfg, languages=('bo', 'kk', 'zh'))
+    assert len(tasks(folder, 'train', tokenizer, cfg)) == 3
+    for fraction, language in (1.0, 'bo'), (0.0, 'kk zh'):
+        with pytest.raises(ValueError, match=f'has no train text for {language}; it has bo kk-zh'):
+            tasks(folder, 'train', tokenizer, replace(cfg, mt_fraction=fraction))
 
 
 def test_texts_without_tokens_change_nothing(tmp_path, corpus, tokenizer, tokens_root):
@@ -398,6 +419,8 @@ def test_text_formats(tmp_path):
 
     write('a.bo.txt', '\ufeffཀ\r\nཁ\n')
     write('kk.txt', 'бір\nекі\n\nүш\n')
+    write('en.txt', 'one\ntwo\n\n')              # ends with an empty line
+    write('log.jsonl', '{"step": 0}\n')        # of a run, not in a language
     write('zh.txt', '一\n二\n\u3000\n三\n')      # a line of wide spaces is empty
     write('x.mn.jsonl', '{"text": "нэг\\nхоёр", "url": "u"}\n\n{"text": "гурав"}\n')
     write('b.ug-zh.tsv', 'بىر\t一\n\t\nئىككى\t二\n')
@@ -406,8 +429,9 @@ def test_text_formats(tmp_path):
     write('bo_news.txt', 'ཀ')
     read = [(*texts,) + (*texts.values(),) for _, texts in text.documents(text.fetch(tmp_path))]
     assert read == [('bo', 'ཀ'), ('bo', 'ཁ'), ('ug', 'zh', 'بىر', '一'), ('ug', 'zh', 'ئىككى', '二'),
-                    ('kk', 'бір\nекі'), ('kk', 'үш'), ('mn', 'т\nдөрөв'),
-                    ('mn', 'нэг\nхоёр'), ('mn', 'гурав'), ('zh', '一\n二'), ('zh', '三')]
+                    ('en', 'one'), ('en', 'two'), ('kk', 'бір\nекі'), ('kk', 'үш'),
+                    ('mn', 'т\nдөрөв'), ('mn', 'нэг\nхоёр'), ('mn', 'гурав'),
+                    ('zh', '一\n二'), ('zh', '三')]
 
 
 @pytest.mark.parametrize('name, content, message', [

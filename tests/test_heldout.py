@@ -79,6 +79,7 @@ def test_runs_of_sentences_are_found_anywhere():
     assert held_out.without('天晴。“他来了。我走了。”好。\n他来了。') == '天晴。”好。\n他来了。'
     assert held_out.without('他来了。我走了。\n') == held_out.without('мен кеттім.') == ''
     assert held_out.without('x 5') == 'x 5'
+    assert held_out.without('早。他来了，我走了。晚。') == '早。晚。'        # as one sentence
 
 
 def test_a_correction_in_the_middle_of_a_long_file_is_noticed(tmp_path, tokenizer, tokens_root):

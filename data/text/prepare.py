@@ -6,14 +6,13 @@ news.bo.jsonl     an object a line with `text`, perhaps `title`; also as MC2 has
 web.bo-zh.tsv     two columns, which translate each other, in the order of the name
 """
 import re
-from collections import Counter
 from itertools import chain, groupby, islice
 from pathlib import Path
 
 from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.languages import check_script
 
-NAMES = re.compile(r'(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)'
+NAMES = re.compile(r'(?!log\.jsonl)(?:.*\.)?([a-z]{2,3})\.(?:txt|jsonl)'
                    r'|(?:.*\.)?([a-z]{2,3})-(?!\2\.)([a-z]{2,3})\.tsv'
                    r'|(bo|ug|kk|mn)-.*\.jsonl')       # MC2's files
 
@@ -60,8 +59,11 @@ def documents(files):
 
 def read_txt(path):
     """The documents of a .txt file."""
-    is_empty = Counter(not line.strip() for line in read_lines(path))
-    by_line = is_empty[True] * 100 <= is_empty.total()
+    n_with_text = last = 0
+    for n, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            n_with_text, last = n_with_text + 1, n
+    by_line = (last - n_with_text) * 100 <= last      # empty lines at the end do not count
     for has_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
         if has_text:
             yield from lines if by_line else ['\n'.join(lines)]
