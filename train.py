@@ -34,10 +34,11 @@ from data.files import atomic_dir, check_folder, read_json_object, sync
 from data.metrics import chrf
 from data.tasks import tasks
 from data.tokenizer import PAD, Tokenizer
-from model import SWCM, XLMR, Layer
+from model import SWCM, XLMR, Layer, SWCMConfig
 from sample import model_folder, write
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
+FORM = 'layer', 'share', 'insert_every', 'inserted', 'head'     # settings of a new model
 MOST_SKIPPED = 5                                        # skipped steps in a row that end a run
 
 
@@ -63,7 +64,8 @@ def train(cfg):
 
 def build(cfg, state):
     """The model and its tokenizer: from the run that is resumed, a checkpoint, or an encoder.
-    Raises ValueError if the settings ask for more tokens than the model reads."""
+    Raises ValueError if the settings ask for another model than a checkpoint has, or for more
+    tokens than it reads."""
     torch.manual_seed(cfg.seed)
     with main_process_first():
         folder = f'{cfg.out_dir}/last' if state else start_folder(cfg, hub.fetch)
@@ -75,9 +77,12 @@ def build(cfg, state):
         model = SWCM.load(folder, dropout=cfg.dropout)
     else:
         model = SWCM.from_encoder(folder, languages=cfg.languages, **{
-            name: getattr(cfg, name)
-            for name in ('layer', 'share', 'insert_every', 'inserted', 'head', 'dropout')})
+            name: getattr(cfg, name) for name in (*FORM, 'dropout')})
     c, encoder = model.config, getattr(model, 'encoder', model)
+    for name in FORM:
+        if getattr(cfg, name) not in (getattr(c, name), getattr(SWCMConfig, name)):
+            raise ValueError(f'{name}={getattr(cfg, name)}: the model of {folder} has '
+                             f'{getattr(c, name)}; leave --{name} out, or begin from an encoder')
     for name in 'block_size', 'max_source_len', 'max_target_len':
         if getattr(cfg, name, 0) > c.max_length:
             raise ValueError(f'{name}={getattr(cfg, name)}: this model reads at most '
