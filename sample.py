@@ -20,7 +20,7 @@ from config.cpu import pack
 from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments
 from data.examples import languages_of, truncate
-from data.files import check_folder, read_json_object, read_lines
+from data.files import check_folder, is_text, read_json_object, read_lines
 from data.languages import BY_CHARACTER, ids_outside_scripts, wrong_script
 from data.tasks import tasks
 from data.tokenizer import BOS, EOS, UNK, Tokenizer
@@ -256,10 +256,13 @@ class Writer:
                 limit = self.longest - SPECIALS
                 parts = split_segments([ids], tok, limit, limit if cfg.task == 'denoise' else 0)
                 sources.append([tok.add_special_tokens(cfg.source, part) for part in parts])
+                bounds = [*tok.sentence_starts(ids), len(ids)]
+                self.counts[f'texts have a sentence that was cut: it has over {limit} tokens'] += (
+                    max(np.diff(bounds)) > limit)
             else:
                 question = [tok.encode(cfg.question)] if cfg.question else []
                 whole = tok.add_special_tokens(cfg.source, *question, ids)
-                sources.append([truncate(whole, self.longest)])
+                sources.append([truncate(whole, self.longest)] if len(ids) else [])
                 self.counts[f'texts were cut: the model reads {self.longest} tokens'] += (
                     len(whole) > self.longest)
         flat = [ids for parts in sources for ids in parts]
@@ -341,6 +344,10 @@ def settings(given, run, languages):
     cfg = Sample(**{**options, **given, 'task': task, 'to': to, 'source': source})
     if cfg.temperature and cfg.beams > 1:
         raise ValueError(f'temperature={cfg.temperature} samples, which needs --beams=1')
+    if cfg.top_k and not cfg.temperature:
+        raise ValueError(f'top_k={cfg.top_k} is for sampling, with --temperature')
+    if not is_text(cfg.text + cfg.question):
+        raise ValueError('text and question: expected UTF-8')
     if cfg.text and cfg.file:
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     return cfg
@@ -359,7 +366,7 @@ def main(argv):
         return show_examples(writer, folder, run)
     if cfg.task in BY_SENTENCE and (cfg.source != cfg.to) != (cfg.task == 'translate'):
         raise ValueError(f'{cfg.task} from {cfg.source} to {cfg.to}: see --source and --to')
-    if cfg.task in BY_SENTENCE and cfg.question or cfg.task == 'answer' and not cfg.question:
+    if cfg.task in TASKS and (cfg.task == 'answer') != bool(cfg.question):
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
                          '--question')
     lines = iter([cfg.text] if 'text' in given else read_lines(cfg.file))

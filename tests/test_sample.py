@@ -78,8 +78,12 @@ def test_what_is_cut_off_is_said(folder, capsys):
     warning = 'warning: 2 outputs reached the limit of tokens'
     assert warning in captured.err
     long = writer(folder, 'bo', 'bo', 'summarise', beams=1, max_new_tokens=2)
-    long.answer(['ང' * 100, 'ང'])
+    assert long.answer(['ང' * 100, 'ང', ''])[2] == ''
     assert long.counts['texts were cut: the model reads 64 tokens'] == 1
+    for task in 'translate', 'denoise':
+        long = writer(folder, 'bo', 'zh', task, beams=1, max_new_tokens=2)
+        long.answer(['ང' * 100, 'ང་ལ་དེབ་ཡོད། ' * 20, ''])
+        assert long.counts['texts have a sentence that was cut: it has over 61 tokens'] == 1
 
 
 def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
@@ -195,7 +199,9 @@ def test_what_does_not_go_together(folder, tmp_path):
     for args, message in (
             (['--temperature=1'], 'temperature=1.0 samples, which needs --beams=1'),
             (['--source=bo'], 'translate from bo to bo'), (['--task=answer'], 'goes with a'),
-            (['--question=x'], 'goes with a'),
+            (['--question=x'], 'goes with a'), (['--question=\udcff'], 'expected UTF-8'),
+            (['--task=summarise', '--source=bo', '--question=x'], 'goes with a'),
+            (['--top_k=5'], 'top_k=5 is for sampling, with --temperature'),
             (['--task=denoise', '--source=zh'], 'denoise from zh to bo'),
             (['--task=sing'], 'choose translate, denoise'), (['--to=xx'], "language 'xx'")):
         with pytest.raises(ValueError, match=message):
