@@ -100,6 +100,10 @@ def test_the_three_tasks(corpus, teacher, encoder_folder):
     n_pairs = sum(a.shape[1] for a, _ in both)
     assert n == sum(counts) + n_pairs and states > 0
     torch.testing.assert_close(loss, sum(sums) + sum(counts) * states + n_pairs * of_pairs)
+    loss, n = student(*map(torch.from_numpy, collate(rows[2:3])))
+    assert (loss, n) == (0, 1)                                  # no contrast for a pair alone
+    more = DISTIL['learned_tasks'](text, tok, config('--taught=bo'))
+    assert [(x.source, x.target) for x in more if x.source != x.target] == [('zh', 'bo')]
 
 
 @torch.no_grad()
@@ -116,6 +120,7 @@ def test_a_run(corpus, teacher, encoder_folder, tmp_path, capsys, monkeypatch):
     options, tok = ['--max_steps=150', '--lr=3e-3', '--mt_fraction=0.9'], Tokenizer(encoder_folder)
     whole = distil(corpus, encoder_folder, tmp_path / 'whole', *options)
     shown = capsys.readouterr().out
+    assert 'stream   documents       tokens' in shown
     first, *_, last = (float(x) for x in re.findall(r'held-out loss ([\d.]+)', shown))
     before = DISTIL['shrink'](teacher, config()).eval()
     assert last < first - 0.4
@@ -142,6 +147,7 @@ def test_a_run(corpus, teacher, encoder_folder, tmp_path, capsys, monkeypatch):
     (['--objective=swcm'], "objective='swcm': distil.py has only mlm"),
     (['--block_size=65'], 'block_size=65: this model reads at most 64 tokens'),
     (['--languages=bo,xx'], 'the corpus has no train text for xx'),
+    (['--layer=normal'], 'layer=normal: the model of .* has custom; leave --layer out'),
 ])
 def test_mistakes(corpus, encoder_folder, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import train
 from config import Train, changeable, cli, fraction, key, runtime
 from data.batches import Batches
-from data.dataset import open_streams, prepare
+from data.dataset import open_streams, prepare, report
 from data.tasks import MaskedTokens, Translate, tasks
 from data.tokenizer import BOS, EOS, PAD
 from model import XLMR
@@ -82,7 +82,7 @@ class Student(XLMR):
                 means = mean_states(self.teacher.encode(tgt[pair]), tgt[pair])
             found, n_pairs = mean_states(x[pair], src[pair]), (src[pair] != PAD).sum()
             loss = loss + n_pairs * (distance(found, means) + 0.2 * contrast(found, means))
-        return loss, n + n_pairs
+        return loss, (n + n_pairs).clamp(min=1)           # a pair alone teaches nothing
 
 
 def distance(x, y):
@@ -120,12 +120,12 @@ def shrink(teacher, cfg):
 
 
 def learned_tasks(folder, tokenizer, cfg):
-    """A task for each stream of a prepared folder. A pair's target is zh, or else the later name;
-    pairs into a language that the teacher does not know are left out."""
+    """A task for each stream of a prepared folder. A pair's target is zh, or else a language
+    that the teacher knows; pairs without one are left out."""
     tasks(folder, 'train', tokenizer, cfg)              # raises for languages without text
     found = []
     for name, stream in open_streams(folder, 'train').items():
-        source, *target = sorted(name.split('-'), key='zh'.__eq__)
+        source, *target = sorted(name.split('-'), key=lambda x: (x in cfg.taught, x == 'zh'))
         kind = Pair if target else TaughtTokens if source in cfg.taught else MaskedTokens
         if {source, *target} <= {*cfg.languages} and {*target} <= {*cfg.taught}:
             found.append(kind(stream, source, *target or [source], tokenizer, cfg))
@@ -141,8 +141,10 @@ def distil(cfg):
         Path(cfg.out_dir, 'last'), dropout=cfg.dropout, mlm_head=True)
     device, _ = runtime.find_device(cfg.device, cfg.dtype)
     student.__dict__['teacher'] = teacher.requires_grad_(False).to(device)      # not saved with it
-    with runtime.main_process_first():
+    with runtime.main_process_first() as is_main:
         folder = prepare(cfg.dataset, tokenizer, cfg.block_size, cfg.val_fraction, cfg.data_from)
+        if is_main:
+            report(folder)
     train.check_start(cfg, state, folder.name)
     learned, held_out = learned_tasks(folder, tokenizer, cfg), tasks(folder, 'val', tokenizer, cfg)
     train.fit(cfg, student, Batches(learned, cfg), lambda model, is_last: train.evaluate(
