@@ -261,6 +261,8 @@ def test_curves(cfg, tmp_path):
     assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation',
                                                         'denoising'))
     (tmp_path / 'empty.jsonl').write_text('')
+    assert 'copy.1 is there already' in call('tests/tools/curves.py', 'copy.1', 'copy.1/log.jsonl',
+                                             cwd=tmp_path)[2]
     assert call('tests/tools/curves.py', 'empty.jsonl',
                 cwd=tmp_path)[::2] == (1, 'error: empty.jsonl has no evaluation\n')
 
@@ -473,6 +475,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--languages=bo,xx'],
      'no train text for xx; it has bo-zh bo kk-zh kk mn-zh mn ug-zh ug zh. Set'),
     (['--share=all'], "share='all': choose copy or none"),
+    (['--objective=mlm', '--share=tie'], 'has copy; leave --share out, or begin from an encoder'),
     (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
     (['--data_from=nowhere'], 'nowhere does not exist')])
 def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):

@@ -25,11 +25,16 @@ WORDS = {'mt': 'translation', 'dae': 'denoising', 'mlm': 'masked tokens'}
 def read_arms(paths):
     """{arm: [evaluations of each seed]}, those of most tasks first, then those of least loss.
 
-    Raises ValueError for a log without evaluations, and for seeds that have no step in common.
+    Raises ValueError for a log without evaluations, two runs of one name, and seeds that have no
+    step in common.
     """
-    arms = {}
+    arms, names = {}, set()
     for path in map(Path, paths):
-        arm = re.sub(r'\.\d+$', '', run_name(path, 'log.jsonl'))
+        name = run_name(path, 'log.jsonl')
+        if name in names:
+            raise ValueError(f'{path}: {name} is there already; rename one')
+        names.add(name)
+        arm = re.sub(r'\.\d+$', '', name)
         arms.setdefault(arm, []).append(read_log(path / 'log.jsonl' if path.is_dir() else path))
     for arm, runs in arms.items():
         steps = sorted(set.intersection(*map(set, runs)))
