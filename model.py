@@ -176,16 +176,18 @@ class Head(nn.Module):
     def transform(self, x):
         return self.norm(F.gelu(self.dense(x))) if self.has_transform else x
 
+    def bias_of_rows(self):
+        """The bias (V,), -inf in the rows that belong to no id."""
+        return F.pad(self.bias[:self.n_ids], (0, len(self.bias) - self.n_ids), value=-torch.inf)
+
     def forward(self, x):
-        """x (...,C) -> logits (...,V), -inf in the rows that belong to no id."""
-        logits = F.linear(self.transform(x), self.word.weight, self.bias)
-        logits[..., self.n_ids:] = -torch.inf
-        return logits
+        """x (...,C) -> logits (...,V)."""
+        return F.linear(self.transform(x), self.word.weight, self.bias_of_rows())
 
     def loss(self, x, labels):
         """x (N,C), labels (N,) -> the sum of -log p(label), a scalar."""
-        return ChunkedCrossEntropy.apply(self.transform(x), self.word.weight, self.bias, labels,
-                                         self.n_ids, torch.is_grad_enabled())
+        return ChunkedCrossEntropy.apply(self.transform(x), self.word.weight, self.bias_of_rows(),
+                                         labels, torch.is_grad_enabled())
 
 
 class XLMR(nn.Module):
@@ -220,7 +222,8 @@ class XLMR(nn.Module):
         return model.eval()
 
     def copy_encoder(self, tensors, folder):
-        """Copies tensors, by our names. Rows of language tokens are initialised near the mean."""
+        """Copies tensors, by our names. Rows of language tokens are initialised near the mean; a
+        head that the file lacks stays as it is."""
         own, n_new = dict(self.named_parameters()), self.config.n_rows - self.config.vocab_size
         word = tensors.get('embeddings.word.weight', own['embeddings.word.weight'][:0]).float()
         new = word.mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
@@ -259,7 +262,8 @@ class SWCM(nn.Module):
                 self.add_layer(NormalDecoderLayer, (i, i + step - 1), config.inserted)
 
     def add_layer(self, kind, sources, share):
-        """Appends a decoder layer; with share='tie' its parts are those of the encoder's layers."""
+        """Appends a decoder layer from encoder layers `sources`. share: config.share or, for an
+        inserted one, config.inserted; with 'tie' its parts are the encoder's own."""
         layer = kind(self.config)
         init_weights(layer)
         for part, (theirs, which) in layer.SOURCES.items():
@@ -448,7 +452,7 @@ def write_folder(folder, config, tensors, sentencepiece):
 class ChunkedCrossEntropy(torch.autograd.Function):
     """The sum of cross-entropies of h W^T + b, 512 rows at a time, with their gradients."""
     @staticmethod
-    def forward(ctx, h, weight, bias, labels, n_ids, with_grad):
+    def forward(ctx, h, weight, bias, labels, with_grad):
         dtype = F.linear(h[:1], weight[:1]).dtype                           # autocast may be on
         ctx.types = h.dtype, weight.dtype, bias.dtype
         h, w, total = h.to(dtype), weight.to(dtype), torch.zeros((), device=h.device)
@@ -456,7 +460,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for i in range(0, len(h), 512):
             rows = slice(i, i + 512)
             logits = F.linear(h[rows], w, bias.to(dtype)).float()           # (512,V)
-            logits[:, n_ids:] = -torch.inf
             picked = logits.gather(1, labels[rows, None])
             largest = logits.amax(1, keepdim=True)
             d = logits.sub_(largest).exp_()                                 # in place: memory
@@ -475,4 +478,4 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         dh, dw, db = (g.mul_(grad).to(t) for g, t in zip(ctx.grads, ctx.types))
         ctx.grads = None
-        return dh, dw, db, None, None, None
+        return dh, dw, db, None, None

@@ -18,12 +18,11 @@ class PackedLinear(nn.Module):
 class PackedHead(nn.Module):
     def __init__(self, head):
         super().__init__()
-        self.head, self.linear = head, PackedLinear(head.word.weight, head.bias)
+        self.transform = head.transform
+        self.linear = PackedLinear(head.word.weight, head.bias_of_rows())
 
     def forward(self, x):
-        logits = self.linear(self.head.transform(x))
-        logits[..., self.head.n_ids:] = -torch.inf
-        return logits
+        return self.linear(self.transform(x))
 
 
 @torch.no_grad()
