@@ -24,6 +24,7 @@ def fraction(default, help):
 @dataclass
 class Run:
     """What train.py and finetune.py have in common."""
+    encoder: str = key('data/nano', 'folder of an encoder, or its name on the hub: owner/name')
     layer: str = key('custom', 'kind of decoder layer: custom (paper) | normal; see model.LAYERS')
     share: str = key('copy', "decoder weights: copy (the encoder's) | none | tie | alternate")
     insert_every: int = key(0, 'insert a normal layer after every N layers (paper: 3); 0: none')
@@ -57,7 +58,6 @@ class Train(Run):
     dataset: str = key('udhr', 'a corpus: data/NAME/prepare.py reads it')
     data_from: str = changeable('', 'files or folders of the corpus; udhr is included')
     languages: tuple = key(('bo', 'ug', 'kk', 'mn', 'zh'), 'what the model reads and writes')
-    encoder: str = key('data/nano', 'folder of an encoder, or its name on the hub: owner/name')
     block_size: int = key(256, 'longest sequence in tokens, with <s> <lang> </s>', low=8)
     mt_fraction: float = fraction(0.5, 'fraction of examples for translation, not denoising')
     val_fraction: float = fraction(0.1, 'fraction of documents held out')
@@ -76,7 +76,6 @@ class FineTune(Run):
     transfer: tuple = key((), 'further ones, of which only `shots` examples are learned')
     shots: int = key(50, 'examples learned of each direction of `transfer`')
     checkpoint: str = key('', "a model of train.py; '': a new one from the encoder")
-    encoder: str = key('data/nano', 'folder of an encoder, or its name on the hub: owner/name')
     max_source_len: int = key(256, 'tokens, with <s> <lang> </s>; longer sources are cut', low=8)
     max_target_len: int = key(128, 'tokens; examples with longer targets are not learned', low=8)
     val_fraction: float = fraction(0.01, 'to choose the best checkpoint; 0: uses training examples')
