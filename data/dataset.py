@@ -145,12 +145,11 @@ class Stream:
         try:
             self.offsets = np.load(folder / f'{name}.npy').astype(np.int64)
             ids = np.memmap(folder / f'{name}.bin', meta['dtype'], 'r')
-            is_whole = len(ids) == self.offsets[-1] and ids.max() < meta['vocab_size']
-        except (ValueError, EOFError):
-            is_whole = False
-        if not is_whole:
+            if len(ids) != self.offsets[-1] or ids.max() >= meta['vocab_size']:
+                raise ValueError('unequal sizes, or ids outside the vocabulary')
+        except (ValueError, EOFError) as e:
             raise ValueError(f'{folder} is damaged ({name}.bin or .npy); delete it, and the next '
-                             'run prepares the text again')
+                             'run prepares the text again') from e
         self.ids, self.lengths = np.asarray(ids), np.diff(self.offsets)   # slicing a memmap is slow
 
     def __getitem__(self, i):
