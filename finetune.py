@@ -179,10 +179,10 @@ def predict(model, task, tokenizer, cfg, n, beams):
     """At most n examples of a task (0: all), evenly spaced, outputs, and what `score` returns."""
     chosen = evenly_spaced(len(task), n or len(task))
     banned = banned_ids(cfg, tokenizer).get(task.target, ())
-    found = write(model, tokenizer, [task.ids[i][0] for i in chosen], [task.target] * len(chosen),
-                  cfg.max_target_len - SPECIALS, max(1, 64 // beams), banned, beams=beams,
-                  length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram)
-    examples, outputs = [task.examples[i] for i in chosen], [text for text, _ in found]
+    sources, examples = [task.ids[i][0] for i in chosen], [task.examples[i] for i in chosen]
+    outputs, _ = write(model, tokenizer, sources, [task.target] * len(sources),
+                       cfg.max_target_len - SPECIALS, max(1, 64 // beams), banned, beams=beams,
+                       length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram)
     references = [(e.target, *e.others) for e in examples]
     return examples, outputs, *score(outputs, references, task.target)
 

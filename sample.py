@@ -105,7 +105,8 @@ class Beams:
         for b, i in ends[:, :self.K].nonzero().tolist():
             text = self.ids[b, parent[b, i], 2:].tolist()
             self.ended[self.open[b]].append((text, score[b, i].item() / n ** self.length_penalty))
-        others = ends.int().argsort(dim=1, stable=True)[:, :min(self.K, score.shape[1] - n_texts)]
+        n_kept = min(self.K, score.shape[1] - n_texts)                  # K, or a tiny vocabulary
+        others = ends.int().argsort(dim=1, stable=True)[:, :n_kept]
         score, parent, token = (x.gather(1, others) for x in (score, parent, token))        # (B,K)
         best = (score[:, 0] / n ** self.length_penalty).tolist()
         kept = [b for b, source in enumerate(self.open) if not self.is_done(source, n, best[b])]
@@ -116,6 +117,7 @@ class Beams:
         return kept, parent, token
 
     def is_done(self, source, n, best):
+        """Keeps the K best ended texts of a source; True if no other can be better."""
         ended = sorted(self.ended[source], key=lambda text: -text[1])[:self.K]
         self.ended[source] = ended
         return n > self.limits[source] or len(ended) == self.K and best <= ended[-1][1]
@@ -168,13 +170,13 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
         if temperature:
             logp = keep_sampled(logp, temperature, top_k)
         kept, parent, token = texts.extend(logp)
-        src = src[kept]
+        src = src[kept]                                 # memory: after step 1 in the cache
         cache.extend(kept, parent)
     return texts.ended
 
 
 def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, banned=(), **options):
-    """The model's text for each source: [(text, whether it reached its limit)].
+    """The model's text for each source, and for each whether it reached its limit: two lists.
 
     sources: ids with <s> <lang> </s>; languages: the target language of each. max_new_tokens: the
     limit; 0: 3 times the source's tokens plus 20, enough for 1,999 of 2,000 lines of NTREX in each
@@ -183,16 +185,17 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
     device, most = next(model.parameters()).device, model.config.max_length - 2
     limits = [min(max_new_tokens or 3 * len(source) + 20, most) for source in sources]
     banned = [*range(tokenizer.mask, tokenizer.vocab_size), *banned]    # ids that no text has
-    order, written = sorted(range(len(sources)), key=lambda i: len(sources[i])), {}
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    texts, at_limit = [''] * len(order), [False] * len(order)
     for rows in (order[i:i + batch] for i in range(0, len(order), batch)):
-        src, _ = collate([(sources[i], sources[i]) for i in rows])                          # (B,S)
+        src, _ = collate([(sources[i], sources[i]) for i in rows])      # pads pairs; src (B,S)
         found = search(model, torch.from_numpy(src).to(device), [languages[i] for i in rows],
                        [limits[i] for i in rows], banned=banned, **options)
         if not all(found):
             raise ValueError('the model gives no text; are its weights not finite?')
         for i, [(ids, _), *_] in zip(rows, found):
-            written[i] = tokenizer.decode(ids), len(ids) == limits[i]
-    return [written[i] for i in range(len(sources))]
+            texts[i], at_limit[i] = tokenizer.decode(ids), len(ids) == limits[i]
+    return texts, at_limit
 
 
 def ban_repeats(logp, ids, n):
@@ -234,11 +237,10 @@ class Writer:
             'beams', 'length_penalty', 'no_repeat_ngram', 'temperature', 'top_k',
             'max_new_tokens', 'batch')}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            found = write(self.model, self.tokenizer, sources, languages, banned=self.banned,
-                          **options)
-        self.counts['outputs reached the limit of tokens; see --max_new_tokens'] += sum(
-            at_limit for _, at_limit in found)
-        return [text for text, _ in found]
+            texts, at_limit = write(self.model, self.tokenizer, sources, languages,
+                                    banned=self.banned, **options)
+        self.counts['outputs reached the limit of tokens; see --max_new_tokens'] += sum(at_limit)
+        return texts
 
     def answer(self, texts):
         """A text in cfg.to for each text in cfg.source.

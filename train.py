@@ -136,7 +136,6 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
             layer.compile(dynamic=True)
     if world > 1:
         forward = DistributedDataParallel(model)
-    batches = micro_batches(batches, progress.step, cfg)
     bar = tqdm(total=cfg.max_steps, initial=progress.step, unit='step', dynamic_ncols=True,
                disable=True if rank else None)
     stop, stopped = runtime.StopSignals(), 0
@@ -145,7 +144,7 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
         run.evaluate_and_keep_best(evaluator, mixed, by_scores)
     while progress.step < cfg.max_steps and not stopped:
         started, lr = time.perf_counter(), cfg.lr * schedule(progress.step, cfg)
-        stats = train_step(forward, batches, optimizer, lr, mixed, cfg)
+        stats = train_step(forward, batches, progress.step, optimizer, lr, mixed, cfg)
         run.record(stats, lr, time.perf_counter() - started, bar)
         is_last, stopped = progress.step == cfg.max_steps, stop.on_any_process()
         if progress.step % cfg.eval_interval == 0 or is_last:
@@ -161,18 +160,18 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
         sys.exit(128 + stopped)
 
 
-def train_step(forward, batches, optimizer, lr, mixed, cfg):
-    """One optimizer step over cfg.accumulate micro-batches, which the processes share.
+def train_step(forward, batches, step, optimizer, lr, mixed, cfg):
+    """Optimizer step `step`, from 0: the next cfg.accumulate batches, which the processes share.
 
     The gradient is that of the loss per target token: sums of losses are divided once, by the
     number of target tokens of the whole step. If it is not finite, no weight changes."""
-    (_, world), parameters = rank_and_world(), [p for p in forward.parameters() if p.requires_grad]
+    (rank, world), end = rank_and_world(), (step + 1) * cfg.accumulate
+    parameters = [p for p in forward.parameters() if p.requires_grad]
     totals = torch.zeros(2, dtype=torch.float64)        # loss, target tokens
-    for n_left in reversed(range(cfg.accumulate // world)):
-        k, batch = next(batches)
+    for k in range(step * cfg.accumulate + rank, end, world):
+        src, tgt = to_tensors(forward, *batches[k])
         torch.manual_seed(cfg.seed + 1_000_003 * k)     # dropout is a function of the batch
-        src, tgt = (torch.from_numpy(x).to(parameters[0].device) for x in batch)
-        with forward.no_sync() if world > 1 and n_left else nullcontext():
+        with forward.no_sync() if world > 1 and k + world < end else nullcontext():
             with mixed:
                 loss, n = forward(src, tgt)
             loss.backward()
@@ -198,13 +197,6 @@ def make_optimizer(model, cfg):
     groups = [{'params': [p for p in parameters if (p.dim() == 2) == is_matrix],
                'weight_decay': cfg.weight_decay * is_matrix} for is_matrix in (True, False)]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
-
-
-def micro_batches(batches, step, cfg):
-    """Yields (k, micro-batch k) for this process, starting at optimizer step `step`."""
-    rank, world = rank_and_world()
-    for k in range(step * cfg.accumulate + rank, cfg.max_steps * cfg.accumulate, world):
-        yield k, batches[k]
 
 
 def schedule(step, cfg):
@@ -378,8 +370,7 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
         elif task.kind == 'mt' and is_last and cfg.eval_translations:
             chosen = evenly_spaced(len(task), cfg.eval_translations)
             sources = [task.val_example(i)[0] for i in chosen]
-            found = write(model, tokenizer, sources, [task.target] * len(sources))
-            outputs = [text for text, _ in found]
+            outputs, _ = write(model, tokenizer, sources, [task.target] * len(sources))
             references = [task.reference(i) for i in chosen]
             scores[f'chrF++ {task.source}-{task.target}'] = chrf(outputs, references)
     for task in [t for t in held_out if cfg.languages[0] in (t.source, t.target)][:3]:
@@ -387,7 +378,7 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
         if task.kind == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:
-            [(output, _)] = write(model, tokenizer, [src], [task.target])
+            [output], _ = write(model, tokenizer, [src], [task.target])
         lines += sample_lines(task.name, tokenizer.decode(src), output, tokenizer.decode(tgt))
     return losses, scores, lines
 

@@ -32,7 +32,7 @@ def asked(monkeypatch):
 
     def write(model, tokenizer, sources, languages, *args, **options):
         calls.append([tokenizer.decode(ids[2:-1]) for ids in sources])
-        return [(str(i), False) for i in range(len(sources))]
+        return [str(i) for i in range(len(sources))], [False] * len(sources)
 
     monkeypatch.setattr(sample, 'write', write)
     return calls

@@ -187,9 +187,9 @@ def test_scores_of_translations(cfg, monkeypatch):
              for (a, b), to in ((pair, 'zh'), (pair[::-1], x))}
     for shift in (0, 1):
         with monkeypatch.context() as patch:
-            patch.setattr(train, 'write', lambda model, tok, sources, to: [
-                (known.get((tok.decode(ids[2:-1]), to[0]), 'བོད།'), False)
-                for ids in [*sources[shift:], *sources[:shift]]])
+            patch.setattr(train, 'write', lambda model, tok, sources, to: ([
+                known.get((tok.decode(ids[2:-1]), to[0]), 'བོད།')
+                for ids in [*sources[shift:], *sources[:shift]]], None))
             train.train(replace(cfg, resume=False))
         scores = log(cfg)[-1]['scores']
         assert scores.keys() == {f'chrF++ {d}' for d in directions}
