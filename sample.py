@@ -105,7 +105,7 @@ class Beams:
         for b, i in ends[:, :self.K].nonzero().tolist():
             text = self.ids[b, parent[b, i], 2:].tolist()
             self.ended[self.open[b]].append((text, score[b, i].item() / n ** self.length_penalty))
-        n_kept = min(self.K, score.shape[1] - n_texts)                  # K, or a tiny vocabulary
+        n_kept = min(self.K, score.shape[1] - n_texts)                  # below K if few ids exist
         others = ends.int().argsort(dim=1, stable=True)[:, :n_kept]
         score, parent, token = (x.gather(1, others) for x in (score, parent, token))        # (B,K)
         best = (score[:, 0] / n ** self.length_penalty).tolist()
@@ -117,7 +117,7 @@ class Beams:
         return kept, parent, token
 
     def is_done(self, source, n, best):
-        """Keeps the K best ended texts of a source; True if no other can be better."""
+        """Keeps the K best ended texts of a source; True if it is done, by the rule above."""
         ended = sorted(self.ended[source], key=lambda text: -text[1])[:self.K]
         self.ended[source] = ended
         return n > self.limits[source] or len(ended) == self.K and best <= ended[-1][1]
@@ -170,7 +170,7 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
         if temperature:
             logp = keep_sampled(logp, temperature, top_k)
         kept, parent, token = texts.extend(logp)
-        src = src[kept]                                 # memory: after step 1 in the cache
+        src = src[kept]                                 # memory: from step 2 in the cache
         cache.extend(kept, parent)
     return texts.ended
 
@@ -188,7 +188,7 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     texts, at_limit = [''] * len(order), [False] * len(order)
     for rows in (order[i:i + batch] for i in range(0, len(order), batch)):
-        src, _ = collate([(sources[i], sources[i]) for i in rows])      # pads pairs; src (B,S)
+        src, _ = collate([(sources[i], sources[i]) for i in rows])      # collate takes pairs
         found = search(model, torch.from_numpy(src).to(device), [languages[i] for i in rows],
                        [limits[i] for i in rows], banned=banned, **options)
         if not all(found):
@@ -349,7 +349,7 @@ def settings(given, run, languages):
     if cfg.top_k and not cfg.temperature:
         raise ValueError(f'top_k={cfg.top_k} is for sampling, with --temperature')
     if not is_text(cfg.text + cfg.question):
-        raise ValueError('text and question: expected UTF-8')
+        raise ValueError(f'{ascii(cfg.text + cfg.question):.60}: expected UTF-8')
     if cfg.text and cfg.file:
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     return cfg

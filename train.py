@@ -64,7 +64,7 @@ def train(cfg):
 
 def build(cfg, state):
     """The model and its tokenizer: from the run that is resumed, a checkpoint, or an encoder.
-    Raises ValueError if the settings ask for another model than a checkpoint has, or for more
+    Raises ValueError if the settings ask for another model than the one that is read, or for more
     tokens than it reads."""
     torch.manual_seed(cfg.seed)
     with main_process_first():
@@ -82,7 +82,7 @@ def build(cfg, state):
     for name in FORM:
         if getattr(cfg, name) not in (getattr(c, name), getattr(SWCMConfig, name)):
             raise ValueError(f'{name}={getattr(cfg, name)}: the model of {folder} has '
-                             f'{getattr(c, name)}; leave --{name} out, or begin from an encoder')
+                             f'{getattr(c, name)}; give --{name}={getattr(c, name)}')
     for name in 'block_size', 'max_source_len', 'max_target_len':
         if getattr(cfg, name, 0) > c.max_length:
             raise ValueError(f'{name}={getattr(cfg, name)}: this model reads at most '
@@ -352,8 +352,8 @@ def check_start(cfg, state, text_hash):
     overwrite the weights that it begins from."""
     start, out = Path(start_folder(cfg)), Path(cfg.out_dir)
     if state and text_hash != state.get('text_hash'):
-        raise ValueError(f'{out}: this run began with other text. --resume=False starts over, '
-                         '--out_dir=NAME starts another beside it')
+        raise ValueError(f'{out}: this run began with other text or another prepare.py. '
+                         '--resume=False starts over, --out_dir=NAME starts another beside it')
     if not state and start.resolve() in [(out / name).resolve() for name in ('', 'last', 'best')]:
         raise ValueError(f'{start} is in out_dir={out}, which this run would overwrite; choose '
                          'another with --out_dir=NAME')

@@ -68,8 +68,8 @@ def split_documents(documents, split_of):
 def cut_document(split, texts, lines, tokenizer, limit):
     """The segments of a text, or the two of a pair, and the reason if they are left out.
 
-    A segment has at most `limit` tokens. Pairs are not cut, since the parts would not correspond.
-    """
+    lines: the ids of each line of each text. A segment has at most `limit` tokens. Pairs are not
+    cut, since the parts would not correspond."""
     sides = [np.concatenate(of_text) for of_text in lines]
     fits = (normalize(text) and 0 < len(ids) <= limit for text, ids in zip(texts, sides))
     if len(sides) == 2 and not all(fits):

@@ -110,7 +110,7 @@ def tasks(folder, split, tokenizer, cfg):
     """The tasks of cfg.objective on the streams of a prepared folder that are in cfg.languages.
 
     None of pairs if cfg.mt_fraction is 0, none of one language if it is 1. Raises ValueError where
-    there is none, or the corpus has no training text of a language."""
+    there is none or, for training, none for one of the languages."""
     found, streams = [], open_streams(folder, split)
     for name, stream in streams.items():
         languages = name.split('-')
@@ -125,7 +125,8 @@ def tasks(folder, split, tokenizer, cfg):
         raise ValueError(f'languages={",".join(cfg.languages)}, objective={cfg.objective}, '
                          f'mt_fraction={cfg.mt_fraction}: the corpus has no {split} text for '
                          f'{" ".join(missing) or "these"}; it has {" ".join(streams) or "none"}. '
-                         'Set --languages, or --val_fraction to hold out more or less')
+                         'Set --languages, --mt_fraction or, to hold out more or less, '
+                         '--val_fraction')
     return found
 
 

@@ -147,7 +147,7 @@ def test_a_run(corpus, teacher, encoder_folder, tmp_path, capsys, monkeypatch):
     (['--objective=swcm'], "objective='swcm': distil.py has only mlm"),
     (['--block_size=65'], 'block_size=65: this model reads at most 64 tokens'),
     (['--languages=bo,xx'], 'the corpus has no train text for xx'),
-    (['--layer=normal'], 'layer=normal: the model of .* has custom; leave --layer out'),
+    (['--layer=normal'], 'layer=normal: the model of .* has custom; give --layer=custom'),
 ])
 def test_mistakes(corpus, encoder_folder, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

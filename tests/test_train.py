@@ -475,7 +475,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
     (['--languages=bo,xx'],
      'no train text for xx; it has bo-zh bo kk-zh kk mn-zh mn ug-zh ug zh. Set'),
     (['--share=all'], "share='all': choose copy or none"),
-    (['--objective=mlm', '--share=tie'], 'has copy; leave --share out, or begin from an encoder'),
+    (['--objective=mlm', '--share=tie'], 'has copy; give --share=copy'),
     (['--dataset=none'], "dataset='none': there is no data/none/prepare.py"),
     (['--data_from=nowhere'], 'nowhere does not exist')])
 def test_mistakes_get_one_line(cfg, args, message, monkeypatch, capsys):

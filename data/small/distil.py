@@ -82,7 +82,7 @@ class Student(XLMR):
                 means = mean_states(self.teacher.encode(tgt[pair]), tgt[pair])
             found, n_pairs = mean_states(x[pair], src[pair]), (src[pair] != PAD).sum()
             loss = loss + n_pairs * (distance(found, means) + 0.2 * contrast(found, means))
-        return loss, (n + n_pairs).clamp(min=1)           # a pair alone teaches nothing
+        return loss, (n + n_pairs).clamp(min=1)           # not 0: a lone pair has no loss
 
 
 def distance(x, y):
@@ -120,9 +120,9 @@ def shrink(teacher, cfg):
 
 
 def learned_tasks(folder, tokenizer, cfg):
-    """A task for each stream of a prepared folder. A pair's target is zh, or else a language
-    that the teacher knows; pairs without one are left out."""
-    tasks(folder, 'train', tokenizer, cfg)              # raises for languages without text
+    """A task for each stream of a prepared folder. A pair's target is a language that the teacher
+    knows, zh before others; pairs without one are left out."""
+    tasks(folder, 'train', tokenizer, cfg)              # raises for one without text of its own
     found = []
     for name, stream in open_streams(folder, 'train').items():
         source, *target = sorted(name.split('-'), key=lambda x: (x in cfg.taught, x == 'zh'))
