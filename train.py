@@ -38,7 +38,7 @@ from model import SWCM, XLMR, Layer, SWCMConfig
 from sample import model_folder, write
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
-FORM = 'layer', 'share', 'insert_every', 'inserted', 'head'     # settings of a new model
+MODEL_SETTINGS = 'layer', 'share', 'insert_every', 'inserted', 'head'   # of a new one
 MOST_SKIPPED = 5                                        # skipped steps in a row that end a run
 
 
@@ -77,9 +77,9 @@ def build(cfg, state):
         model = SWCM.load(folder, dropout=cfg.dropout)
     else:
         model = SWCM.from_encoder(folder, languages=cfg.languages, **{
-            name: getattr(cfg, name) for name in (*FORM, 'dropout')})
+            name: getattr(cfg, name) for name in (*MODEL_SETTINGS, 'dropout')})
     c, encoder = model.config, getattr(model, 'encoder', model)
-    for name in FORM:
+    for name in MODEL_SETTINGS:
         if getattr(cfg, name) not in (getattr(c, name), getattr(SWCMConfig, name)):
             raise ValueError(f'{name}={getattr(cfg, name)}: the model of {folder} has '
                              f'{getattr(c, name)}; give --{name}={getattr(c, name)}')
@@ -161,7 +161,7 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
 
 
 def train_step(forward, batches, step, optimizer, lr, mixed, cfg):
-    """Optimizer step `step`, from 0: the next cfg.accumulate batches, which the processes share.
+    """Optimizer step `step`, from 0, over its cfg.accumulate batches, which the processes share.
 
     The gradient is that of the loss per target token: sums of losses are divided once, by the
     number of target tokens of the whole step. If it is not finite, no weight changes."""

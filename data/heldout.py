@@ -49,7 +49,7 @@ class Texts:
             if (whole,) not in self.runs:
                 self.runs |= {(whole,), run}
                 self.lengths[run[0]].add(len(run))
-                self.lengths[whole].add(1)    # or one sentence of its form
+                self.lengths[whole].add(1)    # also where it is one sentence
                 for place, sentence in enumerate(run):
                     self.places[sentence].append((run, place))
 
