@@ -157,6 +157,16 @@ def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     assert close.float().mean() > 0.99
 
 
+def test_each_batch_is_read_once(cfg, monkeypatch):
+    """... in the order of their numbers, also by a run that is stopped and resumed."""
+    read, get = [], train.Batches.__getitem__
+    monkeypatch.setattr(train.Batches, '__getitem__',
+                        lambda batches, k: read.append(k) or get(batches, k))
+    for max_steps in 2, 5:
+        train.train(replace(cfg, max_steps=max_steps))
+    assert read == [*range(5 * cfg.accumulate)]
+
+
 def test_schedule():
     cfg = config.Train(max_steps=100, warmup=0.1)
     rates = [train.schedule(step, cfg) for step in range(100)]
