@@ -64,7 +64,7 @@ def finetune(cfg):
                                learn=part in ('train', 'val')) for d in (*cfg.learn, *cfg.transfer)]
         for task in sets[part]:
             print0(f'  {task.direction:6} {part:12}{len(task):9,} examples, {task.n_cut:,} sources '
-                   f'cut, {task.n_long:,} targets too long')
+                   f'cut, {task.n_long:,} targets too long, {task.n_inside:,} in their source')
         sets[part] = [task for task in sets[part] if len(task)]
     print0(f'  left out: {left_out}')
     tests = [(part, task) for part in sets if part not in ('train', 'val') for task in sets[part]]
@@ -214,8 +214,7 @@ def write_scores(model, tests, tokenizer, cfg, folder):
         print0('\n'.join(report(whole)))
         metrics.setdefault(test, {})[task.direction] = {
             'examples': len(examples), 'too_long': task.n_long, 'cut': task.n_cut,
-            **{name: {'value': round(value, 4), 'low': round(low, 4), 'high': round(high, 4)}
-               for name, (value, low, high) in whole.items()}}
+            **scores_of(whole)}
         lines += [{'test': test, 'direction': task.direction, 'source': e.source,
                    'prediction': output, 'reference': e.target, 'others': e.others,
                    'scores': {name: round(values[i], 4) for name, values in each.items()}}
@@ -227,6 +226,12 @@ def write_scores(model, tests, tokenizer, cfg, folder):
         texts = '\n'.join(json.dumps(line, ensure_ascii=False) for line in lines)
         (new / 'predictions.jsonl').write_text(texts + '\n', encoding='utf-8')
     print0(f'wrote {folder}/metrics.json and predictions.jsonl')
+
+
+def scores_of(whole):
+    """The first of what `score` returns, as metrics.json has it."""
+    return {name: dict(zip(('value', 'low', 'high'), (round(x, 4) for x in found)))
+            for name, found in whole.items()}
 
 
 if __name__ == '__main__':

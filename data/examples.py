@@ -26,6 +26,7 @@ class Example:
     target: str
     texts: tuple                                      # decide if it is held out: `split_examples`
     others: tuple = ()                                # further correct answers
+    key: str = ''                                     # examples of one are held out together
 
 
 def languages_of(direction):
@@ -90,7 +91,8 @@ def make_examples(record, where, languages, directions):
         *source, (target, *others) = [strings_of(record, field, where) for field in form]
         source = tuple(strings[0] for strings in source)
         if len(source) > 1 or len(languages) == 1:
-            return [Example('-'.join(languages), source, target, source[-1:], tuple(others))]
+            return [Example('-'.join(languages), source, target, source[-1:], tuple(others),
+                            str(record.get('article_id', '')))]
         texts = {languages[0]: source[0], languages[1]: target}
     sides = tuple(texts[language] for language in sorted(texts) if texts[language].strip())
     pairs = [languages_of(d) for d in directions if '-' in d]
@@ -109,12 +111,12 @@ def strings_of(record, field, where):
 def split_examples(examples, val_fraction, test_fraction):
     """Returns {'train': [...], 'val': ..., 'test': ...} and the number of examples left out.
 
-    A hash of its last text decides the part of an example, as in data.heldout.splits with the sum
-    of the fractions. Examples that share a text (data.heldout.Texts) with a test example are left
+    A hash of its key, or else of its last text, decides the part of an example, as in
+    data.heldout.splits with the sum of the fractions. Examples that share a text (data.heldout.Texts) with a test example are left
     out, and of training examples also those that share one with a validation example."""
     parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
     for e in examples:
-        place = digest(e.texts[-1]) / 2**64
+        place = digest(e.key or e.texts[-1]) / 2**64
         is_held_out, is_test = place < test_fraction + val_fraction, place < test_fraction
         parts['test' if is_test else 'val' if is_held_out else 'train'].append(e)
     for part in 'test', 'val', 'train':
@@ -132,19 +134,23 @@ class Examples:
     """Examples of one direction as token ids: a training task for data/batches.py.
 
     Sources are cut to max_source_len tokens, question and context together; `n_cut` counts them.
-    `n_long` targets have over max_target_len tokens: these examples are not learned."""
+    `n_long` targets have over max_target_len tokens: these examples are not learned. `n_inside`
+    targets stand in the rest of the source word for word."""
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)
         self.examples, self.ids, self.n_cut, self.n_long = [], [], 0, 0
+        self.n_inside = 0
         for e in examples:
             source = tokenizer.add_special_tokens(self.source, *map(tokenizer.encode, e.source))
             target = tokenizer.add_special_tokens(self.target, tokenizer.encode(e.target))
             self.n_long += len(target) > cfg.max_target_len
             if not learn or len(target) <= cfg.max_target_len:
                 self.n_cut += len(source) > cfg.max_source_len
+                source = truncate(source, cfg.max_source_len)
+                self.n_inside += tokenizer.decode(target) in tokenizer.decode(source)
                 self.examples.append(e)
-                self.ids.append((truncate(source, cfg.max_source_len), target))
+                self.ids.append((source, target))
         self.lengths = np.array([[len(s), len(t)] for s, t in self.ids]).reshape(-1, 2).T
 
     def __len__(self):

@@ -24,6 +24,7 @@ CMRC_SEGMENT = re.compile(r"[一-龥]|'?(?:[^\W一-龥]|,(?=\d)|\.(?=[^\W一-龥
 REPEAT = re.compile(r'(.{2,50}?)\1{3}', re.DOTALL)
 ABOUT = {                                             # units: see `units`
     'chrF++': 'character 1-6-grams, word 1-2-grams, all texts together; as sacrebleu',
+    'shuffled': "chrF++ against the next text's references: right in style alone",
     'rouge_l_f': 'F1 of the longest common subsequence of units',
     'rouge_l_p': 'its precision',
     'rouge_l_r': 'its recall',
@@ -162,11 +163,12 @@ def score(hypotheses, references, language):
     hypotheses, references = normalize_all(hypotheses, references)
     rows = [values_of(*pair, language) for pair in zip(hypotheses, references)]
     script = main_script(''.join(map(''.join, references)))
-    for row, hypothesis in zip(rows, hypotheses):
+    for i, (row, hypothesis) in enumerate(zip(rows, hypotheses), 1):
+        row['shuffled'] = chrf_counts(hypothesis, references[i % len(rows)])
         row['wrong_script'] = main_script(hypothesis) not in (script, None)
     whole, each = {}, {}
     for name in rows[0]:
-        values, is_chrf = [row[name] for row in rows], name == 'chrF++'
+        values, is_chrf = [row[name] for row in rows], name in ('chrF++', 'shuffled')
         counts = np.array(values if is_chrf else [(value, 1) for value in values])
         formula = chrf_of if is_chrf else lambda sums: 100 * sums[0] / sums[1]
         each[name] = [float(formula(n)) for n in counts]

@@ -1,0 +1,88 @@
+"""What the tests of a fine-tuning run score without a model.
+
+    python tests/tools/baselines.py config/finetune/translate.py --data=web.bo-zh.tsv \
+        --out_dir=out/zh-bo                             # the run's arguments
+
+translate: `look-up`, the translation of the most similar training source. summarise: `sentence`,
+the article's first; `lead`, as many of its first units as titles have on average. answer:
+`sentence`, that of the context which has most of the question's units. The scores are written to
+out/look-up/best/metrics.json and so on, beside out/zh-bo, for curves.py --score.
+"""
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+from lookup import Lookup
+
+from config import FineTune, cli
+from data.batches import evenly_spaced
+from data.examples import languages_of
+from data.files import atomic_dir
+from data.heldout import SENTENCE_ENDS
+from data.languages import BY_CHARACTER
+from data.metrics import TSHEG, report, score, units, words_only
+from finetune import read_parts, scores_of
+
+
+def sentences(text):
+    """The sentences of a text, marks included."""
+    parts = (part.strip() for line in text.splitlines() for part in SENTENCE_ENDS.split(line))
+    return [part for part in parts if part] or [text]
+
+
+def first_units(text, n, language):
+    """The first n syllables, characters or words of a text."""
+    form = r'\S\s*' if language in BY_CHARACTER else rf'[^\s{TSHEG}]+[\s{TSHEG}]*'
+    return ''.join(re.findall(form, text)[:n]).strip()
+
+
+def most_shared(question, context, language):
+    """The sentence of the context with the largest share of the question's units."""
+    asked = {*words_only(question, language)}
+
+    def shared(sentence):
+        found = {*words_only(sentence, language)}
+        return len(found & asked), -len(found)
+
+    return max(sentences(context), key=shared)
+
+
+def outputs_of(task, learned, chosen, language):
+    """{name of a baseline: an output for each of the chosen examples}."""
+    if task == 'answer':
+        return {'sentence': [most_shared(*e.source, language) for e in chosen]}
+    texts = [e.source[0] for e in chosen]
+    if task == 'summarise':
+        n = round(statistics.mean(len(units(e.target, language)) for e in learned or chosen))
+        return {'sentence': [sentences(text)[0] for text in texts],
+                'lead': [first_units(text, n, language) for text in texts]}
+    table = Lookup([(e.source[0], e.target) for e in learned])
+    return {'look-up': [table.translate(text) for text in texts]} if learned else {}
+
+
+def main(argv):
+    cfg, metrics = cli.load(FineTune, argv), {}
+    parts, _ = read_parts(cfg)
+    for part in [part for part in parts if part not in ('train', 'val')]:
+        for direction in (*cfg.learn, *cfg.transfer):
+            tests, learned = ([e for e in parts[name] if e.direction == direction]
+                              for name in (part, 'train'))
+            if not tests:
+                continue
+            chosen = [tests[i] for i in evenly_spaced(len(tests), cfg.test_examples or len(tests))]
+            language, references = languages_of(direction)[1], [(e.target, *e.others) for e in chosen]
+            for name, outputs in outputs_of(cfg.task, learned, chosen, language).items():
+                whole, _ = score(outputs, references, language)
+                print(f'{name}: {part}, {direction}: {len(chosen)} examples', *report(whole), sep='\n')
+                metrics.setdefault(name, {}).setdefault(part, {})[direction] = scores_of(whole)
+    for name, scores in metrics.items():
+        with atomic_dir(Path(cfg.out_dir).parent / name / 'best') as new:
+            text = json.dumps({'scores': scores}, indent=1)
+            (new / 'metrics.json').write_text(text + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    cli.run(main)
