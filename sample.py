@@ -372,6 +372,8 @@ def main(argv):
         raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
                          '--question')
     lines = iter([cfg.text] if 'text' in given else read_lines(cfg.file))
+    if cfg.task not in BY_SENTENCE:                         # a file is one article
+        lines = iter(['\n'.join(lines)])
     while texts := list(islice(lines, cfg.batch)):
         print('\n'.join(writer.answer(texts)), flush=True)
     for what, times in writer.counts.items():

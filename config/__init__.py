@@ -99,7 +99,7 @@ class FineTune(Run):
 class Sample:
     checkpoint: str = key('', "folder of a model; '': the newest of out/")
     text: str = key('', 'what to work on')
-    file: str = key('', 'or a UTF-8 file, one text per line; -: standard input')
+    file: str = key('', 'or a UTF-8 file: one article, or a text per line; -: standard input')
     task: str = key('', 'translate | denoise (fills each <mask>) | summarise | answer')
     question: str = key('', 'what to answer from the text')
     to: str = key('', "language to write; '': as fine-tuned, or the model's first")

@@ -158,6 +158,19 @@ def test_held_out():
     assert {e.texts[-1] for e in grown['test']} - {'new'} == {e.texts[-1] for e in parts['test']}
 
 
+def test_held_out_by_article(tmp_path):
+    """All questions on an article_id are in one part, though their contexts differ."""
+    rows = [{'question': f'q{i}', 'context': f'c{i}', 'answer': f'c{i}', 'article_id': i // 3}
+            for i in range(900)]
+    path = tmp_path / 'qa.bo.jsonl'
+    path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    parts, left_out = split_examples(read_examples(str(path), ['bo'])[0], 0.1, 0.2)
+    articles = [{e.key for e in found} for found in parts.values()]
+    assert sum(map(len, articles)) == len(set.union(*articles)) == 300 and not left_out
+    assert all(len(found) == 3 * len(keys) for found, keys in zip(parts.values(), articles))
+    assert [n > 10 for n in map(len, articles)] == [True] * 3
+
+
 def test_held_out_as_in_pretraining(tmp_path):
     """finetune.py does not learn what train.py holds out with the sum of the fractions."""
     path = tmp_path / 'a.bo-zh.tsv'
@@ -179,6 +192,9 @@ def test_examples_are_cut_and_counted(tokenizer):
     limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)
     task = Examples('bo', made, tokenizer, limits)
     assert len(task) == 2 and task.n_cut == 1 and task.n_long == 1 and task.lengths.max() == 60
+    assert task.n_inside == 2
+    away = Example('bo', (' '.join(texts[:9]),), texts[8], ())
+    assert Examples('bo', [away], tokenizer, limits).n_inside == 0           # it was cut off
     tested = Examples('bo', made, tokenizer, limits, learn=False)
     assert len(tested) == 3 and tested.n_long == 1                            # scored all the same
     source, target = task.example(1)

@@ -1,5 +1,6 @@
 """finetune.py: what is learned and scored, its messages, runs as a user types them."""
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import LANGUAGES, SENTENCES, sentences
+from conftest import LANGUAGES, ROOT, SENTENCES, sentences
 from safetensors.torch import load_file
 
 import config
@@ -322,3 +323,44 @@ def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, 
     with pytest.raises(FileNotFoundError, match='whole/best'):
         run_here(*settings, f'--out_dir={tmp_path}/whole')
     assert not (tmp_path / 'whole/metrics.json').exists()
+
+
+STUB = """#!/bin/sh
+echo "$@" >> $LOG
+case "$*" in *$FAILING*) exit 3;; esac
+for last; do :; done
+mkdir -p "${last#--out_dir=}"
+"""
+
+
+def test_study_is_resumed(tmp_path):
+    """study.sh: a row that failed is run again, one that is done is not; a name chooses rows."""
+    pairs = [f'PAIRS/{name}.bo-zh.tsv' for name in ('libreoffice', 'gnome', 'mediawiki')]
+    for file in (*pairs, 'PAIRS/mozilla.kk-zh.tsv', 'PAIRS/tatoeba.ug-zh.tsv', 'bin/python'):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(STUB, encoding='utf-8')
+        (tmp_path / file).chmod(0o755)
+    script = str(ROOT / 'config/finetune/study.sh')
+
+    def started(*args, failing='nothing'):
+        log = tmp_path / 'log'
+        log.write_text('', encoding='utf-8')
+        names = {name: str(tmp_path / name) for name in ('MONO', 'PAIRS', 'TASKS', 'NTREX')}
+        path = f'{tmp_path}/bin:{os.environ["PATH"]}'
+        done = subprocess.run(['bash', script, *args], cwd=tmp_path, capture_output=True, env={
+            **os.environ, **names, 'PATH': path, 'LOG': str(log), 'FAILING': failing})
+        lines = log.read_text(encoding='utf-8').splitlines()
+        return done.returncode, [line.split() for line in lines]
+
+    status, lines = started('headlines/', '--dtype=bfloat16')
+    assert status == 0 and len(lines) > 5
+    assert all(line[1] == 'config/finetune/summarise.py' and line[-2] == '--dtype=bfloat16'
+               for line in lines)
+    assert started('headlines/') == (0, [])
+    status, lines = started(failing='zh-bo/copy')
+    assert status and lines[-1][-1] == '--out_dir=out/zh-bo/copy'
+    status, rest = started()
+    assert status == 0 and rest[0] == lines[-1] and len(rest) > 5
+    assert started() == (0, [])
+    (tmp_path / pairs[0]).unlink()
+    assert started('none/there')[0]                   # a file that is missing is no smaller study

@@ -1,4 +1,5 @@
 """data/metrics.py against the libraries whose names its scores bear."""
+import json
 import math
 import random
 import runpy
@@ -248,6 +249,15 @@ def test_every_score_has_a_value():
         score(['a', 'b'], ['a', ''], 'bo')
 
 
+def test_shuffled():
+    """The next text's references: what an output of the right kind reaches on a wrong text."""
+    texts = sentences('bo')[:5]
+    whole, each = score(texts, texts, 'bo')
+    assert whole['chrF++'][0] == 100
+    assert whole['shuffled'][0] == pytest.approx(chrf(texts, texts[1:] + texts[:1]))
+    assert each['shuffled'][4] == pytest.approx(chrf(texts[4:], texts[:1]))
+
+
 def test_wrong_script_and_repeats():
     hypotheses = [sentences(language)[1] for language in LANGUAGES] + ['', '2 + 2 = 4', 'ha ' * 9]
     _, each = score(hypotheses, sentences('kk')[:len(hypotheses)], 'kk')
@@ -300,6 +310,34 @@ def test_lookup(capsys):
                        key=float)
         readme = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
         assert f'{found[0]} to {found[-1]} {what}' in readme
+
+
+def test_baselines(tmp_path, capsys):
+    """Outputs that need no model are scored as those of a run, on the same examples."""
+    tool = runpy.run_path(str(ROOT / 'tests/tools/baselines.py'))
+    assert tool['first_units']('ང་ལ་དེབ་ གཉིས་ཡོད།', 4, 'bo') == 'ང་ལ་དེབ་ གཉིས་'
+    assert tool['first_units']('a b  c', 2, 'kk') == 'a b'
+    assert tool['first_units']('我有书', 2, 'zh') == '我有'
+    assert tool['most_shared']('B?', 'a. A b, c d. B b.', 'kk') == 'B b.'
+    titles = [{'article': f'Алма {i}. Нан бар.', 'title': f'Алма {i}'} for i in range(80)]
+    asked = [{'question': f'Алма {i}?', 'context': f'Нан бар. Алма {i}.', 'answer': f'Алма {i}.'}
+             for i in range(80)]
+    for name, found in ('summarise', titles), ('answer', asked):
+        text = '\n'.join(map(json.dumps, found))
+        (tmp_path / f'{name}.kk.jsonl').write_text(text, encoding='utf-8')
+    (tmp_path / 'translate.kk-zh.tsv').write_text(
+        ''.join(f'Алма {i}\t书{i}\n' for i in range(80)), encoding='utf-8')
+    for task, suffix, learn, expected in (
+            ('summarise', 'kk.jsonl', 'kk', {'sentence': 100, 'lead': 100}),
+            ('answer', 'kk.jsonl', 'kk', {'sentence': 100}),
+            ('translate', 'kk-zh.tsv', 'kk-zh', {'look-up': 0})):
+        tool['main']([f'--task={task}', f'--data={tmp_path}/{task}.{suffix}', f'--learn={learn}',
+                      '--test_fraction=0.2', f'--out_dir={tmp_path}/{task}/run'])
+        found = {path.parts[-3]: json.loads(path.read_text(encoding='utf-8'))['scores']
+                 for path in tmp_path.glob(f'{task}/*/best/metrics.json')}
+        assert {name: scores['test'][learn]['exact']['value']
+                for name, scores in found.items()} == expected
+    assert 'look-up: test, kk-zh: ' in capsys.readouterr().out
 
 
 def test_lookup_in_the_same_languages(encoder_folder, tmp_path, capsys):

@@ -102,17 +102,20 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
     found = [json.loads(line) for line in predictions.splitlines()]
     metrics = json.loads((best / 'metrics.json').read_text(encoding='utf-8'))
     scores = metrics['scores']['test']['bo']
-    (tmp_path / 'texts').write_text('\n'.join(p['source'][0] for p in found), encoding='utf-8')
     capsys.readouterr()
-    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--batch=5'])
-    captured = capsys.readouterr()
-    assert captured.out.splitlines() == [p['prediction'] for p in found] and len(found) > 9
-    assert scores['cut'] > 0
-    warning = f'warning: {scores["cut"]} texts were cut: the model reads 24 tokens'
-    assert warning in captured.err
-    sample.main([f'--checkpoint={tmp_path}/out/best', f'--file={tmp_path}/texts', '--beams=1',
-                 '--max_new_tokens=3'])
-    assert capsys.readouterr().out != captured.out    # what is typed counts
+
+    def sampled(i, *options):                         # a file is one text, of several lines
+        text = found[i]['source'][0].replace(' ', '\n')
+        (tmp_path / 'article.txt').write_text(text, encoding='utf-8')
+        sample.main([f'--checkpoint={best}', f'--file={tmp_path}/article.txt', *options])
+        return capsys.readouterr()
+
+    shown = [sampled(i) for i in range(10)]
+    assert [captured.out for captured in shown] == [p['prediction'] + '\n' for p in found[:10]]
+    warnings = [captured for captured in shown
+                if 'warning: 1 texts were cut: the model reads 24 tokens' in captured.err]
+    assert scores['cut'] >= len(warnings) > 0
+    assert sampled(0, '--beams=1', '--max_new_tokens=3').out != shown[0].out  # what is typed counts
 
 
 def test_masks_are_encoded_as_in_training(tokenizer):

@@ -1,7 +1,7 @@
 # Trains and scores the rows of README.md that have no scores yet. A stopped row goes on.
 #     MONO=... PAIRS=... TASKS=... NTREX=... bash config/finetune/study.sh [NAME [OPTIONS]]
 # NAME is part of the names of rows, such as answers/ or zh-bo/copy; OPTIONS are for all of them.
-set -eu
+set -euo pipefail
 only=${1-}; shift || true
 more=("$@")
 bo=$(ls "$PAIRS"/{libreoffice,gnome,mediawiki}.bo-zh.tsv | paste -sd,)
