@@ -61,7 +61,7 @@ def finetune(cfg):
     sets = {}
     for part, found in parts.items():
         sets[part] = [Examples(d, [e for e in found if e.direction == d], tokenizer, cfg,
-                               learn=part in ('train', 'val')) for d in (*cfg.learn, *cfg.transfer)]
+                               learn=part in ('train', 'val')) for d in cfg.directions]
         for task in sets[part]:
             print0(f'  {task.direction:6} {part:12}{len(task):9,} examples, {task.n_cut:,} sources '
                    f'cut, {task.n_long:,} targets too long, {task.n_inside:,} in their source')
@@ -80,20 +80,23 @@ def finetune(cfg):
 def read_parts(cfg):
     """{'train': [Example], 'val': ..., 'test': ..., a name in --test: ...}, and what is left out.
     Raises ValueError for examples of another task, and for a direction without examples."""
-    directions = [*cfg.learn, *cfg.transfer]
-    if len({*directions}) < len(directions):
-        raise ValueError(f'{" ".join(directions)}: give each of --learn and --transfer once')
-    examples, n_empty = read_examples(cfg.data, directions)
+    directions = {*cfg.directions}
+    if not directions:
+        raise ValueError('learn and transfer are empty')
+    if len(directions) < len(cfg.directions):
+        raise ValueError(f'{" ".join(cfg.directions)}: give each direction of --learn and '
+                         '--transfer once')
+    examples, n_empty = read_examples(cfg.data, cfg.directions)
     parts, n_shared = split_examples(examples, cfg.val_fraction, cfg.test_fraction)
     parts['train'] = few_shots(parts['train'], cfg)
     for path in filter(None, cfg.test.split(',')):
-        name, (found, n) = Path(path).name.split('.')[0], read_examples(path, directions)
+        name, (found, n) = Path(path).name.split('.')[0], read_examples(path, cfg.directions)
         if name in ('train', 'val', 'test'):
             raise ValueError(f'test={path}: no test may be called {name}; rename the file')
         parts[name] = parts.get(name, []) + found
         n_empty += n
     examples = [e for found in parts.values() for e in found]
-    if missing := {*directions} - {e.direction for e in examples}:
+    if missing := directions - {e.direction for e in examples}:
         raise ValueError(f'data={cfg.data}: no examples of {" ".join(missing)}')
     for e in examples:
         if len(e.source) != len(TASKS[cfg.task].source):
@@ -189,7 +192,7 @@ def predict(model, task, tokenizer, cfg, n, beams):
 
 def banned_ids(cfg, tokenizer):
     """{language: ids banned from its outputs}, from force_script, such as bo:TIBETAN+LATIN."""
-    written, banned = {languages_of(d)[1] for d in (*cfg.learn, *cfg.transfer)}, {}
+    written, banned = {languages_of(d)[1] for d in cfg.directions}, {}
     for entry in cfg.force_script:
         language, _, names = entry.partition(':')
         if language not in written:

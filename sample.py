@@ -333,7 +333,7 @@ def settings(given, run, languages):
     if task not in (*TASKS, getattr(run, 'task', '')):
         raise ValueError(f'task={task!r}: choose {", ".join(TASKS)}')
     is_tuned = isinstance(run, FineTune) and task == run.task
-    usual = languages_of(run.learn[0]) if is_tuned else ('zh', languages[0])
+    usual = languages_of(run.directions[0]) if is_tuned else ('zh', languages[0])
     is_translation = usual[0] != usual[1] if is_tuned else task == 'translate'
     to = given.get('to') or usual[1]
     source = given.get('source') or (usual[0] if is_translation else to)

@@ -91,8 +91,12 @@ class FineTune(Run):
     force_script: tuple = changeable((), 'scripts allowed in outputs, such as bo:TIBETAN+LATIN')
 
     @property
+    def directions(self):
+        return (*self.learn, *self.transfer)
+
+    @property
     def languages(self):
-        return tuple(dict.fromkeys('-'.join((*self.learn, *self.transfer)).split('-')))
+        return tuple(dict.fromkeys('-'.join(self.directions).split('-')))
 
 
 @dataclass

@@ -79,7 +79,7 @@ def convert(cls, name, value, where):
         value = kind(value)
     if type(value) is not kind or kind is tuple and not all(type(x) is str for x in value):
         raise ValueError(f'{where}{name}={wanted!r}: expected {KINDS[kind]}')
-    if not value and kind in (str, tuple) and name in ('out_dir', 'encoder', 'languages', 'learn'):
+    if not value and kind in (str, tuple) and name in ('out_dir', 'encoder', 'languages'):
         raise ValueError(f'{where}{name} is empty')
     if kind in (int, float) and not limits['low'] <= value <= limits['high']:   # also nan
         bound = f'most {limits["high"]}' if value > limits['high'] else f'least {limits["low"]}'

@@ -213,7 +213,8 @@ def test_bad_settings(tmp_path, corpus):
             (('--max_source_len=3',), 'max_source_len=3: expected a number of at least 8'),
             (('--test_fraction=0',), 'no examples to score; see --test_fraction'),
             ((f'--test={data},{tmp_path}/val.bo-zh.tsv',), 'no test may be called val; rename'),
-            (('--transfer=zh-bo',), 'zh-bo zh-bo: give each of --learn and --transfer once'),
+            (('--transfer=zh-bo',), 'zh-bo zh-bo: give each direction of --learn and --transfer once'),
+            (('--learn=',), 'learn and transfer are empty'),
             (('--force_script=bo:TIBETIAN', '--eval_only=True'),
              'the vocabulary has no letters of TIBETIAN; it has '),
             (('--task=answer',), 'is no example for task=answer, which reads question and context'),
@@ -336,8 +337,9 @@ mkdir -p "${last#--out_dir=}"
 def test_study_is_resumed(tmp_path):
     """study.sh: a row that failed is run again, one that is done is not; a name chooses rows."""
     pairs = [f'PAIRS/{name}.bo-zh.tsv' for name in ('libreoffice', 'gnome', 'mediawiki')]
-    for file in (*pairs, 'PAIRS/mozilla.kk-zh.tsv', 'PAIRS/tatoeba.ug-zh.tsv', 'bin/python'):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+    for file in (*pairs, 'PAIRS/mozilla.kk-zh.tsv', 'PAIRS/tatoeba.ug-zh.tsv',
+                 'TASKS/summarise/ntrex-headlines.bo.jsonl', 'bin/python'):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(STUB, encoding='utf-8')
         (tmp_path / file).chmod(0o755)
     script = str(ROOT / 'config/finetune/study.sh')

@@ -67,7 +67,7 @@ def main(argv):
     cfg, metrics = cli.load(FineTune, argv), {}
     parts, _ = read_parts(cfg)
     for part in [part for part in parts if part not in ('train', 'val')]:
-        for direction in (*cfg.learn, *cfg.transfer):
+        for direction in cfg.directions:
             tests, learned = ([e for e in parts[name] if e.direction == direction]
                               for name in (part, 'train'))
             if not tests:
