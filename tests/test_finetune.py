@@ -356,7 +356,7 @@ def test_study_is_resumed(tmp_path):
 
     status, lines = started('headlines/', '--dtype=bfloat16')
     assert status == 0 and len(lines) > 5
-    assert all(line[1] == 'config/finetune/summarise.py' and line[-2] == '--dtype=bfloat16'
+    assert all('config/finetune/summarise.py' in line and line[-2] == '--dtype=bfloat16'
                for line in lines)
     assert started('headlines/') == (0, [])
     status, lines = started(failing='zh-bo/copy')

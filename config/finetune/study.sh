@@ -13,7 +13,7 @@ pairs=$(files {libreoffice,gnome,mediawiki,mozilla,tatoeba}'.*-zh.tsv')
 row() {                                                 # NAME SCRIPT ARGUMENTS
     if [[ $1 == *$only* && ! -e out/$1/done ]]; then
         python "${@:2}" "${options[@]}" --out_dir="out/$1"
-        touch "out/$1/done"
+        mkdir -p "out/$1" && touch "out/$1/done"
     fi
 }
 
@@ -34,7 +34,12 @@ translate=(config/finetune/translate.py --test_examples=300)
 zh_bo=("${translate[@]}" --data="$bo"
     --test="$PAIRS/storybooks.bo-zh.tsv,$NTREX/ntrex.bo-zh.tsv")
 
-# One language, and what pretraining is worth
+# What needs no model; then one language, and what pretraining is worth
+baselines=tests/tools/baselines.py
+row headlines/baselines $baselines "${headlines[@]}"
+row answers/baselines $baselines "${answers[@]}"
+row zh-bo/baselines $baselines "${zh_bo[@]}"
+row bo-zh/baselines $baselines "${zh_bo[@]}" --learn=bo-zh
 pretrain copy
 pretrain inserted --insert_every=3
 pretrain alternate --share=alternate
@@ -67,6 +72,7 @@ scripts=bo:TIBETAN+LATIN,kk:CYRILLIC+LATIN
 more=$scripts,ug:ARABIC+LATIN,mn:CYRILLIC+LATIN
 
 transfer() {                                            # NAME SHOTS PRETRAINED SCRIPTS ARGUMENTS
+    row "$1/baselines$2" $baselines "${@:5}" --shots="$2"
     tune "$1/shots$2" "$3" "${@:5}" --shots="$2"
     row "$1/shots$2.forced" finetune.py "${@:5}" --shots="$2" --eval_only=True \
         --checkpoint="out/$1/shots$2/best" --force_script="$4"
