@@ -91,8 +91,9 @@ def make_examples(record, where, languages, directions):
         *source, (target, *others) = [strings_of(record, field, where) for field in form]
         source = tuple(strings[0] for strings in source)
         if len(source) > 1 or len(languages) == 1:
+            article = record.get('article_id')
             return [Example('-'.join(languages), source, target, source[-1:], tuple(others),
-                            str(record.get('article_id', '')))]
+                            '' if article is None else str(article))]
         texts = {languages[0]: source[0], languages[1]: target}
     sides = tuple(texts[language] for language in sorted(texts) if texts[language].strip())
     pairs = [languages_of(d) for d in directions if '-' in d]
