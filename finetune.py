@@ -205,9 +205,10 @@ def banned_ids(cfg, tokenizer):
 def write_scores(model, tests, tokenizer, cfg, folder):
     """Scores the model's outputs for all tests; prints, writes metrics.json, predictions.jsonl."""
     metrics, lines = {}, []
-    device, dtype = runtime.find_device(cfg.device, cfg.dtype)
+    setting = 'float32' if cfg.dtype == 'float32' else 'auto'           # as sample.py writes
+    device, dtype = runtime.find_device(cfg.device, setting)
     model.to(device).eval()
-    if device.type == 'cpu' and cfg.dtype == 'auto':
+    if device.type == 'cpu' and setting == 'auto':
         pack(model)
     for test, task in tests:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

@@ -96,7 +96,7 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
                    '--task=summarise', '--learn=bo', '--max_source_len=24', '--max_target_len=30',
                    '--max_steps=2', '--test_fraction=0.2', '--beams=3',
                    '--val_fraction=0.2', '--batch_tokens=300', '--length_penalty=0.5',
-                   f'--out_dir={tmp_path}/out', '--force_script=bo:TIBETAN']))
+                   f'--out_dir={tmp_path}/out', '--force_script=bo:TIBETAN', '--dtype=bfloat16']))
     best = tmp_path / 'out/best'
     predictions = (best / 'predictions.jsonl').read_text(encoding='utf-8')
     found = [json.loads(line) for line in predictions.splitlines()]
