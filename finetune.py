@@ -157,8 +157,9 @@ def learn(cfg, model, tokenizer, sets, state, text_hash):
     chosen = [task for task in sets['val' if cfg.val_fraction else 'train']
               if task.direction in learned]
     if not learned >= {*cfg.learn} or not chosen:
-        raise ValueError(f'data={cfg.data}: too few examples to learn {",".join(cfg.learn)} and to '
-                         f'hold some out with val_fraction={cfg.val_fraction}; try 0.1')
+        raise ValueError(f'data={cfg.data}: too few examples to learn {" ".join(cfg.directions)} '
+                         f'(shots={cfg.shots}) and to hold some out with '
+                         f'val_fraction={cfg.val_fraction}; try 0.1')
     print0(f'  best checkpoint: by {TASKS[cfg.task].score} of greedy outputs, at most '
            f'{cfg.eval_examples} of {" ".join(task.direction for task in chosen)}; then by loss')
     fit(cfg, model, Batches(sets['train'], cfg), lambda model, is_last: evaluate(
@@ -218,7 +219,7 @@ def write_scores(model, tests, tokenizer, cfg, folder):
         print0('\n'.join(report(whole)))
         metrics.setdefault(test, {})[task.direction] = {
             'examples': len(examples), 'too_long': task.n_long, 'cut': task.n_cut,
-            **scores_of(whole)}
+            'inside': task.n_inside, **scores_of(whole)}
         lines += [{'test': test, 'direction': task.direction, 'source': e.source,
                    'prediction': output, 'reference': e.target, 'others': e.others,
                    'scores': {name: round(values[i], 4) for name, values in each.items()}}

@@ -14,7 +14,7 @@ import numpy as np
 from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.heldout import Texts, digest
 from data.languages import SCRIPTS, check_script
-from data.tokenizer import EOS, normalize
+from data.tokenizer import EOS, UNK, normalize
 
 FORMS = ('question', 'context', 'answer'), ('source', 'target'), ('article', 'title')
 
@@ -113,8 +113,9 @@ def split_examples(examples, val_fraction, test_fraction):
     """Returns {'train': [...], 'val': ..., 'test': ...} and the number of examples left out.
 
     A hash of its key, or else of its last text, decides the part of an example, as in
-    data.heldout.splits with the sum of the fractions. Examples that share a text (data.heldout.Texts) with a test example are left
-    out, and of training examples also those that share one with a validation example."""
+    data.heldout.splits with the sum of the fractions. Examples that share a text
+    (data.heldout.Texts) with a test example are left out, and of training examples also those that
+    share one with a validation example."""
     parts, held_out = {'train': [], 'val': [], 'test': []}, Texts()
     for e in examples:
         place = digest(e.key or e.texts[-1]) / 2**64
@@ -136,7 +137,7 @@ class Examples:
 
     Sources are cut to max_source_len tokens, question and context together; `n_cut` counts them.
     `n_long` targets have over max_target_len tokens: these examples are not learned. `n_inside`
-    targets stand in the rest of the source word for word."""
+    targets are a part of the rest of the source, letter for letter."""
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)
@@ -149,7 +150,8 @@ class Examples:
             if not learn or len(target) <= cfg.max_target_len:
                 self.n_cut += len(source) > cfg.max_source_len
                 source = truncate(source, cfg.max_source_len)
-                self.n_inside += tokenizer.decode(target) in tokenizer.decode(source)
+                self.n_inside += UNK not in target and (
+                    tokenizer.decode(target) in tokenizer.decode(source))
                 self.examples.append(e)
                 self.ids.append((source, target))
         self.lengths = np.array([[len(s), len(t)] for s, t in self.ids]).reshape(-1, 2).T

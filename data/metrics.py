@@ -1,7 +1,7 @@
 """Scores of generated text against references, in percent, with 95 % intervals.
 
-Both are normalised as for the vocabulary (data.tokenizer.normalize). chrF++ is computed
-from the counts of all texts together; the other scores are means over texts.
+Both are normalised as for the vocabulary (data.tokenizer.normalize). chrF++ and shuffled are
+computed from the counts of all texts together; the other scores are means over texts.
 """
 import math
 import re
@@ -24,7 +24,7 @@ CMRC_SEGMENT = re.compile(r"[一-龥]|'?(?:[^\W一-龥]|,(?=\d)|\.(?=[^\W一-龥
 REPEAT = re.compile(r'(.{2,50}?)\1{3}', re.DOTALL)
 ABOUT = {                                             # units: see `units`
     'chrF++': 'character 1-6-grams, word 1-2-grams, all texts together; as sacrebleu',
-    'shuffled': "chrF++ against the next text's references: right in style alone",
+    'shuffled': "chrF++ against another text's references, half the texts away",
     'rouge_l_f': 'F1 of the longest common subsequence of units',
     'rouge_l_p': 'its precision',
     'rouge_l_r': 'its recall',
@@ -163,8 +163,10 @@ def score(hypotheses, references, language):
     hypotheses, references = normalize_all(hypotheses, references)
     rows = [values_of(*pair, language) for pair in zip(hypotheses, references)]
     script = main_script(''.join(map(''.join, references)))
-    for i, (row, hypothesis) in enumerate(zip(rows, hypotheses), 1):
-        row['shuffled'] = chrf_counts(hypothesis, references[i % len(rows)])
+    half = len(rows) // 2
+    for row, hypothesis, others in zip(rows, hypotheses, references[half:] + references[:half]):
+        if half:                                      # with one text there is no other
+            row['shuffled'] = chrf_counts(hypothesis, others)
         row['wrong_script'] = main_script(hypothesis) not in (script, None)
     whole, each = {}, {}
     for name in rows[0]:

@@ -48,7 +48,7 @@ PUBLISHED = {  # file name: its text, the file that it becomes, its example
         {'id': 'TRAIN_186', 'title': 'x', 'paragraphs': [
             {'id': 'TRAIN_186', 'context': ARTICLE,
              'qas': [answer([SPAN, {'text': 'y', 'answer_start': 0}])]}]}]}, indent=1),
-        'cmrc.zh.jsonl', FOUND_Y),
+        'cmrc.zh.jsonl', replace(FOUND_Y, key='x')),
     'kazqad.jsonl': (line(title='x', context=ARTICLE,
                           **answer({'text': [ANSWER], 'answer_start': [5]})),
                      'kazqad.kk.jsonl', replace(FOUND, key='x')),

@@ -329,8 +329,6 @@ def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, 
 STUB = """#!/bin/sh
 echo "$@" >> $LOG
 case "$*" in *$FAILING*) exit 3;; esac
-for last; do :; done
-mkdir -p "${last#--out_dir=}"
 """
 
 
@@ -354,15 +352,26 @@ def test_study_is_resumed(tmp_path):
         lines = log.read_text(encoding='utf-8').splitlines()
         return done.returncode, [line.split() for line in lines]
 
-    status, lines = started('headlines/', '--dtype=bfloat16')
-    assert status == 0 and len(lines) > 5
-    assert all('config/finetune/summarise.py' in line and line[-2] == '--dtype=bfloat16'
-               for line in lines)
-    assert started('headlines/') == (0, [])
-    status, lines = started(failing='zh-bo/copy')
-    assert status and lines[-1][-1] == '--out_dir=out/zh-bo/copy'
-    status, rest = started()
-    assert status == 0 and rest[0] == lines[-1] and len(rest) > 5
-    assert started() == (0, [])
+    assert started('headlines/copy')[0] == 1          # it starts from a row that is not done
+    assert started('headlines/cop')[0] == 1           # there is no such row
+    status, lines = started('pretrained', '--dtype=bfloat16')
+    assert status == 0 and len(lines) > 5 and all('--dtype=bfloat16' in line for line in lines)
+    assert started('pretrained', '--dtype=bfloat16') == (0, [])
+    assert started('pretrained/copy')[0] == 1         # it was done in another dtype
+    status, lines = started('headlines', failing='headlines/dae')
+    assert status and lines[-1][-2:] == ['--out_dir=out/headlines/dae',
+                                         '--checkpoint=out/pretrained/dae/best']
+    status, rest = started('headlines')
+    assert status == 0 and rest[0] == lines[-1] and len(rest) == 2
+    assert started('headlines') == (0, [])
+    for line in (lines + rest)[2:]:                   # after `baselines` and `raw`
+        assert line[-1].split('/')[2] == line[-2].split('/')[2]        # the arm
+        assert 'config/finetune/summarise.py' in line
+    status, lines = started('strings')
+    assert status == 0 and len(lines) == 9
+    for n, three in zip((0, 50, 500), (lines[:3], lines[3:6], lines[6:])):
+        assert all(f'--shots={n}' in line for line in three)
+        assert three[2][-1] == f'--checkpoint=out/strings/shots{n}/best'
+        assert '--eval_only=True' in three[2]
     (tmp_path / pairs[0]).unlink()
-    assert started('none/there')[0]                   # a file that is missing is no smaller study
+    assert started('answers')[0]                      # a file that is missing is no smaller study

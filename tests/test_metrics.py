@@ -250,12 +250,13 @@ def test_every_score_has_a_value():
 
 
 def test_shuffled():
-    """The next text's references: what an output of the right kind reaches on a wrong text."""
+    """Another text's references: what an output of the right kind reaches on a wrong text."""
     texts = sentences('bo')[:5]
     whole, each = score(texts, texts, 'bo')
     assert whole['chrF++'][0] == 100
-    assert whole['shuffled'][0] == pytest.approx(chrf(texts, texts[1:] + texts[:1]))
-    assert each['shuffled'][4] == pytest.approx(chrf(texts[4:], texts[:1]))
+    assert whole['shuffled'][0] == pytest.approx(chrf(texts, texts[2:] + texts[:2]))
+    assert each['shuffled'][4] == pytest.approx(chrf(texts[4:], texts[1:2]))
+    assert 'shuffled' not in score(texts[:1], texts[:1], 'bo')[0]
 
 
 def test_wrong_script_and_repeats():
@@ -319,25 +320,31 @@ def test_baselines(tmp_path, capsys):
     assert tool['first_units']('a b  c', 2, 'kk') == 'a b'
     assert tool['first_units']('我有书', 2, 'zh') == '我有'
     assert tool['most_shared']('B?', 'a. A b, c d. B b.', 'kk') == 'B b.'
-    titles = [{'article': f'Алма {i}. Нан бар.', 'title': f'Алма {i}'} for i in range(80)]
+    titles = [{'article': f'Алма {i}. Нан бар.', 'title': f'Алма {i}!'} for i in range(80)]
     asked = [{'question': f'Алма {i}?', 'context': f'Нан бар. Алма {i}.', 'answer': f'Алма {i}.'}
              for i in range(80)]
     for name, found in ('summarise', titles), ('answer', asked):
         text = '\n'.join(map(json.dumps, found))
         (tmp_path / f'{name}.kk.jsonl').write_text(text, encoding='utf-8')
-    (tmp_path / 'translate.kk-zh.tsv').write_text(
-        ''.join(f'Алма {i}\t书{i}\n' for i in range(80)), encoding='utf-8')
-    for task, suffix, learn, expected in (
-            ('summarise', 'kk.jsonl', 'kk', {'sentence': 100, 'lead': 100}),
-            ('answer', 'kk.jsonl', 'kk', {'sentence': 100}),
-            ('translate', 'kk-zh.tsv', 'kk-zh', {'look-up': 0})):
-        tool['main']([f'--task={task}', f'--data={tmp_path}/{task}.{suffix}', f'--learn={learn}',
-                      '--test_fraction=0.2', f'--out_dir={tmp_path}/{task}/run'])
-        found = {path.parts[-3]: json.loads(path.read_text(encoding='utf-8'))['scores']
-                 for path in tmp_path.glob(f'{task}/*/best/metrics.json')}
-        assert {name: scores['test'][learn]['exact']['value']
+    for name, end in ('translate', ''), ('near', ' бар.'):       # the same pairs but for an end
+        lines = ''.join(f'Алма {i * i}{end}\t书{i}\n' for i in range(80))
+        (tmp_path / f'{name}.kk-zh.tsv').write_text(lines, encoding='utf-8')
+    for task, test, learn, expected in (
+            ('summarise.kk.jsonl', 'test', 'kk', {'sentence': 100, 'lead': 100}),
+            ('answer.kk.jsonl', 'test', 'kk', {'sentence': 100}),
+            ('translate.kk-zh.tsv', 'near', 'kk-zh', {'look-up': 100})):
+        args = [f'--task={task.split(".")[0]}', f'--data={tmp_path}/{task}', f'--learn={learn}',
+                '--test_examples=5', f'--out_dir={tmp_path}/{task}.out']
+        is_near = test == 'near'
+        tool['main']([*args, f'--test={tmp_path}/near.kk-zh.tsv' if is_near else '--test=',
+                      f'--test_fraction={0 if is_near else 0.2}', '--val_fraction=0'])
+        found = {path.stem: json.loads(path.read_text(encoding='utf-8'))['scores']
+                 for path in (tmp_path / f'{task}.out').iterdir()}
+        assert {name: scores[test][learn]['exact']['value']
                 for name, scores in found.items()} == expected
-    assert 'look-up: test, kk-zh: ' in capsys.readouterr().out
+        assert capsys.readouterr().out.count(f': {test}, {learn}: 5 examples') == len(expected)
+    with pytest.raises(ValueError, match='nothing is held out'):
+        tool['main']([*args, '--test_fraction=0'])
 
 
 def test_lookup_in_the_same_languages(encoder_folder, tmp_path, capsys):

@@ -1,6 +1,7 @@
-# Reading comprehension: an answer from a question and its context. data/README.md says how to convert
-# TibetanQA and CMRC 2018.
-#     python finetune.py config/finetune/answer.py --data=tibetanqa.bo.jsonl --checkpoint=out/laptop/best
+# Reading comprehension: an answer from a question and its context. data/README.md says how to
+# convert TibetanQA and CMRC 2018.
+#     python finetune.py config/finetune/answer.py --data=tibetanqa.bo.jsonl \
+#         --checkpoint=out/laptop/best
 # These settings are for about 2,000 questions. The paper: 10,000, batches of 200 and 50 epochs:
 # batch_tokens=8192, accumulate=8, max_steps=2500, lr=1e-4.
 # Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=500 --data=cmrc.zh.jsonl,...

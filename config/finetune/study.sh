@@ -1,30 +1,41 @@
-# Trains and scores the rows of README.md that have no scores yet. A stopped row goes on.
+# Trains and scores the rows of README.md that are not done yet. A stopped row goes on.
 #     MONO=... PAIRS=... TASKS=... NTREX=... bash config/finetune/study.sh [NAME [OPTIONS]]
-# NAME is part of the names of rows, such as answers/ or zh-bo/copy; OPTIONS are for all of them.
+# NAME is a row or a table, such as answers/copy or answers; OPTIONS are for all of its rows.
 set -euo pipefail
+: "${MONO:?}" "${PAIRS:?}" "${TASKS:?}" "${NTREX:?}"
 only=${1-}; shift || true
 options=("$@")
+found=
 
-files() { (cd "$PAIRS" && ls -- $@ | sed "s|^|$PWD/|" | paste -sd,) }   # an error if one lacks
+files() { (cd "$PAIRS" && ls -- $@ | sed "s|^|$PWD/|" | paste -sd, -) }   # an error if one lacks
 bo=$(files {libreoffice,gnome,mediawiki}.bo-zh.tsv)
 strings=$(files 'libreoffice.*-zh.tsv')
 pairs=$(files {libreoffice,gnome,mediawiki,mozilla,tatoeba}'.*-zh.tsv')
+titles=$(ls "$TASKS"/summarise/ntrex-headlines.*.jsonl | paste -sd, -)
+csl=$TASKS/summarise/csl.zh.jsonl,$TASKS/summarise/nanhai.bo.jsonl
+qa=$TASKS/answer/cmrc2018.zh.jsonl,$TASKS/answer/tibetanqa.bo.jsonl,$TASKS/answer/kazqad.kk.jsonl
 
-row() {                                                 # NAME SCRIPT ARGUMENTS
-    if [[ $1 == *$only* && ! -e out/$1/done ]]; then
-        python "${@:2}" "${options[@]}" --out_dir="out/$1"
-        mkdir -p "out/$1" && touch "out/$1/done"
+row() {                                                 # NAME, the ROW to start from, ARGUMENTS
+    local arguments=("${@:3}" "${options[@]}" --out_dir="out/$1")
+    [[ -z $2 ]] || arguments+=(--checkpoint="out/$2/best")
+    [[ -z $only || $1/ == $only/* ]] || return 0
+    found=$1
+    if [[ -e out/$1/done ]]; then
+        [[ $(<"out/$1/done") == "${arguments[*]}" ]] && return
+        echo "error: out/$1 was made with other arguments (see done there); move it away" >&2
+        exit 1
+    elif [[ -n $2 && ! -e out/$2/done ]]; then
+        echo "error: $1 starts from $2, which is not done" >&2
+        exit 1
     fi
+    python "${arguments[@]}"
+    mkdir -p "out/$1" && echo "${arguments[*]}" > "out/$1/done"
 }
 
-pretrain() {                                            # NAME ARGUMENTS
-    row "pretrained/$1" train.py config/laptop.py --data_from="$MONO,$pairs" --eval_segments=50 \
-        --languages=bo,ug,kk,mn,zh --max_steps=1500 --eval_interval=500 --eval_translations=100 \
-        "${@:2}"
-}
-
-tune() {                                                # NAME PRETRAINED ARGUMENTS
-    row "$1" finetune.py "${@:3}" --checkpoint="out/pretrained/$2/best"
+pretrain() {                                            # NAME, ARGUMENTS
+    row "pretrained/$1" '' train.py config/laptop.py --data_from="$MONO,$pairs" \
+        --languages=bo,ug,kk,mn,zh --max_steps=1500 --eval_interval=500 --eval_segments=50 \
+        --eval_translations=100 "${@:2}"
 }
 
 headlines=(config/finetune/summarise.py --data="$TASKS/summarise/nanhai.bo.jsonl"
@@ -34,56 +45,52 @@ translate=(config/finetune/translate.py --test_examples=300)
 zh_bo=("${translate[@]}" --data="$bo"
     --test="$PAIRS/storybooks.bo-zh.tsv,$NTREX/ntrex.bo-zh.tsv")
 
-# What needs no model; then one language, and what pretraining is worth
-baselines=tests/tools/baselines.py
-row headlines/baselines $baselines "${headlines[@]}"
-row answers/baselines $baselines "${answers[@]}"
-row zh-bo/baselines $baselines "${zh_bo[@]}"
-row bo-zh/baselines $baselines "${zh_bo[@]}" --learn=bo-zh
+# One language: what needs no model, the arms, and what pretraining is worth (raw: none)
 pretrain copy
 pretrain inserted --insert_every=3
 pretrain alternate --share=alternate
 pretrain none --share=none
 pretrain dae --mt_fraction=0
 pretrain mt --mt_fraction=1
-for arm in copy inserted alternate none dae mt; do
-    tune headlines/$arm $arm "${headlines[@]}"
-    tune answers/$arm $arm "${answers[@]}"
-    tune zh-bo/$arm $arm "${zh_bo[@]}"
-    tune bo-zh/$arm $arm "${zh_bo[@]}" --learn=bo-zh
+for arm in baselines raw copy inserted alternate none dae mt; do
+    case $arm in
+        baselines) script=tests/tools/baselines.py from= ;;
+        raw) script=finetune.py from= ;;
+        *) script=finetune.py from=pretrained/$arm ;;
+    esac
+    row headlines/$arm "$from" $script "${headlines[@]}"
+    row answers/$arm "$from" $script "${answers[@]}"
+    row zh-bo/$arm "$from" $script "${zh_bo[@]}"
+    row bo-zh/$arm "$from" $script "${zh_bo[@]}" --learn=bo-zh
 done
-row headlines/raw finetune.py "${headlines[@]}"
-row answers/raw finetune.py "${answers[@]}"
-row zh-bo/raw finetune.py "${zh_bo[@]}"
-row bo-zh/raw finetune.py "${zh_bo[@]}" --learn=bo-zh
 
 # Amount of data, from data/small; all pairs are zh-bo/raw and amount/x3
 for n in 1900 5700; do
-    row amount/x0.$n finetune.py "${zh_bo[@]}" --learn= --transfer=zh-bo --shots=$n
-    row amount/x3.$n finetune.py "${zh_bo[@]}" --learn= --transfer=zh-bo --shots=$n --insert_every=3
+    few=(finetune.py "${zh_bo[@]}" --learn= --transfer=zh-bo --shots=$n)
+    row amount/x0-$n '' "${few[@]}"
+    row amount/x3-$n '' "${few[@]}" --insert_every=3
 done
-row amount/x3 finetune.py "${zh_bo[@]}" --insert_every=3
+row amount/x3 '' finetune.py "${zh_bo[@]}" --insert_every=3
 
-# Across languages, and the same outputs with letters of the right script alone
-titles=$(ls "$TASKS"/summarise/ntrex-headlines.*.jsonl | paste -sd,)
-csl=$TASKS/summarise/csl.zh.jsonl,$TASKS/summarise/nanhai.bo.jsonl
-qa=$TASKS/answer/cmrc2018.zh.jsonl,$TASKS/answer/tibetanqa.bo.jsonl,$TASKS/answer/kazqad.kk.jsonl
-scripts=bo:TIBETAN+LATIN,kk:CYRILLIC+LATIN
-more=$scripts,ug:ARABIC+LATIN,mn:CYRILLIC+LATIN
-
-transfer() {                                            # NAME SHOTS PRETRAINED SCRIPTS ARGUMENTS
-    row "$1/baselines$2" $baselines "${@:5}" --shots="$2"
-    tune "$1/shots$2" "$3" "${@:5}" --shots="$2"
-    row "$1/shots$2.forced" finetune.py "${@:5}" --shots="$2" --eval_only=True \
-        --checkpoint="out/$1/shots$2/best" --force_script="$4"
+# Across languages, and the same models with letters of the right script alone. Of titles there are
+# shots in Tibetan alone.
+transfer() {                                            # TABLE, SHOTS, ROW, SCRIPTS, ARGUMENTS
+    local arguments=("${@:5}" --shots="$2")
+    row "$1/baselines$2" '' tests/tools/baselines.py "${arguments[@]}"
+    row "$1/shots$2" "$3" finetune.py "${arguments[@]}"
+    row "$1/forced$2" "$1/shots$2" finetune.py "${arguments[@]}" --eval_only=True --force_script="$4"
 }
 
+scripts=bo:TIBETAN+LATIN,kk:CYRILLIC+LATIN
+more=$scripts,ug:ARABIC+LATIN,mn:CYRILLIC+LATIN
 for n in 0 50 400; do
-    transfer titles $n copy $more config/finetune/summarise.py --learn=zh --transfer=bo,ug,kk,mn \
-        --data="$csl" --test="$titles" --max_steps=800
+    transfer titles $n pretrained/copy $more config/finetune/summarise.py --learn=zh \
+        --transfer=bo,ug,kk,mn --data="$csl" --test="$titles" --max_steps=800
 done
 for n in 0 50 500; do
-    transfer questions $n copy $scripts config/finetune/answer.py --learn=zh --transfer=bo,kk \
-        --data="$qa" --test_examples=200
-    transfer strings $n dae $more "${translate[@]}" --transfer=zh-ug,zh-kk,zh-mn --data="$strings"
+    transfer questions $n pretrained/copy $scripts config/finetune/answer.py --learn=zh \
+        --transfer=bo,kk --data="$qa" --test_examples=200
+    transfer strings $n pretrained/dae $more "${translate[@]}" --transfer=zh-ug,zh-kk,zh-mn \
+        --data="$strings"
 done
+[[ -n $found ]] || { echo "error: $only is no row" >&2; exit 1; }

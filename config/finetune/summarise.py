@@ -1,5 +1,6 @@
 # Summarisation: a title for an article.
-#     python finetune.py config/finetune/summarise.py --data=news.bo.jsonl --checkpoint=out/laptop/best
+#     python finetune.py config/finetune/summarise.py --data=news.bo.jsonl \
+#         --checkpoint=out/laptop/best
 # These settings are for about 500 articles. The paper: 20,000, batches of 200 and 50 epochs:
 # batch_tokens=8192, accumulate=8, max_steps=5000, lr=1e-4.
 # Across languages: --learn=zh --transfer=bo,ug,mn,kk --shots=3000 \

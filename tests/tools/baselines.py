@@ -1,12 +1,12 @@
 """What the tests of a fine-tuning run score without a model.
 
     python tests/tools/baselines.py config/finetune/translate.py --data=web.bo-zh.tsv \
-        --out_dir=out/zh-bo                             # the run's arguments
+        --out_dir=out/baselines                         # else the run's arguments
 
 translate: `look-up`, the translation of the most similar training source. summarise: `sentence`,
-the article's first; `lead`, as many of its first units as titles have on average. answer:
-`sentence`, that of the context which has most of the question's units. The scores are written to
-out/look-up/best/metrics.json and so on, beside out/zh-bo, for curves.py --score.
+the article's first; `lead`, as many of its first units as the titles learned (or else tested) have
+on average, marks not counted. answer: `sentence`, that of the context with most of the question's
+units. The scores are written to out/baselines/look-up.json and so on, for curves.py --score.
 """
 import json
 import re
@@ -20,11 +20,10 @@ from lookup import Lookup
 from config import FineTune, cli
 from data.batches import evenly_spaced
 from data.examples import languages_of
-from data.files import atomic_dir
 from data.heldout import SENTENCE_ENDS
 from data.languages import BY_CHARACTER
-from data.metrics import TSHEG, report, score, units, words_only
-from finetune import read_parts, scores_of
+from data.metrics import TSHEG, report, score, words_only
+from finetune import TASKS, read_parts, scores_of
 
 
 def sentences(text):
@@ -40,7 +39,7 @@ def first_units(text, n, language):
 
 
 def most_shared(question, context, language):
-    """The sentence of the context with the largest share of the question's units."""
+    """The sentence of the context with most of the question's units; of several the shortest."""
     asked = {*words_only(question, language)}
 
     def shared(sentence):
@@ -56,7 +55,7 @@ def outputs_of(task, learned, chosen, language):
         return {'sentence': [most_shared(*e.source, language) for e in chosen]}
     texts = [e.source[0] for e in chosen]
     if task == 'summarise':
-        n = round(statistics.mean(len(units(e.target, language)) for e in learned or chosen))
+        n = round(statistics.mean(len(words_only(e.target, language)) for e in learned or chosen))
         return {'sentence': [sentences(text)[0] for text in texts],
                 'lead': [first_units(text, n, language) for text in texts]}
     table = Lookup([(e.source[0], e.target) for e in learned])
@@ -65,6 +64,8 @@ def outputs_of(task, learned, chosen, language):
 
 def main(argv):
     cfg, metrics = cli.load(FineTune, argv), {}
+    if cfg.task not in TASKS:
+        raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     parts, _ = read_parts(cfg)
     for part in [part for part in parts if part not in ('train', 'val')]:
         for direction in cfg.directions:
@@ -73,15 +74,18 @@ def main(argv):
             if not tests:
                 continue
             chosen = [tests[i] for i in evenly_spaced(len(tests), cfg.test_examples or len(tests))]
-            language, references = languages_of(direction)[1], [(e.target, *e.others) for e in chosen]
+            language = languages_of(direction)[1]
             for name, outputs in outputs_of(cfg.task, learned, chosen, language).items():
-                whole, _ = score(outputs, references, language)
-                print(f'{name}: {part}, {direction}: {len(chosen)} examples', *report(whole), sep='\n')
+                whole, _ = score(outputs, [(e.target, *e.others) for e in chosen], language)
+                print(f'{name}: {part}, {direction}: {len(chosen)} examples')
+                print('\n'.join(report(whole)))
                 metrics.setdefault(name, {}).setdefault(part, {})[direction] = scores_of(whole)
+    if not metrics:
+        raise ValueError(f'data={cfg.data}: nothing is held out to score, or no pairs are learned')
+    Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
     for name, scores in metrics.items():
-        with atomic_dir(Path(cfg.out_dir).parent / name / 'best') as new:
-            text = json.dumps({'scores': scores}, indent=1)
-            (new / 'metrics.json').write_text(text + '\n', encoding='utf-8')
+        text = json.dumps({'scores': scores}, indent=1)
+        Path(cfg.out_dir, f'{name}.json').write_text(text + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
