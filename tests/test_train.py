@@ -289,9 +289,11 @@ def test_studies_have_the_tables_of_their_logs():
             ('ablation', 'logs/headless/tibetan/*.jsonl', ()),
             ('vocabulary', 'logs/*.jsonl', ()),
             ('vocabulary', 'logs/laptop/[acr]*.jsonl', ()),
-            ('finetune', 'scores/translate/*.json', ['--score=chrF++']),
-            ('finetune', 'scores/transfer/*.json', ['--score=chrF++']),
-            ('finetune', 'scores/transfer/*.json', ['--score=wrong_script'])):
+            *(('finetune', f'scores/{table}/*.json', [f'--score={score}']) for table, scores in (
+                ('headlines', ('chrF++', 'rouge_l_f', 'shuffled')), ('answers', ('f1', 'exact')),
+                ('zh-bo', ('chrF++', 'shuffled')),
+                ('translate', ('chrF++',)), ('transfer', ('chrF++', 'wrong_script')))
+              for score in scores)):
         folder = ROOT / 'config' / study
         files = sorted(str(path) for path in folder.glob(pattern))
         status, out, err = call('tests/tools/curves.py', *files, *more, cwd=ROOT)
