@@ -291,7 +291,7 @@ def test_studies_have_the_tables_of_their_logs():
             ('vocabulary', 'logs/laptop/[acr]*.jsonl', ()),
             *(('finetune', f'scores/{table}/*.json', [f'--score={score}']) for table, scores in (
                 ('headlines', ('chrF++', 'rouge_l_f', 'shuffled')), ('answers', ('f1', 'exact')),
-                ('zh-bo', ('chrF++', 'shuffled')),
+                ('zh-bo', ('chrF++', 'shuffled')), ('bo-zh', ('chrF++', 'shuffled')),
                 ('translate', ('chrF++',)), ('transfer', ('chrF++', 'wrong_script')))
               for score in scores)):
         folder = ROOT / 'config' / study
