@@ -121,7 +121,7 @@ def test_learns_by_heart(tmp_path, task, scores):
     data, out = tmp_path / f'{task}.bo.jsonl', tmp_path / 'out'
     settings = (f'config/finetune/{task}.py', f'--data={data}', f'--test={data}',
                 f'--out_dir={out}', '--learn=bo', '--val_fraction=0', '--test_fraction=0',
-                '--max_steps=160', '--batch_tokens=600', '--dropout=0',
+                '--encoder=data/nano', '--max_steps=160', '--batch_tokens=600', '--dropout=0',
                 '--accumulate=1', '--eval_interval=80', '--lr=5e-4')
     done = run(*settings)
     assert done.returncode == 0, done.stderr
