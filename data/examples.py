@@ -141,8 +141,7 @@ class Examples:
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)
-        self.examples, self.ids, self.n_cut, self.n_long = [], [], 0, 0
-        self.n_inside = 0
+        self.examples, self.ids, self.n_cut, self.n_long, self.n_inside = [], [], 0, 0, 0
         for e in examples:
             source = tokenizer.add_special_tokens(self.source, *map(tokenizer.encode, e.source))
             target = tokenizer.add_special_tokens(self.target, tokenizer.encode(e.target))

@@ -197,7 +197,9 @@ def test_examples_are_cut_and_counted(tokenizer):
     assert len(task) == 2 and task.n_cut == 1 and task.n_long == 1 and task.lengths.max() == 60
     assert task.n_inside == 2
     away = Example('bo', (' '.join(texts[:9]),), texts[8], ())
-    assert Examples('bo', [away], tokenizer, limits).n_inside == 0           # it was cut off
+    unknown = Example('bo', ('\U00020001',), '\U00020000', ())       # both are <unk>
+    for e in away, unknown:
+        assert Examples('bo', [e], tokenizer, limits).n_inside == 0          # cut off; not known
     tested = Examples('bo', made, tokenizer, limits, learn=False)
     assert len(tested) == 3 and tested.n_long == 1                            # scored all the same
     source, target = task.example(1)
