@@ -172,6 +172,7 @@ class Head(nn.Module):
             self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
         self.word = word if c.head == 'tied' else nn.Embedding(c.n_rows, c.n_embd)
         self.bias = nn.Parameter(torch.zeros(c.n_rows))
+        self.loss_and_gradient = loss_and_gradient                          # train.py compiles it
 
     def transform(self, x):
         return self.norm(F.gelu(self.dense(x))) if self.has_transform else x
@@ -187,7 +188,7 @@ class Head(nn.Module):
     def loss(self, x, labels):
         """x (N,C), labels (N,) -> the sum of -log p(label), a scalar."""
         return ChunkedCrossEntropy.apply(self.transform(x), self.word.weight, self.bias_of_rows(),
-                                         labels, torch.is_grad_enabled())
+                                         labels, torch.is_grad_enabled(), self.loss_and_gradient)
 
 
 class XLMR(nn.Module):
@@ -209,8 +210,9 @@ class XLMR(nn.Module):
 
     def loss(self, src, tgt):
         """src (B,S) has masked tokens, tgt (B,S) their ids, 1 elsewhere; returns as SWCM.loss."""
-        real = tgt != PAD
-        return self.head.loss(self.encode(src)[real], tgt[real]), real.sum()
+        at = (tgt != PAD).flatten().nonzero()[:, 0]
+        src, tgt, at = to_device(self, src, tgt, at)
+        return self.head.loss(self.encode(src).flatten(0, 1)[at], tgt.flatten()[at]), len(at)
     forward = loss                                                          # what DDP calls
 
     @classmethod
@@ -311,12 +313,13 @@ class SWCM(nn.Module):
         return x
 
     def loss(self, src, tgt):
-        """src (B,S), tgt (B,T), both <s> <lang> ... </s> padded with 1 -> the sum of the losses of
-        the target tokens after <lang>, in nats, and the number of these tokens."""
-        labels = tgt[:, 2:]
-        real = labels != PAD
-        x = self.states(tgt[:, :-1], self.encoder.encode(src), src)[:, 1:]  # (B,T-2,C)
-        return self.encoder.head.loss(x[real], labels[real]), real.sum()
+        """src (B,S), tgt (B,T), both <s> <lang> ... </s> padded with 1, as yet on the CPU -> the
+        sum of the losses of the target tokens after <lang>, in nats, and their number."""
+        real = tgt[:, 1:] != PAD
+        real[:, 0] = False                                                  # <lang> is given
+        src, tgt, at = to_device(self, src, tgt, real.flatten().nonzero()[:, 0])
+        x = self.states(tgt[:, :-1], self.encoder.encode(src), src)         # (B,T-1,C)
+        return self.encoder.head.loss(x.flatten(0, 1)[at], tgt[:, 1:].flatten()[at]), len(at)
     forward = loss                                                          # what DDP calls
 
     @torch.inference_mode()
@@ -352,6 +355,15 @@ class SWCM(nn.Module):
             raise ValueError(f'{folder} has no nanoSWCM model; train.py makes one ({e})') from e
         load_tensors(model, tensors, folder)
         return model.eval()
+
+
+def to_device(module, *tensors):
+    """Copies tensors from the CPU to a module's device. A GPU is not waited for: what the batch
+    decides, such as the places of targets, is found on the CPU before."""
+    device = next(module.parameters()).device
+    if device.type == 'cuda':
+        tensors = [t.pin_memory() for t in tensors]
+    return [t.to(device, non_blocking=True) for t in tensors]
 
 
 def init_weights(module):
@@ -449,26 +461,29 @@ def write_folder(folder, config, tensors, sentencepiece):
     save_file(tensors, Path(folder, 'model.safetensors'), {'format': 'pt', 'crc32': '00000000'})
 
 
+def loss_and_gradient(logits, labels):
+    """logits (N,V), labels (N,) -> the sum of -log p(label), float32, and its gradient (N,V)."""
+    logp, rows = logits.float().log_softmax(1), torch.arange(len(labels), device=labels.device)
+    picked, p = logp[rows, labels], logp.exp_().to(logits.dtype)
+    p[rows, labels] = picked.expm1().to(p.dtype)                        # p - 1, exact near 0
+    return -picked.sum(), p
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The sum of cross-entropies of h W^T + b, 512 rows at a time, with their gradients."""
+    """The sum of cross-entropies of h W^T + b, some rows at a time, with their gradients."""
     @staticmethod
-    def forward(ctx, h, weight, bias, labels, with_grad):
+    def forward(ctx, h, weight, bias, labels, with_grad, loss_and_gradient):
         dtype = F.linear(h[:1], weight[:1]).dtype                           # autocast may be on
         ctx.types = h.dtype, weight.dtype, bias.dtype
         h, w, total = h.to(dtype), weight.to(dtype), torch.zeros((), device=h.device)
         dh, dw, db = (torch.zeros_like(x) if with_grad else None for x in (h, weight, bias))
-        for i in range(0, len(h), 512):
-            rows = slice(i, i + 512)
-            logits = F.linear(h[rows], w, bias.to(dtype)).float()           # (512,V)
-            picked = logits.gather(1, labels[rows, None])
-            largest = logits.amax(1, keepdim=True)
-            d = logits.sub_(largest).exp_()                                 # in place: memory
-            norm = d.sum(1, keepdim=True)
-            total += (norm.log() + largest - picked).sum()
+        n = 4096 if h.is_cuda else 512                                      # memory: n * V numbers
+        for i in range(0, len(h), n):
+            rows = slice(i, i + n)
+            loss, d = loss_and_gradient(F.linear(h[rows], w, bias.to(dtype)), labels[rows])
+            total += loss
             if with_grad:
-                d.div_(norm).scatter_add_(1, labels[rows, None], torch.full_like(picked, -1))
                 db += d.sum(0)
-                d = d.to(dtype)
                 torch.mm(d, w, out=dh[rows])
                 dw.addmm_(d.T, h[rows]) if dw.dtype == dtype else dw.add_(d.T @ h[rows])
         ctx.grads = dh, dw, db
@@ -478,4 +493,4 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         dh, dw, db = (g.mul_(grad).to(t) for g, t in zip(ctx.grads, ctx.types))
         ctx.grads = None
-        return dh, dw, db, None, None
+        return dh, dw, db, *[None] * 3

@@ -34,7 +34,7 @@ from data.files import atomic_dir, check_folder, read_json_object, sync
 from data.metrics import chrf
 from data.tasks import tasks
 from data.tokenizer import PAD, Tokenizer
-from model import SWCM, XLMR, Layer, SWCMConfig
+from model import SWCM, XLMR, Head, Layer, SWCMConfig, loss_and_gradient, to_device
 from sample import model_folder, write
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
@@ -131,9 +131,8 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
     optimizer = make_optimizer(model, cfg)
     run = Checkpoints(cfg, model, optimizer, state, text_hash)
     progress, forward = run.progress, model
-    for layer in model.modules() if cfg.compile else ():    # by layer: few shapes, quick to compile
-        if isinstance(layer, Layer):
-            layer.compile(dynamic=True)
+    if cfg.compile and runtime.can_compile(device):
+        compile_parts(model)
     if world > 1:
         forward = DistributedDataParallel(model)
     bar = tqdm(total=cfg.max_steps, initial=progress.step, unit='step', dynamic_ncols=True,
@@ -160,6 +159,15 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
         sys.exit(128 + stopped)
 
 
+def compile_parts(model, **options):
+    """Compiles each kind of layer, and the loss, once for batches of all shapes."""
+    for part in model.modules():
+        if isinstance(part, Layer):
+            part.compile(dynamic=True, **options)
+        elif isinstance(part, Head):
+            part.loss_and_gradient = torch.compile(loss_and_gradient, dynamic=True, **options)
+
+
 def train_step(forward, batches, step, optimizer, lr, mixed, cfg):
     """Optimizer step `step`, from 0, over its cfg.accumulate batches, which the processes share.
 
@@ -167,19 +175,21 @@ def train_step(forward, batches, step, optimizer, lr, mixed, cfg):
     number of target tokens of the whole step. If it is not finite, no weight changes."""
     (rank, world), end = rank_and_world(), (step + 1) * cfg.accumulate
     parameters = [p for p in forward.parameters() if p.requires_grad]
-    totals = torch.zeros(2, dtype=torch.float64)        # loss, target tokens
+    losses, n_targets = [], 0                           # a GPU is not waited for until the end
     for k in range(step * cfg.accumulate + rank, end, world):
-        src, tgt = to_tensors(forward, *batches[k])
+        src, tgt = map(torch.from_numpy, batches[k])
         torch.manual_seed(cfg.seed + 1_000_003 * k)     # dropout is a function of the batch
         with forward.no_sync() if world > 1 and k + world < end else nullcontext():
             with mixed:
                 loss, n = forward(src, tgt)
             loss.backward()
-        totals += torch.stack([loss.detach(), n]).cpu()
+        losses.append(loss.detach())
+        n_targets += n
+    loss = sum(torch.stack(losses).tolist())
     if world > 1:
-        totals = totals.to(parameters[0].device)
+        totals = torch.tensor([loss, n_targets], dtype=torch.float64, device=parameters[0].device)
         dist.all_reduce(totals)
-    loss, n_targets = totals.tolist()
+        loss, n_targets = totals.tolist()
     for p in parameters:
         p.grad.mul_(world / n_targets)                  # DDP has divided the sums by world
     norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip).item()
@@ -389,15 +399,13 @@ def sample_lines(name, source, output, reference):
 
 
 def to_tensors(model, *arrays):
-    return [torch.from_numpy(array).to(next(model.parameters()).device) for array in arrays]
+    return to_device(model, *map(torch.from_numpy, arrays))
 
 
 def loss_of(model, batches):
     """The model's loss per target token, in nats, over pairs of arrays (B,S) and (B,T)."""
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        total += torch.stack(model.loss(*to_tensors(model, *batch))).cpu()
-    return (total[0] / total[1]).item()
+    losses, counts = zip(*(model.loss(*map(torch.from_numpy, batch)) for batch in batches))
+    return sum(torch.stack(losses).tolist()) / sum(counts)
 
 
 def likeliest(model, src, tgt):

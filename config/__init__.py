@@ -49,7 +49,7 @@ class Run:
     resume: bool = changeable(True, 'resume from out_dir/last if it exists; False: start over')
     device: str = changeable('auto', 'auto | cpu | cuda | cuda:1 | mps')
     dtype: str = changeable('auto', 'auto (bfloat16 if CUDA has it) | float32 | bfloat16')
-    compile: bool = changeable(False, 'torch.compile; for CUDA')
+    compile: bool = changeable(True, 'torch.compile, on CUDA with a C compiler')
 
 
 @dataclass

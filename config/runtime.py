@@ -1,8 +1,10 @@
 """The environment of a run: its device, the processes of torchrun, signals."""
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,8 @@ from tqdm import tqdm
 # oneDNN caches what it makes for each shape, 1,024 by default. With ragged batches these blocks
 # break up the heap, and memory grows by up to 14 MB a step.
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16')
+# the same for a GPU's memory
+os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')
 PATIENT = []                          # with several processes: the group that `barrier` waits for
 
 
@@ -32,7 +36,17 @@ def find_device(device, dtype):
         raise ValueError(f'device={device!r} is not available: {str(e).splitlines()[0]}') from e
     # in bfloat16 on a CPU this kernel takes 4 to 8 times as long as products, for short sentences
     torch.backends.cuda.enable_flash_sdp(device != 'cpu' or dtype != 'bfloat16')
+    if device.startswith('cuda'):
+        torch.set_float32_matmul_precision('high')          # TF32
+        # it makes a plan for each new shape; its gradients may be NaN (pytorch issue 196678)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(device), getattr(torch, dtype)
+
+
+def can_compile(device):
+    """Whether torch.compile works on a device: on CUDA, where Triton calls a C compiler."""
+    compilers = os.environ.get('CC', 'cc'), 'gcc', 'clang'
+    return device.type == 'cuda' and find_spec('triton') and any(map(shutil.which, compilers))
 
 
 def with_processes(main, cfg):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import LANGUAGES, ROOT, sentences
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import config
 import finetune
@@ -25,8 +26,8 @@ from config import cli
 from data import dataset, vocabulary
 from data.batches import collate, val_batches
 from data.tasks import tasks
-from data.tokenizer import PAD, Tokenizer
-from model import SWCM, XLMR
+from data.tokenizer import BOS, EOS, PAD, Tokenizer
+from model import SWCM, XLMR, SWCMConfig
 
 
 @pytest.fixture(scope='module')
@@ -155,6 +156,37 @@ def test_a_step_is_the_mean_over_its_targets(encoder_folder, cfg):
     # in sign
     close = torch.cat([((first[k] - second[k]).abs() < 1e-5).flatten() for k in first])
     assert close.float().mean() > 0.99
+
+
+@pytest.mark.parametrize('kind', [SWCM, XLMR])
+def test_a_gpu_is_not_waited_for_within_a_batch(kind):
+    """On the device meta, tensors have no values: whatever needs one raises an error."""
+    model = kind(SWCMConfig(100, n_layer=1, n_head=2, n_embd=16, n_ffn=16, languages=('bo',)))
+    src, tgt = torch.tensor([[BOS, 100, 7, 8, EOS], [BOS, 100, 9, EOS, PAD]]).expand(2, 2, 5)
+    with torch.autocast('cpu', torch.bfloat16):
+        loss, n = model.to('meta').loss(src, tgt)
+    loss.backward()
+    assert n == (5 if kind is SWCM else 9) and all(p.grad.is_meta for p in model.parameters())
+    with pytest.raises(RuntimeError):
+        loss.item()
+
+
+@pytest.mark.full
+def test_ragged_batches_are_compiled_once():
+    """A graph for each of three kinds of layer, and one of the loss for all targets, another for
+    some of them (over 512)."""
+    model = SWCM(SWCMConfig(100, n_layer=4, n_head=2, n_embd=16, n_ffn=16, languages=('bo',),
+                            insert_every=1)).train()
+    counter = CompileCounterWithBackend('eager')
+    train.compile_parts(model, fullgraph=True, backend=counter)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        B, S, T = torch.randint(3, 40, (3,)).tolist()
+        with torch.autocast('cpu', torch.bfloat16):
+            loss, _ = model.loss(*(torch.randint(4, 90, (B, n)) for n in (S, T)))
+        loss.backward()
+        assert counter.frame_count <= 5 and loss.isfinite()
+    assert counter.frame_count >= 4
 
 
 def test_each_batch_is_read_once(cfg, monkeypatch):

@@ -19,7 +19,7 @@ from data.batches import Batches
 from data.dataset import open_streams, prepare, report
 from data.tasks import MaskedTokens, Translate, tasks
 from data.tokenizer import BOS, EOS, PAD
-from model import XLMR
+from model import XLMR, to_device
 
 TEMPERATURE = 0.05                      # of the contrast with the other pairs of a batch
 
@@ -65,6 +65,7 @@ class Student(XLMR):
     def forward(self, src, tgt):
         """src (B,S), tgt (B,T) of the three tasks -> the sum of the losses, and how many tokens
         they are for: the masked ones, and all of the source of a pair."""
+        src, tgt = to_device(self, src, tgt)
         first, width = tgt[:, 0], max(src.shape[1], tgt.shape[1])
         src, tgt = (F.pad(x, (0, width - x.shape[1]), value=PAD) for x in (src, tgt))
         text, pair = first == EOS, first == BOS
@@ -82,7 +83,7 @@ class Student(XLMR):
                 means = mean_states(self.teacher.encode(tgt[pair]), tgt[pair])
             found, n_pairs = mean_states(x[pair], src[pair]), (src[pair] != PAD).sum()
             loss = loss + n_pairs * (distance(found, means) + 0.2 * contrast(found, means))
-        return loss, (n + n_pairs).clamp(min=1)           # not 0: a lone pair has no loss
+        return loss, max(1, int(n + n_pairs))             # not 0: a lone pair has no loss
 
 
 def distance(x, y):

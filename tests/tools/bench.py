@@ -8,7 +8,7 @@
 
 swcm              our model, with 12 custom layers and the paper's 3 inserted; float32
 swcm-16           as sample.py uses it: 16-bit weights
-swcm-compiled     with --compile, for training
+swcm-compiled     with compiled layers and loss, as train.py on a GPU
 bert2bert         transformers' EncoderDecoderModel of two XLM-R, with cross-attention
 bert2bert-static  the same with a static cache, so that transformers compiles the decoding step
 ct2, ct2-int8     CTranslate2 (`pip install ctranslate2`) on a CPU, with an mBART of 12 + 12 layers;
@@ -50,6 +50,7 @@ from data.tasks import tasks
 from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import SWCM, SWCMConfig
 from sample import search
+from train import compile_parts
 
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target
 CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
@@ -95,8 +96,7 @@ class Ours(System):
         self.module = SWCM(SWCMConfig(vocab_size=vocab, languages=('bo',), insert_every=3))
         self.module.encoder.head.bias.data[EOS] = -1e4      # outputs end at their limit only
         if self.compiled:
-            for layer in (*self.module.encoder.layers, *self.module.decoder):
-                layer.compile(dynamic=True)
+            compile_parts(self.module)
 
     def cost(self, job, batch, beams, length):
         if self.is_packed:
@@ -117,9 +117,8 @@ class Ours(System):
 
     def loss(self, src, tgt):
         """src (B,S), tgt (B,T), all of it predicted -> loss per token."""
-        given = torch.tensor([BOS, self.module.config.language_id('bo')],
-                             device=tgt.device).expand(len(tgt), 2)
-        loss, n = self.module.loss(src, torch.cat([given, tgt], 1))
+        given = torch.tensor([BOS, self.module.config.language_id('bo')]).expand(len(tgt), 2)
+        loss, n = self.module.loss(src.cpu(), torch.cat([given, tgt.cpu()], 1))
         return loss / n
 
     def head(self, x, labels):
