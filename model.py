@@ -172,7 +172,7 @@ class Head(nn.Module):
             self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
         self.word = word if c.head == 'tied' else nn.Embedding(c.n_rows, c.n_embd)
         self.bias = nn.Parameter(torch.zeros(c.n_rows))
-        self.loss_and_gradient = loss_and_gradient                          # train.py compiles it
+        self.loss_and_gradient = LossAndGradient()
 
     def transform(self, x):
         return self.norm(F.gelu(self.dense(x))) if self.has_transform else x
@@ -361,9 +361,8 @@ def to_device(module, *tensors):
     """Copies tensors from the CPU to a module's device. A GPU is not waited for: what the batch
     decides, such as the places of targets, is found on the CPU before."""
     device = next(module.parameters()).device
-    if device.type == 'cuda':
-        tensors = [t.pin_memory() for t in tensors]
-    return [t.to(device, non_blocking=True) for t in tensors]
+    pinned = [t.pin_memory() for t in tensors] if device.type == 'cuda' else tensors
+    return [t.to(device, non_blocking=True) for t in pinned]
 
 
 def init_weights(module):
@@ -461,12 +460,14 @@ def write_folder(folder, config, tensors, sentencepiece):
     save_file(tensors, Path(folder, 'model.safetensors'), {'format': 'pt', 'crc32': '00000000'})
 
 
-def loss_and_gradient(logits, labels):
-    """logits (N,V), labels (N,) -> the sum of -log p(label), float32, and its gradient (N,V)."""
-    logp, rows = logits.float().log_softmax(1), torch.arange(len(labels), device=labels.device)
-    picked, p = logp[rows, labels], logp.exp_().to(logits.dtype)
-    p[rows, labels] = picked.expm1().to(p.dtype)                        # p - 1, exact near 0
-    return -picked.sum(), p
+class LossAndGradient(nn.Module):
+    def forward(self, logits, labels):
+        """logits (N,V), labels (N,) -> the sum of -log p(label), and its gradient (N,V)."""
+        rows = torch.arange(len(labels), device=labels.device)
+        logp = logits.float().log_softmax(1)
+        picked, p = logp[rows, labels], logp.exp_().to(logits.dtype)
+        p[rows, labels] = picked.expm1().to(p.dtype)                        # p - 1, exact near 0
+        return -picked.sum(), p
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

@@ -14,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from config import FineTune, Sample, Train, cli, runtime
 from config.cpu import pack
+from config.cuda import replay
 from data.batches import collate
 from data.dataset import SPECIALS, prepare, split_segments
 from data.examples import languages_of, truncate
 from data.files import check_folder, is_text, read_json_object, read_lines
 from data.languages import BY_CHARACTER, ids_outside_scripts, wrong_script
 from data.tasks import tasks
-from data.tokenizer import BOS, EOS, UNK, Tokenizer
+from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from model import SWCM
 
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
@@ -44,102 +46,90 @@ class KVCache:
         a d     x    x     x           x
     """
     def __init__(self, n_sources, n_slots, device):
-        self.n_slots, self.memory, self.written = n_slots, {}, {}       # Attention: [keys, values]
-        start = torch.ones(n_sources, 2, 2, dtype=torch.bool, device=device)
-        self.past, self.n_texts = start.tril(), 1           # (B,T,slots), texts of a source
+        self.memory, self.written = {}, {}                  # Attention: [keys, values]
+        self.slots = torch.arange(n_slots, device=device)
+        self.at = self.slots[:2]                            # the slots (T,) of the newest tokens
+        self.n_used, self.n_texts = 2, 1                    # slots, texts of a source
+        self.past = (self.slots <= self.at[:, None]).expand(n_sources, -1, -1)  # (B,T,slots)
 
     def positions(self):
         return self.past.sum(-1)                                        # (B,T), from 1
 
     def qkv(self, attn, x, kv, mask):
-        """For x (B,T,C): queries (B,H,T,D), keys and values (B,H,slots,D), mask, is_causal."""
+        """For x (B,T,C): queries (B,H,T,D), keys and values (B,H,used,D), mask, is_causal."""
         if kv is not None:                                              # the source: computed once
             if attn not in self.memory:
                 self.memory[attn] = [attn.heads(attn.key(kv)), attn.heads(attn.value(kv))]
             return attn.heads(attn.query(x)), *self.memory[attn], mask, False
         q, *new = attn.qkv(x, x)
-        B, H, T, D = q.shape
         if attn not in self.written:
-            self.written[attn] = [x.new_zeros(B, H, self.n_slots, D) for _ in new]
-        n = self.past.shape[2]
+            B, H, _, D = q.shape
+            self.written[attn] = [q.new_zeros(B, H, len(self.slots), D) for _ in new]
         for slots, values in zip(self.written[attn], new):
-            slots[:, :, n - T:n] = values
-        return q, *(slots[:, :, :n] for slots in self.written[attn]), self.past[:, None], False
+            slots.index_copy_(2, self.at, values)
+        k, v = (slots[:, :, :self.n_used] for slots in self.written[attn])
+        return q, k, v, self.past[:, None, :, :self.n_used], False
 
-    def extend(self, kept, parent):
-        """Keeps the sources `kept` (B,), and adds a slot for each of their new texts, which
-        continues the text `parent` (B,K)."""
-        if len(kept) < len(self.past):
-            for pairs in (self.memory, self.written):
-                pairs.update({attn: [x[kept] for x in pair] for attn, pair in pairs.items()})
-        before = self.past[:, -self.n_texts:][kept[:, None], parent]    # (B,K,slots)
-        itself = torch.eye(parent.shape[1], dtype=torch.bool, device=parent.device)
-        self.past = torch.cat([before, itself.expand(len(parent), -1, -1)], 2)
+    def extend(self, parent):
+        """Adds a slot for each new text, which continues the text parent (B,K) of its source."""
+        before = self.past[:, -self.n_texts:].take_along_dim(parent[:, :, None], 1)
         self.n_texts = parent.shape[1]
+        self.at = self.at[-1:] + 1 + torch.arange(self.n_texts, device=self.at.device)      # (K,)
+        self.past = before | (self.slots == self.at[:, None])           # (B,K,slots)
+        self.n_used += self.n_texts
+
+    def keep(self, rows):
+        """Drops all sources but these, the long tensor `rows`."""
+        self.past = self.past[rows]
+        for pairs in (self.memory, self.written):
+            pairs.update({attn: [x[rows] for x in pair] for attn, pair in pairs.items()})
 
 
 class Beams:
-    """The K unfinished texts of each open source, best first, and the finished ones.
+    """The K unfinished texts of each source, and its K best finished ones, best first.
 
     A </s> among a source's K best candidates ends a text. A source is done when K texts have ended
     and no unfinished text would be better if it ended now (the rule of transformers)."""
     def __init__(self, start, limits, K, length_penalty):
-        self.ids, self.total = start[:, None], start.new_zeros(len(start), 1, dtype=torch.float)
-        self.limits, self.K, self.length_penalty = limits, K, length_penalty
-        self.open, self.ended = list(range(len(start))), [[] for _ in start]
-
-    def at_limit(self):
-        """The rows, as slices of R, of each source whose texts have reached the limit."""
-        n = self.ids.shape[1]
-        return [slice(b * n, b * n + n) for b, source in enumerate(self.open)
-                if self.limits[source] == self.ids.shape[2] - 2]
+        """start (B,2): <s> <lang>; limits (B,): tokens after them, without </s>."""
+        self.token, self.limits, self.length_penalty = start, limits, length_penalty
+        self.n = torch.zeros_like(limits[:1])                           # tokens written, (1,)
+        self.ids = F.pad(start, (0, int(limits.max()) + 1), value=PAD)[:, None]     # (B,1,T)
+        self.total = torch.zeros_like(limits[:, None], dtype=torch.float)           # (B,1)
+        self.ended = self.ids.expand(-1, K, -1)                                     # (B,K,T)
+        self.score = (self.total - torch.inf).expand(-1, K)                         # (B,K)
+        self.done = limits < 0                                                      # (B,)
 
     def extend(self, logp):
-        """Adds a token to each text, given log p (R,V).
+        """Adds a token to each text, given log p (R,V). Returns parent (B,K): which of its
+        source's texts each of the new ones continues."""
+        K, self.n = self.score.shape[1], self.n + 1                     # with the new token
+        best, token = (x.unflatten(0, self.total.shape) for x in topk(logp, 2 * K))
+        total, i = (self.total[:, :, None] + best).flatten(1).topk(min(2 * K, best[0].numel()))
+        parent, token = i // best.shape[2], token.flatten(1).gather(1, i)   # (B,2K): K may be </s>
+        texts = self.ids.take_along_dim(parent[:, :, None], 1)          # (B,2K,T)
+        texts.index_copy_(2, self.n + 1, token[:, :, None])
+        norm, ends = self.n ** self.length_penalty, token == EOS
+        ended = (total / norm).masked_fill(~ends | self.done[:, None], -torch.inf)[:, :K]
+        self.score, best = torch.cat([self.score, ended], 1).topk(K)
+        self.ended = torch.cat([self.ended, texts[:, :K]], 1).take_along_dim(best[:, :, None], 1)
+        total = total.masked_fill(ends, -torch.inf)
+        self.total, others = total.topk(min(K, total.shape[1]))
+        self.ids = texts.take_along_dim(others[:, :, None], 1)
+        self.token = token.gather(1, others)
+        best = self.total[:, 0] / norm
+        self.done = self.done | (self.limits < self.n) | (best <= self.score[:, -1])
+        return parent.gather(1, others)
 
-        Returns `kept` (B,), which of the sources stay open, `parent` (B,K), which of a source's
-        texts each of its new ones continues, and the tokens (B,K)."""
-        n_texts, n = self.ids.shape[1], self.ids.shape[2] - 1           # n tokens with the new one
-        score, parent, token = best_candidates(self.total, logp, 2 * self.K)    # K may be </s>
-        ends = (token == EOS) & score.isfinite()                        # (B,2K)
-        for b, i in ends[:, :self.K].nonzero().tolist():
-            text = self.ids[b, parent[b, i], 2:].tolist()
-            self.ended[self.open[b]].append((text, score[b, i].item() / n ** self.length_penalty))
-        n_kept = min(self.K, score.shape[1] - n_texts)                  # below K if few ids exist
-        others = ends.int().argsort(dim=1, stable=True)[:, :n_kept]
-        score, parent, token = (x.gather(1, others) for x in (score, parent, token))        # (B,K)
-        best = (score[:, 0] / n ** self.length_penalty).tolist()
-        kept = [b for b, source in enumerate(self.open) if not self.is_done(source, n, best[b])]
-        self.open = [self.open[b] for b in kept]
-        kept = torch.tensor(kept, dtype=torch.long, device=parent.device)
-        self.total, parent, token = score[kept], parent[kept], token[kept]
-        self.ids = torch.cat([self.ids[kept[:, None], parent], token[:, :, None]], 2)
-        return kept, parent, token
+    def keep(self, rows):
+        """Drops all sources but these, the long tensor `rows`."""
+        for name in 'token', 'limits', 'ids', 'total', 'ended', 'score', 'done':
+            setattr(self, name, getattr(self, name)[rows])
 
-    def is_done(self, source, n, best):
-        """Keeps the K best ended texts of a source; True if it is done, by the rule above."""
-        ended = sorted(self.ended[source], key=lambda text: -text[1])[:self.K]
-        self.ended[source] = ended
-        return n > self.limits[source] or len(ended) == self.K and best <= ended[-1][1]
-
-
-def best_candidates(total, logp, n):
-    """The n best ways to continue texts of scores `total` (B,texts), given log p (R,V) of a token.
-
-    Returns scores, the text that each continues, and its token, (B,n) each, best first."""
-    best, token = (x.unflatten(0, total.shape) for x in topk(logp, n))  # (B,texts,n)
-    score, i = (total[:, :, None] + best).flatten(1).topk(min(n, best[0].numel()))
-    return score, i // best.shape[2], token.flatten(1).gather(1, i)
-
-
-def topk(x, n):
-    """x.topk(n) for x (R,V), V a multiple of 64, faster: they are in the n best blocks of 64."""
-    blocks = x.unflatten(1, (-1, 64))                                   # (R,V/64,64)
-    if blocks.shape[1] <= n:
-        return x.topk(min(n, x.shape[1]))
-    which = blocks.amax(2).topk(n).indices                              # (R,n)
-    best, i = blocks.take_along_dim(which[:, :, None], 1).flatten(1).topk(n)
-    return best, which.gather(1, i // 64) * 64 + i % 64
+    def found(self):
+        """For each source its finished texts [(ids, score)], best first."""
+        return [[(ids[2:ids.index(EOS)], score) for ids, score in zip(*pair) if score > -torch.inf]
+                for pair in zip(self.ended.tolist(), self.score.tolist())]
 
 
 @torch.inference_mode()
@@ -154,25 +144,40 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
         score = sum of log p(token | before, source), </s> too, / (len(ids) + 1) ** length_penalty
 
     where p is the model's own probability. R: all texts of all sources, B * K."""
-    c = model.config
-    token = torch.tensor([[BOS, c.language_id(x)] for x in languages], device=src.device)   # (B,2)
+    c, device, sources, found = model.config, src.device, [*range(len(src))], {}
+    start = torch.tensor([[BOS, c.language_id(x)] for x in languages], device=device)       # (B,2)
+    never = torch.tensor([*c.never_written, *banned], device=device)
     memory = model.encoder.encode(src)
-    cache = KVCache(len(src), 2 + beams * max(limits, default=0), src.device)
-    texts = Beams(token, limits, beams, length_penalty)
-    while texts.open:
-        x = model.states(token, memory, src, cache)[:, -texts.ids.shape[1]:]              # (B,K,C)
+    cache = KVCache(len(src), 2 + beams * max(limits), device)
+    texts = Beams(start, torch.tensor(limits, device=device), beams, length_penalty)
+
+    def step():
+        x = model.states(texts.token, memory, src, cache)[:, -cache.n_texts:]              # (B,K,C)
         logp = model.encoder.head(x.flatten(0, 1)).float().log_softmax(-1)                  # (R,V)
-        logp[:, [*c.never_written, *banned]] = -torch.inf
+        logp.index_fill_(1, never, -torch.inf)
         if no_repeat_ngram:
-            ban_repeats(logp, texts.ids.flatten(0, 1)[:, 2:], no_repeat_ngram)
-        for rows in texts.at_limit():
-            logp[rows, :EOS] = logp[rows, EOS + 1:] = -torch.inf
+            ban_repeats(logp, texts.ids.flatten(0, 1), texts.n, no_repeat_ngram)
+        at_limit = (texts.n == texts.limits).repeat_interleave(cache.n_texts)                # (R,)
+        end = logp[:, EOS].clone()
+        logp.masked_fill_(at_limit[:, None], -torch.inf)[:, EOS] = end
         if temperature:
             logp = keep_sampled(logp, temperature, top_k)
-        kept, parent, token = texts.extend(logp)
-        src = src[kept]                                 # memory: from step 2 in the cache
-        cache.extend(kept, parent)
-    return texts.ended
+        cache.extend(texts.extend(logp))
+
+    if src.is_cuda and not temperature:
+        replay(step, cache, texts, max(limits) + 1)
+        return texts.found()
+    while sources:
+        step()
+        done = texts.done.tolist()
+        if any(done):
+            found |= {b: x for b, x, is_done in zip(sources, texts.found(), done) if is_done}
+            sources = [b for b, is_done in zip(sources, done) if not is_done]
+            rows = (~texts.done).nonzero()[:, 0]
+            src = src[rows]                             # memory: from step 2 in the cache
+            cache.keep(rows)
+            texts.keep(rows)
+    return [found[b] for b in sorted(found)]
 
 
 def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, banned=(), **options):
@@ -198,13 +203,24 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
     return texts, at_limit
 
 
-def ban_repeats(logp, ids, n):
-    """Bans, in logp (R,V), each token that would repeat an n-gram of ids (R,T)."""
-    if ids.shape[1] >= n:
-        grams = ids.unfold(1, n, 1)                                     # (R,T-n+1,n)
-        same = (grams[:, :, :-1] == ids[:, None, ids.shape[1] - n + 1:]).all(-1)
-        row, at = same.nonzero(as_tuple=True)
-        logp[row, grams[row, at, -1]] = -torch.inf
+def topk(x, n):
+    """x.topk(n) for x (R,V), V a multiple of 64, faster: they are in the n best blocks of 64."""
+    blocks = x.unflatten(1, (-1, 64))                                   # (R,V/64,64)
+    if blocks.shape[1] <= n:
+        return x.topk(min(n, x.shape[1]))
+    which = blocks.amax(2).topk(n).indices                              # (R,n)
+    best, i = blocks.take_along_dim(which[:, :, None], 1).flatten(1).topk(n)
+    return best, which.gather(1, i // 64) * 64 + i % 64
+
+
+def ban_repeats(logp, ids, n, length):
+    """Bans, in logp (R,V), each token that would repeat an n-gram of this length, given ids (R,T)
+    with <s>, <lang>, n (1,) tokens, padding."""
+    if ids.shape[1] >= 2 + length:
+        last = ids[:, (n + torch.arange(3 - length, 2, device=n.device)).clamp(min=0)]
+        grams = ids[:, 2:].unfold(1, length, 1)                         # (R,T-length-1,length)
+        is_repeat = (grams[:, :, :-1] == last[:, None]).all(-1)
+        logp.scatter_add_(1, grams[:, :, -1], torch.where(is_repeat, -torch.inf, 0.0))
 
 
 def keep_sampled(logp, temperature, top_k):

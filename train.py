@@ -34,11 +34,12 @@ from data.files import atomic_dir, check_folder, read_json_object, sync
 from data.metrics import chrf
 from data.tasks import tasks
 from data.tokenizer import PAD, Tokenizer
-from model import SWCM, XLMR, Head, Layer, SWCMConfig, loss_and_gradient, to_device
+from model import SWCM, XLMR, Layer, LossAndGradient, SWCMConfig, to_device
 from sample import model_folder, write
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
 MODEL_SETTINGS = 'layer', 'share', 'insert_every', 'inserted', 'head'   # of a new one
+COMPILED = Layer, LossAndGradient                       # once for all shapes
 MOST_SKIPPED = 5                                        # skipped steps in a row that end a run
 
 
@@ -131,8 +132,9 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
     optimizer = make_optimizer(model, cfg)
     run = Checkpoints(cfg, model, optimizer, state, text_hash)
     progress, forward = run.progress, model
-    if cfg.compile and runtime.can_compile(device):
-        compile_parts(model)
+    for part in model.modules() if cfg.compile and runtime.can_compile(device) else ():
+        if isinstance(part, COMPILED):
+            part.compile(dynamic=True)
     if world > 1:
         forward = DistributedDataParallel(model)
     bar = tqdm(total=cfg.max_steps, initial=progress.step, unit='step', dynamic_ncols=True,
@@ -157,15 +159,6 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
         command = 'the same command' + ('' if cfg.resume else ' without --resume=False')
         print0(f'stopped and saved at step {progress.step} of {cfg.max_steps}; {command} resumes')
         sys.exit(128 + stopped)
-
-
-def compile_parts(model, **options):
-    """Compiles each kind of layer, and the loss, once for batches of all shapes."""
-    for part in model.modules():
-        if isinstance(part, Layer):
-            part.compile(dynamic=True, **options)
-        elif isinstance(part, Head):
-            part.loss_and_gradient = torch.compile(loss_and_gradient, dynamic=True, **options)
 
 
 def train_step(forward, batches, step, optimizer, lr, mixed, cfg):

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     'finetune.py': f'{SCRIPT} sample train',
     'config/runtime.py': 'torch tqdm config',
     'config/cpu.py': 'torch',
+    'config/cuda.py': 'torch',
     'config/*': 'config',
     'data/vocabulary.py': f'{DATA} torch model',
     'data/files.py': f'{DATA} safetensors',

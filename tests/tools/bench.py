@@ -50,7 +50,7 @@ from data.tasks import tasks
 from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import SWCM, SWCMConfig
 from sample import search
-from train import compile_parts
+from train import COMPILED
 
 # On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target
 CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
@@ -96,7 +96,9 @@ class Ours(System):
         self.module = SWCM(SWCMConfig(vocab_size=vocab, languages=('bo',), insert_every=3))
         self.module.encoder.head.bias.data[EOS] = -1e4      # outputs end at their limit only
         if self.compiled:
-            compile_parts(self.module)
+            for part in self.module.modules():
+                if isinstance(part, COMPILED):
+                    part.compile(dynamic=True)
 
     def cost(self, job, batch, beams, length):
         if self.is_packed:

@@ -1,0 +1,41 @@
+"""Faster generation on a GPU: decoding steps that are recorded once and then replayed."""
+import torch
+
+BUCKET = 64                                     # slots: one recording for each multiple
+LOOK_EVERY = 8                                  # steps between looks at whether all is done
+
+
+def replay(step, cache, texts, n_steps):
+    """Makes n_steps decoding steps, or fewer if all texts are done by then.
+
+    A step is hundreds of short kernels, which take longer to launch than to run. A recording (CUDA
+    graph) launches them at once, but always for the same shapes. So attention reads the cache up to
+    the next multiple of BUCKET slots, where the mask hides the unused ones."""
+    graphs, pool = {}, torch.cuda.graph_pool_handle()
+    for n in range(n_steps):
+        if n < 2:                               # <s> <lang>; then the usual shapes, to warm up
+            step()
+        else:
+            used = cache.n_used
+            cache.n_used = -(-used // BUCKET) * BUCKET
+            if cache.n_used not in graphs:
+                graphs[cache.n_used] = record(step, (cache, texts), pool)
+            graphs[cache.n_used].replay()
+            cache.n_used = used + cache.n_texts
+        if n % LOOK_EVERY == LOOK_EVERY - 1 and texts.done.all():
+            break
+
+
+def record(step, states, pool):
+    """The CUDA graph of a step, which replaces tensors of `states` by others of the same shapes.
+    The graph reads the present tensors and writes to them."""
+    before = [(state, name, x) for state in states for name, x in vars(state).items()
+              if isinstance(x, torch.Tensor)]
+    n_used, graph = states[0].n_used, torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        step()
+        for state, name, x in before:
+            x.copy_(getattr(state, name))
+            setattr(state, name, x)
+    states[0].n_used = n_used
+    return graph
