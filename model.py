@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
+CHUNK = {'cpu': 512, 'cuda': 4096}           # rows of logits at a time, each of V numbers
 
 
 @dataclass
@@ -478,7 +479,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         ctx.types = h.dtype, weight.dtype, bias.dtype
         h, w, total = h.to(dtype), weight.to(dtype), torch.zeros((), device=h.device)
         dh, dw, db = (torch.zeros_like(x) if with_grad else None for x in (h, weight, bias))
-        n = 4096 if h.is_cuda else 512                                      # memory: n * V numbers
+        n = CHUNK.get(h.device.type, 512)
         for i in range(0, len(h), n):
             rows = slice(i, i + n)
             loss, d = loss_and_gradient(F.linear(h[rows], w, bias.to(dtype)), labels[rows])

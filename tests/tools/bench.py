@@ -1,27 +1,24 @@
 """Speed and memory of SWCM beside transformers: XLM-R base's sizes, random weights.
 
-    python tests/tools/bench.py                                      # on a CPU
-    python tests/tools/bench.py --device cuda                        # on a GPU: bfloat16, larger
+    python tests/tools/bench.py                                      # on a CPU; gpu.py: on a GPU
     python tests/tools/bench.py --profile --work train/8/1           # where the time goes
     python tests/tools/bench.py --systems swcm --vocab 250002 57000  # with a smaller vocabulary
     python tests/tools/bench.py --text FILE --encoder data/nano      # preparing text, and batches
 
 swcm              our model, with 12 custom layers and the paper's 3 inserted; float32
 swcm-16           as sample.py uses it: 16-bit weights
-swcm-compiled     with compiled layers and loss, as train.py on a GPU
 bert2bert         transformers' EncoderDecoderModel of two XLM-R, with cross-attention
-bert2bert-static  the same with a static cache, so that transformers compiles the decoding step
 ct2, ct2-int8     CTranslate2 (`pip install ctranslate2`) on a CPU, with an mBART of 12 + 12 layers;
                   it reads 99M weights a token beside the output's, where swcm reads 181M
 plain             a linear layer and torch's cross-entropy, beside which `head` is ours
 
 Works are generate/BATCH/BEAMS, train/BATCH/1 (a step of AdamW) and head/BATCH/1 (head and loss,
 with gradients). Each row has a process of its own. Seconds are medians. `ratio` compares with the
-first row of the same work. `peak` is the process' memory, on a GPU what PyTorch has allocated.
+first row of the same work. `peak` is the process' memory.
 
 `of floor` compares with what this machine can do, measured just before and after: the work's
 products at the rate of a large one, or the time to read the weights of the decoder and the head for
-each new token, whichever is longer. In float32, on a GPU bfloat16.
+each new token, whichever is longer. In float32.
 """
 import argparse
 import itertools
@@ -32,7 +29,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +38,6 @@ import torch
 
 import config
 import data.dataset
-from config import runtime
 from config.cpu import PackedHead, pack
 from data.batches import Batches
 from data.files import read_lines
@@ -50,16 +45,9 @@ from data.tasks import tasks
 from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import SWCM, SWCMConfig
 from sample import search
-from train import COMPILED
 
-# On each kind of device: ids (a GPU: CINO-base-v2's), tokens of a source and of a target
-CPU = dict(vocab=[250002], length={'generate': 64, 'train': 128, 'head': 128},
-           systems=['swcm', 'swcm-16', 'bert2bert', 'plain'],
-           work=['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1',
-                 'head/8/1'])
-GPU = dict(vocab=[135359], length={'generate': 128, 'train': 256, 'head': 256},
-           systems=['swcm', 'swcm-compiled', 'bert2bert', 'bert2bert-static'],
-           work=['generate/64/5', 'train/64/1', 'train/128/1', 'train/256/1'])
+LENGTH = {'generate': 64, 'train': 128, 'head': 128}       # tokens of a source and of a target
+WORK = ['generate/1/1', 'generate/1/5', 'generate/8/1', 'generate/8/5', 'train/8/1', 'head/8/1']
 
 
 def flops(model, n_sources, n_targets):
@@ -78,7 +66,7 @@ def flops(model, n_sources, n_targets):
 
 class System:
     """Has a `module`, and of the methods decode, loss and head those that its `jobs` need."""
-    jobs, devices = (), ('cpu', 'cuda')
+    jobs = ()
 
     @property
     def size(self):
@@ -90,15 +78,11 @@ class System:
 
 
 class Ours(System):
-    jobs, is_packed, compiled = ('generate', 'train', 'head'), False, False
+    jobs, is_packed = ('generate', 'train', 'head'), False
 
     def __init__(self, vocab):
         self.module = SWCM(SWCMConfig(vocab_size=vocab, languages=('bo',), insert_every=3))
         self.module.encoder.head.bias.data[EOS] = -1e4      # outputs end at their limit only
-        if self.compiled:
-            for part in self.module.modules():
-                if isinstance(part, COMPILED):
-                    part.compile(dynamic=True)
 
     def cost(self, job, batch, beams, length):
         if self.is_packed:
@@ -120,7 +104,7 @@ class Ours(System):
     def loss(self, src, tgt):
         """src (B,S), tgt (B,T), all of it predicted -> loss per token."""
         given = torch.tensor([BOS, self.module.config.language_id('bo')]).expand(len(tgt), 2)
-        loss, n = self.module.loss(src.cpu(), torch.cat([given, tgt.cpu()], 1))
+        loss, n = self.module.loss(src, torch.cat([given, tgt], 1))
         return loss / n
 
     def head(self, x, labels):
@@ -129,11 +113,7 @@ class Ours(System):
 
 
 class Half(Ours):
-    jobs, is_packed, devices = ('generate',), True, ('cpu',)
-
-
-class Compiled(Ours):
-    jobs, compiled = ('train',), True
+    jobs, is_packed = ('generate',), True
 
 
 class Bert2Bert(System):
@@ -165,12 +145,8 @@ class Bert2Bert(System):
         return self.module(input_ids=src, attention_mask=torch.ones_like(src), labels=tgt).loss
 
 
-class Static(Bert2Bert):
-    jobs, options = ('generate',), dict(cache_implementation='static')
-
-
 class CTranslate2(System):
-    jobs, devices, weights, size = ('generate',), ('cpu',), 'float32', 0
+    jobs, weights, size = ('generate',), 'float32', 0
 
     def __init__(self, vocab):
         import ctranslate2
@@ -228,119 +204,102 @@ class Plain(System):
         return torch.nn.functional.cross_entropy(self.module(x), labels)
 
 
-SYSTEMS = {'swcm': Ours, 'swcm-16': Half, 'swcm-compiled': Compiled,
-           'bert2bert': Bert2Bert, 'bert2bert-static': Static, 'ct2': CTranslate2,
+SYSTEMS = {'swcm': Ours, 'swcm-16': Half, 'bert2bert': Bert2Bert, 'ct2': CTranslate2,
            'ct2-int8': CTranslate2Int8, 'plain': Plain}
 
 
-def rates(device, dtype):
+def rates():
     """Operations a second of a large product, and bytes a second of weights read for one row.
 
-    On a CPU each is that of the faster of PyTorch's two libraries, MKL and oneDNN.
+    Each is that of the faster of PyTorch's two libraries, MKL and oneDNN.
     """
-    size = 3072 if device.type == 'cpu' else 8192
-    rows = torch.randn(size, size, device=device, dtype=dtype)
-    # 0.15 or 0.5 GB: no cache holds it
-    weights = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(4)]
+    size = 3072
+    rows = torch.randn(size, size)
+    weights = [torch.randn(size, size) for _ in range(4)]   # 0.15 GB: no cache holds it
     products = [lambda x, w: x @ w.T]
-    if device.type == 'cpu' and torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available():
         products.append(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], ''))
-    multiply = min(median(lambda: f(rows, rows), 5, device)[0] for f in products)
-    read = min(median(lambda: [f(rows[:1], w) for w in weights], 5, device)[0] for f in products)
+    multiply = min(median(lambda: f(rows, rows), 5)[0] for f in products)
+    read = min(median(lambda: [f(rows[:1], w) for w in weights], 5)[0] for f in products)
     return 2 * size**3 / multiply, sum(w.numel() * w.element_size() for w in weights) / read
 
 
-def median(run, n, device, warmup=1):
-    """Seconds of a run: the median, and all n."""
+def median(run, n):
+    """Seconds of a run: the median, and all n; one before them does not count."""
     seconds = []
-    for i in range(warmup + n):
+    for i in range(1 + n):
         start = time.perf_counter()
         run()
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[warmup:]), seconds[warmup:]
+    return statistics.median(seconds[1:]), seconds[1:]
 
 
-def slowest(run, device):
+def slowest(run):
     """(operator, fraction of the time of a run) of the five that take most."""
-    kinds, on_gpu = torch.profiler.ProfilerActivity, device.type == 'cuda'
-    with torch.profiler.profile(activities=[kinds.CUDA if on_gpu else kinds.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
-    key = 'self_device_time_total' if on_gpu else 'self_cpu_time_total'
-    found = sorted(((getattr(e, key), e.key) for e in profile.key_averages()), reverse=True)
+    found = sorted(((e.self_cpu_time_total, e.key) for e in profile.key_averages()), reverse=True)
     return [(name, time / sum(t for t, _ in found)) for time, name in found[:5]]
 
 
-def generation(system, src, beams, mixed):
+def generation(system, src, beams):
     def run():
-        with mixed, torch.inference_mode():
+        with torch.inference_mode():
             outputs = system.decode(src, src.shape[1], beams)
         assert [len(ids) for ids in outputs] == [src.shape[1]] * len(src)
     return run
 
 
-def training(system, src, tgt, mixed):
+def training(system, src, tgt):
     optimizer = torch.optim.AdamW(system.module.parameters(), fused=True)
 
     def run():
-        with mixed:
-            loss = system.loss(src, tgt)
-        loss.backward()
+        system.loss(src, tgt).backward()
         optimizer.step()
         optimizer.zero_grad()
     return run
 
 
-def head_and_loss(system, tgt, mixed):
+def head_and_loss(system, tgt):
     labels = tgt.flatten()
-    x = torch.randn(len(labels), 768, device=tgt.device, requires_grad=True)
+    x = torch.randn(len(labels), 768, requires_grad=True)
 
     def run():
-        with mixed:
-            loss = system.head(x, labels)
-        loss.backward()
+        system.head(x, labels).backward()
         x.grad = None
         system.module.zero_grad()
     return run
 
 
-def measure(name, vocab, work, device, runs, profile):
+def measure(name, vocab, work, runs, profile):
     """The row of one system and work, in a process of its own: a dict of figures."""
-    device, dtype = runtime.find_device(device, 'auto')
-    before = rates(device, dtype)
+    before = rates()
     torch.manual_seed(1)
     job, batch, beams = work.split('/')
-    batch, beams = int(batch), int(beams)
-    length = (CPU if device.type == 'cpu' else GPU)['length'][job]
+    batch, beams, length = int(batch), int(beams), LENGTH[job]
     system = SYSTEMS[name](vocab)
-    system.module.to(device).train(job == 'train')
+    system.module.train(job == 'train')
     size = system.size  # before packing
     operations, read = system.cost(job, batch, beams, length)
-    src, tgt = (torch.randint(4, vocab, (batch, length), device=device) for _ in range(2))
+    src, tgt = (torch.randint(4, vocab, (batch, length)) for _ in range(2))
     src[:, 0], src[:, -1] = 0, 2
-    mixed = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     if job == 'generate':
-        run = generation(system, src, beams, mixed)
+        run = generation(system, src, beams)
     elif job == 'train':
-        run = training(system, src, tgt, mixed)
+        run = training(system, src, tgt)
     else:
-        run = head_and_loss(system, tgt, mixed)
-    seconds, all_runs = median(run, runs, device)
-    if device.type == 'cuda':
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    products, reads = map(statistics.harmonic_mean, zip(before, rates(device, dtype)))
+        run = head_and_loss(system, tgt)
+    seconds, all_runs = median(run, runs)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    products, reads = map(statistics.harmonic_mean, zip(before, rates()))
     row = dict(work=work, vocab=vocab, system=name, seconds=seconds, runs=all_runs,
                tokens_per_s=batch * length / seconds, parameters=size, tflops=products / 1e12,
                gb_per_s=reads / 1e9, peak_gb=peak / 2**30)
     if isinstance(system, CTranslate2):
         row['peak_gb'] = None  # it would be that of the conversion
     if operations:
-        floor = max(operations / products, read * dtype.itemsize / 4 / reads)
-        row['of_floor'] = floor / seconds
-    return {**row, 'profile': slowest(run, device) if profile else []}
+        row['of_floor'] = max(operations / products, read / reads) / seconds
+    return {**row, 'profile': slowest(run) if profile else []}
 
 
 HEADER = (f'{"work":14}{"ids":>8}  {"system":17}{"size":>6}{"seconds":>11}{"target tokens":>13}'
@@ -366,8 +325,7 @@ def measure_text(path, encoder, runs):
     """
     tokenizer = Tokenizer(encoder, ('bo', 'zh'))
     lines = [line for line in read_lines(path) if line.strip()]
-    plain, _ = median(lambda: [tokenizer.sp.encode(line) for line in lines], runs,
-                      torch.device('cpu'))
+    plain, _ = median(lambda: [tokenizer.sp.encode(line) for line in lines], runs)
     for n in (1, 20):
         documents = ['\n'.join(lines[i:i + n]) for i in range(0, len(lines), n)]
         with tempfile.TemporaryDirectory() as folder:
@@ -404,10 +362,10 @@ def measure_batches(tokens, tokenizer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', default='cpu', help='cpu (default) or cuda')
-    parser.add_argument('--systems', nargs='+', choices=SYSTEMS)
-    parser.add_argument('--vocab', nargs='+', type=int, help='ids')
-    parser.add_argument('--work', nargs='+',
+    parser.add_argument('--systems', nargs='+', choices=SYSTEMS,
+                        default=['swcm', 'swcm-16', 'bert2bert', 'plain'])
+    parser.add_argument('--vocab', nargs='+', type=int, default=[250002], help='ids')
+    parser.add_argument('--work', nargs='+', default=WORK,
                         help='generate/BATCH/BEAMS, train/BATCH/1 or head/BATCH/1')
     parser.add_argument('--runs', type=int, default=3)
     parser.add_argument('--profile', action='store_true',
@@ -419,20 +377,16 @@ def main():
     args = parser.parse_args()
     if args.text:
         return measure_text(args.text, args.encoder, args.runs)
-    for key, value in (CPU if args.device == 'cpu' else GPU).items():
-        if getattr(args, key, 0) is None:
-            setattr(args, key, value)
     if args.one:
-        return print(json.dumps(measure(args.systems[0], args.vocab[0], args.work[0], args.device,
-                                        args.runs, args.profile)))
+        return print(json.dumps(measure(args.systems[0], args.vocab[0], args.work[0], args.runs,
+                                        args.profile)))
     print(f'torch {torch.__version__}, {torch.get_num_threads()} threads\n{HEADER}')
     rows = []
     for work, vocab, name in itertools.product(args.work, args.vocab, args.systems):
-        system = SYSTEMS[name]
-        if work.split('/')[0] not in system.jobs or args.device not in system.devices:
+        if work.split('/')[0] not in SYSTEMS[name].jobs:
             continue
         command = [sys.executable, __file__, '--one', '--systems', name, '--vocab', str(vocab),
-                   '--work', work, '--runs', str(args.runs), '--device', args.device]
+                   '--work', work, '--runs', str(args.runs)]
         done = subprocess.run(command + ['--profile'] * args.profile, stdout=subprocess.PIPE,
                               text=True)
         if done.returncode:
