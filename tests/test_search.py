@@ -41,6 +41,21 @@ def test_cache_changes_nothing(encoder_folder, options):
         cache.extend(row)
 
 
+def test_what_is_16_bits_wide_in_mixed_precision(encoder_folder):
+    """Keys, values, logits are; weights, gradients, states between layers and the loss are not."""
+    model = make_model(encoder_folder)
+    src, cache = make_sources(model), KVCache(4, 9, 'cpu')
+    with torch.autocast('cpu', torch.bfloat16):
+        loss, _ = model.loss(src, src)
+        x = model.states(src[:, :2], model.encoder.encode(src), src, cache)
+        logits = model.encoder.head(x)
+    loss.backward()
+    for pairs in (*cache.memory.values(), *cache.written.values()):
+        assert [t.dtype for t in pairs] == [torch.bfloat16] * 2
+    assert logits.dtype == torch.bfloat16 and loss.dtype == x.dtype == torch.float32
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
 @torch.no_grad()
 def test_one_beam_is_the_naive_search(encoder_folder):
     """Greedy search writes what model.generate does, and its score is that of the loss."""
