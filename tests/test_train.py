@@ -326,7 +326,8 @@ def test_studies_have_the_tables_of_their_logs():
             *(('finetune', f'scores/{table}/*.json', [f'--score={score}']) for table, scores in (
                 ('headlines', ('chrF++', 'rouge_l_f', 'shuffled')), ('answers', ('f1', 'exact')),
                 ('zh-bo', ('chrF++', 'shuffled')), ('bo-zh', ('chrF++', 'shuffled')),
-                ('translate', ('chrF++',)), ('transfer', ('chrF++', 'wrong_script')))
+                ('strings', ('chrF++', 'wrong_script')), ('titles', ('chrF++', 'rouge_l_f')),
+                ('questions', ('f1',)))
               for score in scores)):
         folder = ROOT / 'config' / study
         files = sorted(str(path) for path in folder.glob(pattern))
