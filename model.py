@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3              # <s> <pad> </s> <unk>: XLM-R's ids
-CHUNK = {'cpu': 512, 'cuda': 4096}           # rows of logits at a time, each of V numbers
+GPU_LOGITS = 2**28                           # at a time, in the loss: 0.5 GiB in bfloat16
 
 
 @dataclass
@@ -314,7 +314,7 @@ class SWCM(nn.Module):
         return x
 
     def loss(self, src, tgt):
-        """src (B,S), tgt (B,T), both <s> <lang> ... </s> padded with 1, as yet on the CPU -> the
+        """src (B,S), tgt (B,T), both <s> <lang> ... </s> padded with 1, on the CPU -> the
         sum of the losses of the target tokens after <lang>, in nats, and their number."""
         real = tgt[:, 1:] != PAD
         real[:, 0] = False                                                  # <lang> is given
@@ -359,11 +359,12 @@ class SWCM(nn.Module):
 
 
 def to_device(module, *tensors):
-    """Copies tensors from the CPU to a module's device. A GPU is not waited for: what the batch
+    """Copies tensors from the CPU to a module's device. Does not wait for a GPU: what the batch
     decides, such as the places of targets, is found on the CPU before."""
     device = next(module.parameters()).device
-    pinned = [t.pin_memory() for t in tensors] if device.type == 'cuda' else tensors
-    return [t.to(device, non_blocking=True) for t in pinned]
+    if device.type != 'cuda':
+        return [t.to(device) for t in tensors]
+    return [(t if t.is_cuda else t.pin_memory()).to(device, non_blocking=True) for t in tensors]
 
 
 def init_weights(module):
@@ -479,7 +480,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         ctx.types = h.dtype, weight.dtype, bias.dtype
         h, w, total = h.to(dtype), weight.to(dtype), torch.zeros((), device=h.device)
         dh, dw, db = (torch.zeros_like(x) if with_grad else None for x in (h, weight, bias))
-        n = CHUNK.get(h.device.type, 512)
+        n = max(1, GPU_LOGITS // len(w)) if h.is_cuda else 512              # memory: n * V numbers
         for i in range(0, len(h), n):
             rows = slice(i, i + n)
             loss, d = loss_and_gradient(F.linear(h[rows], w, bias.to(dtype)), labels[rows])

@@ -49,7 +49,7 @@ class KVCache:
         self.memory, self.written = {}, {}                  # Attention: [keys, values]
         self.slots = torch.arange(n_slots, device=device)
         self.at = self.slots[:2]                            # the slots (T,) of the newest tokens
-        self.n_used, self.n_texts = 2, 1                    # slots, texts of a source
+        self.n_used, self.n_texts = 2, 1                    # slots to read, texts of a source
         self.past = (self.slots <= self.at[:, None]).expand(n_sources, -1, -1)  # (B,T,slots)
 
     def positions(self):
@@ -65,9 +65,9 @@ class KVCache:
         if attn not in self.written:
             B, H, _, D = q.shape
             self.written[attn] = [q.new_zeros(B, H, len(self.slots), D) for _ in new]
-        for slots, values in zip(self.written[attn], new):
-            slots.index_copy_(2, self.at, values)
-        k, v = (slots[:, :, :self.n_used] for slots in self.written[attn])
+        for stored, values in zip(self.written[attn], new):
+            stored.index_copy_(2, self.at, values)
+        k, v = (stored[:, :, :self.n_used] for stored in self.written[attn])
         return q, k, v, self.past[:, None, :, :self.n_used], False
 
     def extend(self, parent):
@@ -78,8 +78,7 @@ class KVCache:
         self.past = before | (self.slots == self.at[:, None])           # (B,K,slots)
         self.n_used += self.n_texts
 
-    def keep(self, rows):
-        """Drops all sources but these, the long tensor `rows`."""
+    def keep(self, rows):                                               # the sources `rows` alone
         self.past = self.past[rows]
         for pairs in (self.memory, self.written):
             pairs.update({attn: [x[rows] for x in pair] for attn, pair in pairs.items()})
@@ -98,7 +97,7 @@ class Beams:
         self.total = torch.zeros_like(limits[:, None], dtype=torch.float)           # (B,1)
         self.ended = self.ids.expand(-1, K, -1)                                     # (B,K,T)
         self.score = (self.total - torch.inf).expand(-1, K)                         # (B,K)
-        self.done = limits < 0                                                      # (B,)
+        self.done = torch.zeros_like(limits, dtype=torch.bool)                      # (B,)
 
     def extend(self, logp):
         """Adds a token to each text, given log p (R,V). Returns parent (B,K): which of its
@@ -106,23 +105,22 @@ class Beams:
         K, self.n = self.score.shape[1], self.n + 1                     # with the new token
         best, token = (x.unflatten(0, self.total.shape) for x in topk(logp, 2 * K))
         total, i = (self.total[:, :, None] + best).flatten(1).topk(min(2 * K, best[0].numel()))
-        parent, token = i // best.shape[2], token.flatten(1).gather(1, i)   # (B,2K): K may be </s>
+        parent, token = i // best.shape[2], token.flatten(1).gather(1, i)   # (B,2K): half can end
         texts = self.ids.take_along_dim(parent[:, :, None], 1)          # (B,2K,T)
         texts.index_copy_(2, self.n + 1, token[:, :, None])
         norm, ends = self.n ** self.length_penalty, token == EOS
         ended = (total / norm).masked_fill(~ends | self.done[:, None], -torch.inf)[:, :K]
-        self.score, best = torch.cat([self.score, ended], 1).topk(K)
-        self.ended = torch.cat([self.ended, texts[:, :K]], 1).take_along_dim(best[:, :, None], 1)
+        self.score, kept = torch.cat([self.score, ended], 1).topk(K)
+        self.ended = torch.cat([self.ended, texts[:, :K]], 1).take_along_dim(kept[:, :, None], 1)
         total = total.masked_fill(ends, -torch.inf)
         self.total, others = total.topk(min(K, total.shape[1]))
         self.ids = texts.take_along_dim(others[:, :, None], 1)
         self.token = token.gather(1, others)
-        best = self.total[:, 0] / norm
-        self.done = self.done | (self.limits < self.n) | (best <= self.score[:, -1])
+        is_worse = self.total[:, 0] / norm <= self.score[:, -1]
+        self.done = self.done | is_worse | (self.limits < self.n)
         return parent.gather(1, others)
 
-    def keep(self, rows):
-        """Drops all sources but these, the long tensor `rows`."""
+    def keep(self, rows):                                               # the sources `rows` alone
         for name in 'token', 'limits', 'ids', 'total', 'ended', 'score', 'done':
             setattr(self, name, getattr(self, name)[rows])
 
@@ -144,7 +142,7 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
         score = sum of log p(token | before, source), </s> too, / (len(ids) + 1) ** length_penalty
 
     where p is the model's own probability. R: all texts of all sources, B * K."""
-    c, device, sources, found = model.config, src.device, [*range(len(src))], {}
+    c, device = model.config, src.device
     start = torch.tensor([[BOS, c.language_id(x)] for x in languages], device=device)       # (B,2)
     never = torch.tensor([*c.never_written, *banned], device=device)
     memory = model.encoder.encode(src)
@@ -159,14 +157,15 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
             ban_repeats(logp, texts.ids.flatten(0, 1), texts.n, no_repeat_ngram)
         at_limit = (texts.n == texts.limits).repeat_interleave(cache.n_texts)                # (R,)
         end = logp[:, EOS].clone()
-        logp.masked_fill_(at_limit[:, None], -torch.inf)[:, EOS] = end
+        logp.masked_fill_(at_limit[:, None], -torch.inf)[:, EOS] = end      # it can only end
         if temperature:
             logp = keep_sampled(logp, temperature, top_k)
         cache.extend(texts.extend(logp))
 
-    if src.is_cuda and not temperature:
+    if src.is_cuda and not temperature:                 # all sources to the end: the same shapes
         replay(step, cache, texts, max(limits) + 1)
         return texts.found()
+    sources, found = [*range(len(src))], {}
     while sources:
         step()
         done = texts.done.tolist()

@@ -39,7 +39,7 @@ from sample import model_folder, write
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
 MODEL_SETTINGS = 'layer', 'share', 'insert_every', 'inserted', 'head'   # of a new one
-COMPILED = Layer, LossAndGradient                       # once for all shapes
+COMPILED = Layer, LossAndGradient                       # each kind once, for all shapes
 MOST_SKIPPED = 5                                        # skipped steps in a row that end a run
 
 
@@ -132,10 +132,11 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
     optimizer = make_optimizer(model, cfg)
     run = Checkpoints(cfg, model, optimizer, state, text_hash)
     progress, forward = run.progress, model
-    for part in model.modules() if cfg.compile and runtime.can_compile(device) else ():
-        if isinstance(part, COMPILED):
+    if cfg.compile and runtime.can_compile(device):
+        for part in (m for m in model.modules() if isinstance(m, COMPILED)):
             part.compile(dynamic=True)
     if world > 1:
+        torch._dynamo.config.optimize_ddp = False       # it would cut layers into pieces
         forward = DistributedDataParallel(model)
     bar = tqdm(total=cfg.max_steps, initial=progress.step, unit='step', dynamic_ncols=True,
                disable=True if rank else None)

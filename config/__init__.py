@@ -48,7 +48,7 @@ class Run:
     save_interval: int = changeable(100, 'steps between writes of last/', low=1)
     resume: bool = changeable(True, 'resume from out_dir/last if it exists; False: start over')
     device: str = changeable('auto', 'auto | cpu | cuda | cuda:1 | mps')
-    dtype: str = changeable('auto', 'auto (bfloat16 if CUDA has it) | float32 | bfloat16')
+    dtype: str = changeable('auto', 'auto (CUDA: bfloat16) | bfloat16 | float32 (CUDA: TF32)')
     compile: bool = changeable(True, 'torch.compile, on CUDA with a C compiler')
 
 

@@ -1,7 +1,7 @@
 """Faster generation on a GPU: decoding steps that are recorded once and then replayed."""
 import torch
 
-BUCKET = 64                                     # slots: one recording for each multiple
+BUCKET = 64                                     # steps after which a longer cache is recorded
 LOOK_EVERY = 8                                  # steps between looks at whether all is done
 
 
@@ -9,15 +9,15 @@ def replay(step, cache, texts, n_steps):
     """Makes n_steps decoding steps, or fewer if all texts are done by then.
 
     A step is hundreds of short kernels, which take longer to launch than to run. A recording (CUDA
-    graph) launches them at once, but always for the same shapes. So attention reads the cache up to
-    the next multiple of BUCKET slots, where the mask hides the unused ones."""
+    graph) launches them at once, but always for the same shapes. So attention reads as many slots
+    as BUCKET steps fill, or a multiple; the mask hides the unused ones."""
     graphs, pool = {}, torch.cuda.graph_pool_handle()
     for n in range(n_steps):
         if n < 2:                               # <s> <lang>; then the usual shapes, to warm up
             step()
         else:
-            used = cache.n_used
-            cache.n_used = -(-used // BUCKET) * BUCKET
+            used, bucket = cache.n_used, BUCKET * cache.n_texts
+            cache.n_used = -(-used // bucket) * bucket
             if cache.n_used not in graphs:
                 graphs[cache.n_used] = record(step, (cache, texts), pool)
             graphs[cache.n_used].replay()
@@ -32,7 +32,7 @@ def record(step, states, pool):
     before = [(state, name, x) for state in states for name, x in vars(state).items()
               if isinstance(x, torch.Tensor)]
     n_used, graph = states[0].n_used, torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'):
         step()
         for state, name, x in before:
             x.copy_(getattr(state, name))

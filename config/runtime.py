@@ -2,9 +2,11 @@
 import os
 import shutil
 import signal
+import sysconfig
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,7 @@ from tqdm import tqdm
 # oneDNN caches what it makes for each shape, 1,024 by default. With ragged batches these blocks
 # break up the heap, and memory grows by up to 14 MB a step.
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16')
-# the same for a GPU's memory
+# Ragged batches break up a GPU's memory too, unless its segments can grow.
 os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')
 PATIENT = []                          # with several processes: the group that `barrier` waits for
 
@@ -31,22 +33,26 @@ def find_device(device, dtype):
     if dtype not in ('float32', 'bfloat16'):
         raise ValueError(f'dtype={dtype!r}: choose auto, float32 or bfloat16')
     try:
-        torch.empty(0, device=device)
+        found = torch.empty(0, device=device).device        # cuda: with its number
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f'device={device!r} is not available: {str(e).splitlines()[0]}') from e
     # in bfloat16 on a CPU this kernel takes 4 to 8 times as long as products, for short sentences
     torch.backends.cuda.enable_flash_sdp(device != 'cpu' or dtype != 'bfloat16')
-    if device.startswith('cuda'):
+    if found.type == 'cuda':
+        torch.cuda.set_device(found)                        # config/cuda.py records there
         torch.set_float32_matmul_precision('high')          # TF32
-        # it makes a plan for each new shape; its gradients may be NaN (pytorch issue 196678)
+        # cuDNN's attention plans anew for each shape; its gradients may be NaN (pytorch #196678)
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return torch.device(device), getattr(torch, dtype)
+    return found, getattr(torch, dtype)
 
 
 def can_compile(device):
-    """Whether torch.compile works on a device: on CUDA, where Triton calls a C compiler."""
+    """Whether torch.compile works on a device: on newer GPUs, where Triton finds what it needs, a C
+    compiler and Python's header."""
     compilers = os.environ.get('CC', 'cc'), 'gcc', 'clang'
-    return device.type == 'cuda' and find_spec('triton') and any(map(shutil.which, compilers))
+    return bool(device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (7, 0)
+                and find_spec('triton') and any(map(shutil.which, compilers))
+                and Path(sysconfig.get_path('include'), 'Python.h').exists())
 
 
 def with_processes(main, cfg):

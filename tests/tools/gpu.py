@@ -104,7 +104,8 @@ def about(s):
     mask = torch.ones(2, 1, 1, 200, dtype=torch.bool, device=s.device)
     return {'torch': torch.__version__, 'cuda': torch.version.cuda,
             'device': torch.cuda.get_device_name() if s.is_gpu else 'cpu',
-            'compiles': bool(runtime.can_compile(s.device)),
+            'compiles': runtime.can_compile(s.device), 'allocator': str(s.is_gpu and (
+                torch.cuda.memory._snapshot().get('allocator_settings'))),
             'causal': slowest(s, lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True)),
             'masked': slowest(s, lambda: F.scaled_dot_product_attention(q, q, q, mask))}
 
@@ -229,7 +230,13 @@ def fit(s, cfg, tokens, evaluator=lambda *_: ({'x': 1.0}, {}, []), **options):
 
 def training(s):
     """Target tokens/s of train.fit, four micro-batches a step, by tokens of a micro-batch."""
-    found, sizes = {}, s.batch_tokens
+    found, sizes, written = {}, s.batch_tokens, []
+
+    def evaluate(model, is_last):
+        src, _ = Ragged(s, 8 * s.length)[0]
+        written.append(search(model, torch.from_numpy(src).to(s.device), ['bo'] * len(src),
+                              [s.n_new] * len(src), 4))
+        return {'x': 1.0}, {}, []
     for name, tokens, compiled in (('eager', sizes[0], False), *(
             (f'compiled, {n} tokens', n, True) for n in sizes)):
         s.peak()
@@ -237,7 +244,7 @@ def training(s):
             cfg = settings(s, folder, max_steps=s.steps, accumulate=4, compile=compiled)
             started = time.perf_counter()
             try:
-                lines = fit(s, cfg, tokens)
+                lines = fit(s, cfg, tokens, evaluate)
             except torch.OutOfMemoryError:
                 found[name] = 'out of memory'
                 continue
@@ -264,7 +271,7 @@ def profile(s):
 
 
 def head(s):
-    """Milliseconds of head and loss with gradients, by rows at a time."""
+    """Milliseconds of head and loss with gradients, by logits at a time."""
     model, n, found = s.model(), s.batch_tokens[0] // 2, {}
     labels = torch.randint(4, s.sizes['vocab_size'], (n,), device=s.device)
     x = torch.randn(n, model.config.n_embd, device=s.device, requires_grad=True)
@@ -274,11 +281,11 @@ def head(s):
             model.encoder.head.loss(x, labels).backward()
         model.zero_grad()
     for name in ('eager', 'compiled'):
-        for rows in (1024, 4096, 8192):
-            module.CHUNK[s.device.type] = rows
-            found[f'{name}, {rows}'] = {k: 1e3 * t for k, t in s.seconds(run).items()}
+        for bits in (27, 28, 29, 30):
+            module.GPU_LOGITS = 2**bits
+            found[f'{name}, 2^{bits} logits'] = {k: 1e3 * t for k, t in s.seconds(run).items()}
         compile_parts(s, model)
-    module.CHUNK[s.device.type] = 4096 if s.is_gpu else 512
+    module.GPU_LOGITS = 2**28
     return found
 
 
@@ -297,7 +304,8 @@ def writing(s):
 
 
 def generation(s):
-    """Tokens/s with 5 beams, all texts together: ours, without recorded steps, transformers."""
+    """Tokens/s with 5 beams, all texts together: ours, without recorded steps, transformers. And
+    the fraction of texts that are the same without recorded steps."""
     src = torch.randint(4, s.sizes['vocab_size'] - 1, (s.n_texts, s.n_new), device=s.device)
     src[:, 0], src[:, -1] = BOS, EOS
     model, found, recorded = s.model().eval(), {}, sample.replay
@@ -305,12 +313,14 @@ def generation(s):
 
     def run():
         with s.mixed():
-            texts = search(model, src, ['bo'] * len(src), [s.n_new] * len(src), 5)
-        assert all(len(found[0][0]) == s.n_new for found in texts)
+            return search(model, src, ['bo'] * len(src), [s.n_new] * len(src), 5)
     s.peak()
     found['swcm'] = {**s.seconds(run, 3), 'GiB': s.peak(), 'slowest': slowest(s, run, 12)}
+    ours = run()
+    assert all(len(texts[0][0]) == s.n_new for texts in ours)
     sample.replay = lambda step, cache, texts, n: [step() for _ in range(n)]
     found['without recorded steps'] = s.seconds(run, 1)
+    same = sum(a[0][0] == b[0][0] for a, b in zip(ours, run())) / len(src)
     sample.replay = recorded
     if not s.tiny:
         theirs = Bert2Bert(s.sizes['vocab_size'])
@@ -321,7 +331,7 @@ def generation(s):
             found[name] = s.seconds(lambda: theirs.decode(src, s.n_new, 5), 1)
     for row in found.values():
         row['tokens/s'] = s.n_texts * s.n_new / row['median']
-    return found
+    return {**found, 'same': same}
 
 
 SECTIONS = (about, not_finite, ceilings, attention, gradients, writing, resume, head, training,
