@@ -1,6 +1,7 @@
 # Trains and scores the rows of README.md that are not done yet. A stopped row goes on.
 #     MONO=... PAIRS=... TASKS=... NTREX=... bash config/finetune/study.sh [NAME [OPTIONS]]
 # NAME is a row or a table, such as answers/copy or answers; OPTIONS are for all of its rows.
+# With ENCODER, a larger encoder's folder, copy and none have rows from that one too.
 set -euo pipefail
 : "${MONO:?}" "${PAIRS:?}" "${TASKS:?}" "${NTREX:?}"
 only=${1-}; shift || true
@@ -52,7 +53,11 @@ pretrain alternate --share=alternate
 pretrain none --share=none
 pretrain dae --mt_fraction=0
 pretrain mt --mt_fraction=1
-for arm in baselines raw copy inserted alternate none dae mt; do
+if [[ -n ${ENCODER-} ]]; then
+    pretrain copy-larger --encoder="$ENCODER"
+    pretrain none-larger --encoder="$ENCODER" --share=none
+fi
+for arm in baselines raw copy inserted alternate none dae mt ${ENCODER:+copy-larger none-larger}; do
     case $arm in
         baselines) script=tests/tools/baselines.py from= ;;
         raw) script=finetune.py from= ;;
@@ -63,6 +68,13 @@ for arm in baselines raw copy inserted alternate none dae mt; do
     row zh-bo/$arm "$from" $script "${zh_bo[@]}"
     row bo-zh/$arm "$from" $script "${zh_bo[@]}" --learn=bo-zh
 done
+
+# Into Chinese from languages that the encoder's teacher knew, by what pretraining learned alone
+into_zh=("${translate[@]}" --learn=kk-zh,ug-zh
+    --test="$NTREX/ntrex.kk-zh.tsv,$NTREX/ntrex.ug-zh.tsv"
+    --data="$(files {libreoffice,gnome,mediawiki,mozilla,tatoeba}'.[ku][kg]-zh.tsv')")
+row into-zh/baselines '' tests/tools/baselines.py "${into_zh[@]}"
+row into-zh/copy pretrained/copy finetune.py "${into_zh[@]}" --eval_only=True
 
 # Amount of data, from data/small; all pairs are zh-bo/raw and amount/x3
 for n in 1900 5700; do
