@@ -24,7 +24,7 @@ from data.languages import ids_outside_scripts
 from data.metrics import ABOUT, report, score
 from data.tokenizer import normalize
 from model import SWCM
-from sample import read_settings, run_of, write
+from sample import generate_texts, read_settings, run_of
 from train import (
     build, check_start, fit, loss_of, read_state, sample_lines, start_folder, weight_report,
 )
@@ -184,7 +184,7 @@ def predict(model, task, tokenizer, cfg, n, beams):
     chosen = evenly_spaced(len(task), n or len(task))
     banned = banned_ids(cfg, tokenizer).get(task.target, ())
     sources, examples = [task.ids[i][0] for i in chosen], [task.examples[i] for i in chosen]
-    outputs, _ = write(model, tokenizer, sources, [task.target] * len(sources),
+    outputs, _ = generate_texts(model, tokenizer, sources, [task.target] * len(sources),
                        cfg.max_target_len - SPECIALS, max(1, 64 // beams), banned, beams=beams,
                        length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram)
     references = [(e.target, *e.others) for e in examples]

@@ -52,9 +52,10 @@ class SWCMConfig:
         if self.share == 'none' and self.inserted == 'duplicate':
             raise ValueError("inserted='duplicate' needs copied layers; share='none' has none")
         self.languages, self.n_ids = tuple(self.languages), self.vocab_size + len(self.languages)
-        self.n_rows = -(-self.n_ids // 64) * 64         # V: multiples of 64 make matmuls fast
+        self.n_rows = -(-self.n_ids // 64) * 64         # V: whole blocks, for sample.topk
         self.max_length = self.n_positions - PAD - 1    # tokens; positions start after <pad>
-        self.never_written = [BOS, PAD, UNK, *range(self.vocab_size - 1, self.n_ids)]   # <mask> ...
+        # the last: <mask> and the language tokens
+        self.never_generated = [BOS, PAD, UNK, *range(self.vocab_size - 1, self.n_ids)]
 
     def language_id(self, language):
         if language not in self.languages:
@@ -75,8 +76,8 @@ class Embeddings(nn.Module):
     def forward(self, ids, position=None):
         """ids (B,T) -> (B,T,C). position (B,T), from 1: given if ids are not a whole sequence."""
         if position is None:
-            if ids.shape[1] >= (n := self.position.num_embeddings - PAD):
-                raise ValueError(f'{ids.shape[1]} tokens; the model reads at most {n - 1}')
+            if ids.shape[1] > (most := self.position.num_embeddings - PAD - 1):
+                raise ValueError(f'{ids.shape[1]} tokens; the model reads at most {most}')
             position = (ids != PAD).cumsum(1) * (ids != PAD)
         x = self.word(ids) + self.token_type.weight[0] + self.position(position + PAD)
         return self.dropout(self.norm(x))
@@ -230,12 +231,13 @@ class XLMR(nn.Module):
         own, n_new = dict(self.named_parameters()), self.config.n_rows - self.config.vocab_size
         word = tensors.get('embeddings.word.weight', own['embeddings.word.weight'][:0]).float()
         new = word.mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
-        known = {name: t for name, t in own.items() if name.startswith('head.')}
-        known |= {name: t for name, t in tensors.items()
-                  if self.head.has_transform or not name.startswith('head.')}
-        if known['head.bias'] is not own['head.bias']:
-            known['head.bias'] = F.pad(known['head.bias'], (0, n_new))
-        load_tensors(self, {**known, 'embeddings.word.weight': torch.cat([word, new])}, folder)
+        known = {**tensors, 'embeddings.word.weight': torch.cat([word, new])}
+        if self.head.has_transform and 'head.bias' in tensors:
+            known['head.bias'] = F.pad(tensors['head.bias'], (0, n_new))
+        else:                                                               # ours stays
+            known = {name: t for name, t in known.items() if not name.startswith('head.')}
+            known |= {name: p for name, p in own.items() if name.startswith('head.')}
+        load_tensors(self, known, folder)
 
     def save(self, folder):
         """Writes the encoder as a folder in XLM-R's format, which transformers can read too."""
@@ -314,8 +316,8 @@ class SWCM(nn.Module):
         return x
 
     def loss(self, src, tgt):
-        """src (B,S), tgt (B,T), both <s> <lang> ... </s> padded with 1, on the CPU -> the
-        sum of the losses of the target tokens after <lang>, in nats, and their number."""
+        """The sum of the losses of the target tokens after <lang>, in nats, and their number.
+        src (B,S), tgt (B,T): <s> <lang> ... </s>, padded with 1, on the CPU."""
         real = tgt[:, 1:] != PAD
         real[:, 0] = False                                                  # <lang> is given
         src, tgt, at = to_device(self, src, tgt, real.flatten().nonzero()[:, 0])
@@ -331,7 +333,7 @@ class SWCM(nn.Module):
         tgt = torch.tensor([[BOS, c.language_id(language)]] * len(src), device=src.device)
         for _ in range(max_new_tokens):
             logits = self.encoder.head(self.states(tgt, memory, src)[:, -1]).float()    # (B,V)
-            logits[:, c.never_written] = -torch.inf
+            logits[:, c.never_generated] = -torch.inf
             p = (logits / (temperature or 1)).softmax(-1)
             token = p.multinomial(1) if temperature else p.argmax(-1, keepdim=True)     # (B,1)
             tgt = torch.cat([tgt, token], 1)
@@ -359,8 +361,8 @@ class SWCM(nn.Module):
 
 
 def to_device(module, *tensors):
-    """Copies tensors from the CPU to a module's device. Does not wait for a GPU: what the batch
-    decides, such as the places of targets, is found on the CPU before."""
+    """Copies tensors from the CPU to a module's device, without waiting for a GPU. So what depends
+    on the ids, such as the places of targets, is computed on the CPU before."""
     device = next(module.parameters()).device
     if device.type != 'cuda':
         return [t.to(device) for t in tensors]
@@ -391,7 +393,7 @@ NAMES = {
     'head.norm': 'lm_head.layer_norm', 'head.bias': 'lm_head.bias',
 }
 READ = {'.gamma': '.weight', '.beta': '.bias', 'lm_head.decoder.bias': 'lm_head.bias',
-        **{theirs: ours for ours, theirs in NAMES.items()}}             # first: of older files
+        **{theirs: ours for ours, theirs in NAMES.items()}}             # first: older names
 UNUSED = 'roberta.pooler.', 'roberta.embeddings.position_ids', 'lm_head.decoder.weight', 'cls.'
 ROW_PER_ID = 'embeddings.word.weight', 'head.bias'      # ours have more rows than the file's
 SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_embd': 'hidden_size',
@@ -432,7 +434,7 @@ def load_tensors(module, tensors, source, verb='read'):
     if wrong:
         raise ValueError(f'{source}: tensors are missing, unknown, or not of the shape that '
                          f'config.json asks for: {", ".join(sorted(wrong)[:4])}')
-    for name in [name for name in ours if tensors[name] is not ours[name]]:    # not tied, not kept
+    for name in [name for name in ours if tensors[name] is not ours[name]]:     # a head may stay
         part, _, attribute = name.rpartition('.')
         value = nn.Parameter(tensors[name].to('cpu', torch.float32, copy=True))
         value.origin = f'{verb} from {source}'
@@ -462,7 +464,7 @@ def write_folder(folder, config, tensors, sentencepiece):
     save_file(tensors, Path(folder, 'model.safetensors'), {'format': 'pt', 'crc32': '00000000'})
 
 
-class LossAndGradient(nn.Module):
+class LossAndGradient(nn.Module):                # a module, so that train.py can compile it
     def forward(self, logits, labels):
         """logits (N,V), labels (N,) -> the sum of -log p(label), and its gradient (N,V)."""
         rows = torch.arange(len(labels), device=labels.device)

@@ -40,13 +40,13 @@ class KVCache:
     slots are in the past of each text. So nothing is copied when a text continues another, and the
     texts of a source are only rows of queries. Two texts, "a c" and "a d", after two steps:
 
-        slot    0    1     2   3   4   5        slot n: the n-th token that any text wrote
+        slot    0    1     2   3   4   5        slot n: the n-th token of all texts
                <s> <lang>  a   b   c   d
         a c     x    x     x       x            no text continues b
         a d     x    x     x           x
     """
     def __init__(self, n_sources, n_slots, device):
-        self.memory, self.written = {}, {}                  # Attention: [keys, values]
+        self.memory, self.generated = {}, {}                  # Attention: [keys, values]
         self.slots = torch.arange(n_slots, device=device)
         self.at = self.slots[:2]                            # the slots (T,) of the newest tokens
         self.n_used, self.n_texts = 2, 1                    # slots to read, texts of a source
@@ -62,12 +62,12 @@ class KVCache:
                 self.memory[attn] = [attn.heads(attn.key(kv)), attn.heads(attn.value(kv))]
             return attn.heads(attn.query(x)), *self.memory[attn], mask, False
         q, *new = attn.qkv(x, x)
-        if attn not in self.written:
+        if attn not in self.generated:
             B, H, _, D = q.shape
-            self.written[attn] = [q.new_zeros(B, H, len(self.slots), D) for _ in new]
-        for stored, values in zip(self.written[attn], new):
+            self.generated[attn] = [q.new_zeros(B, H, len(self.slots), D) for _ in new]
+        for stored, values in zip(self.generated[attn], new):
             stored.index_copy_(2, self.at, values)
-        k, v = (stored[:, :, :self.n_used] for stored in self.written[attn])
+        k, v = (stored[:, :, :self.n_used] for stored in self.generated[attn])
         return q, k, v, self.past[:, None, :, :self.n_used], False
 
     def extend(self, parent):
@@ -80,19 +80,19 @@ class KVCache:
 
     def keep(self, rows):                                               # the sources `rows` alone
         self.past = self.past[rows]
-        for pairs in (self.memory, self.written):
+        for pairs in (self.memory, self.generated):
             pairs.update({attn: [x[rows] for x in pair] for attn, pair in pairs.items()})
 
 
 class Beams:
     """The K unfinished texts of each source, and its K best finished ones, best first.
 
-    A </s> among a source's K best candidates ends a text. A source is done when K texts have ended
-    and no unfinished text would be better if it ended now (the rule of transformers)."""
+    Of a source's 2K candidates, a </s> among the K best ends a text. A source is done when K texts
+    have ended and no unfinished text would be better if it ended now (transformers' rule)."""
     def __init__(self, start, limits, K, length_penalty):
         """start (B,2): <s> <lang>; limits (B,): tokens after them, without </s>."""
         self.token, self.limits, self.length_penalty = start, limits, length_penalty
-        self.n = torch.zeros_like(limits[:1])                           # tokens written, (1,)
+        self.n = torch.zeros_like(limits[:1])                           # tokens generated, (1,)
         self.ids = F.pad(start, (0, int(limits.max()) + 1), value=PAD)[:, None]     # (B,1,T)
         self.total = torch.zeros_like(limits[:, None], dtype=torch.float)           # (B,1)
         self.ended = self.ids.expand(-1, K, -1)                                     # (B,K,T)
@@ -103,9 +103,9 @@ class Beams:
         """Adds a token to each text, given log p (R,V). Returns parent (B,K): which of its
         source's texts each of the new ones continues."""
         K, self.n = self.score.shape[1], self.n + 1                     # with the new token
-        best, token = (x.unflatten(0, self.total.shape) for x in topk(logp, 2 * K))
+        best, token = (x.unflatten(0, self.total.shape) for x in topk(logp, 2 * K))     # (B,K,2K)
         total, i = (self.total[:, :, None] + best).flatten(1).topk(min(2 * K, best[0].numel()))
-        parent, token = i // best.shape[2], token.flatten(1).gather(1, i)   # (B,2K): half can end
+        parent, token = i // best.shape[2], token.flatten(1).gather(1, i)   # (B,2K)
         texts = self.ids.take_along_dim(parent[:, :, None], 1)          # (B,2K,T)
         texts.index_copy_(2, self.n + 1, token[:, :, None])
         norm, ends = self.n ** self.length_penalty, token == EOS
@@ -133,7 +133,7 @@ class Beams:
 @torch.inference_mode()
 def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat_ngram=0,
            temperature=0.0, top_k=0, banned=()):
-    """Writes a text for each row of src (B,S), in the language and up to the limit given for it.
+    """Generates a text for each row of src (B,S), in the language and to the limit given for it.
 
     Greedy with beams=1, beam search with more, sampling with temperature > 0 and beams=1. At its
     limit a text ends with </s>. No n-gram of no_repeat_ngram tokens occurs twice (0: off), and no
@@ -144,7 +144,7 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
     where p is the model's own probability. R: all texts of all sources, B * K."""
     c, device = model.config, src.device
     start = torch.tensor([[BOS, c.language_id(x)] for x in languages], device=device)       # (B,2)
-    never = torch.tensor([*c.never_written, *banned], device=device)
+    never = torch.tensor([*c.never_generated, *banned], device=device)
     memory = model.encoder.encode(src)
     cache = KVCache(len(src), 2 + beams * max(limits), device)
     texts = Beams(start, torch.tensor(limits, device=device), beams, length_penalty)
@@ -157,12 +157,12 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
             ban_repeats(logp, texts.ids.flatten(0, 1), texts.n, no_repeat_ngram)
         at_limit = (texts.n == texts.limits).repeat_interleave(cache.n_texts)                # (R,)
         end = logp[:, EOS].clone()
-        logp.masked_fill_(at_limit[:, None], -torch.inf)[:, EOS] = end      # it can only end
+        logp.masked_fill_(at_limit[:, None], -torch.inf)[:, EOS] = end      # only </s> is left
         if temperature:
             logp = keep_sampled(logp, temperature, top_k)
         cache.extend(texts.extend(logp))
 
-    if src.is_cuda and not temperature:                 # all sources to the end: the same shapes
+    if src.is_cuda and not temperature:                 # a recorded step has the same shapes
         replay(step, cache, texts, max(limits) + 1)
         return texts.found()
     sources, found = [*range(len(src))], {}
@@ -179,13 +179,13 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
     return [found[b] for b in sorted(found)]
 
 
-def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, banned=(), **options):
+def generate_texts(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, banned=(),
+                   **options):
     """The model's text for each source, and for each whether it reached its limit: two lists.
 
     sources: ids with <s> <lang> </s>; languages: the target language of each. max_new_tokens: the
-    limit; 0: 3 times the source's tokens plus 20, enough for 1,999 of 2,000 lines of NTREX in each
-    of README's directions. options: of `search`. Texts of similar length are batched, `batch` at a
-    time, which does not change the result."""
+    limit; 0: 3 times the source's tokens plus 20. options: of `search`. Texts of similar length are
+    batched, `batch` at a time, which does not change the result."""
     device, most = next(model.parameters()).device, model.config.max_length - 2
     limits = [min(max_new_tokens or 3 * len(source) + 20, most) for source in sources]
     banned = [*range(tokenizer.mask, tokenizer.vocab_size), *banned]    # ids that no text has
@@ -196,7 +196,7 @@ def write(model, tokenizer, sources, languages, max_new_tokens=0, batch=16, bann
         found = search(model, torch.from_numpy(src).to(device), [languages[i] for i in rows],
                        [limits[i] for i in rows], banned=banned, **options)
         if not all(found):
-            raise ValueError('the model gives no text; are its weights not finite?')
+            raise ValueError('the model generates no text: are its weights finite?')
         for i, [(ids, _), *_] in zip(rows, found):
             texts[i], at_limit[i] = tokenizer.decode(ids), len(ids) == limits[i]
     return texts, at_limit
@@ -230,7 +230,7 @@ def keep_sampled(logp, temperature, top_k):
     return torch.full_like(logp, -torch.inf).scatter(1, token, logp.gather(1, token))
 
 
-class Writer:
+class TextGenerator:
     """A checkpoint that is ready to generate, and counts for warnings to the user."""
     def __init__(self, folder, cfg, longest):
         """cfg: Sample, with languages. longest: the longest source that it was trained on."""
@@ -246,14 +246,14 @@ class Writer:
         scripts = cfg.force_script.upper().split('+') if cfg.force_script else ()
         self.banned = ids_outside_scripts(self.tokenizer, scripts) if scripts else ()
 
-    def write(self, sources, languages):
+    def generate(self, sources, languages):
         """The best text for each source, ids with <s> <lang> </s>; languages: one for each."""
         options = {name: getattr(self.cfg, name) for name in (
             'beams', 'length_penalty', 'no_repeat_ngram', 'temperature', 'top_k',
             'max_new_tokens', 'batch')}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            texts, at_limit = write(self.model, self.tokenizer, sources, languages,
-                                    banned=self.banned, **options)
+            texts, at_limit = generate_texts(self.model, self.tokenizer, sources, languages,
+                                             banned=self.banned, **options)
         self.counts['outputs reached the limit of tokens; see --max_new_tokens'] += sum(at_limit)
         return texts
 
@@ -265,7 +265,7 @@ class Writer:
         tok, cfg, sources = self.tokenizer, self.cfg, []
         for text in texts:
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
-            self.counts['texts are largely <unk>, not in the vocabulary'] += (
+            self.counts['texts are over 25 % <unk>, not in the vocabulary'] += (
                 (ids == UNK).sum() > LARGELY_UNKNOWN * len(ids))
             self.counts[f'texts are not in the script of {cfg.source}; see --source'] += (
                 wrong_script(text.replace('<mask>', ''), cfg.source) is not None)
@@ -283,9 +283,9 @@ class Writer:
                 self.counts[f'texts were cut: the model reads {self.longest} tokens'] += (
                     len(whole) > self.longest)
         flat = [ids for parts in sources for ids in parts]
-        written = iter(self.write(flat, [cfg.to] * len(flat)))
+        outputs = iter(self.generate(flat, [cfg.to] * len(flat)))
         space = '' if cfg.to in BY_CHARACTER else ' '
-        return [space.join(islice(written, len(parts))) for parts in sources]
+        return [space.join(islice(outputs, len(parts))) for parts in sources]
 
 
 def newest_checkpoint():
@@ -323,25 +323,40 @@ def run_of(folder):
         return None
 
 
-def show_examples(writer, folder, run):
+def show_examples(generator, folder, run):
     """Prints source, output and reference of held-out examples of a run."""
     if isinstance(run, FineTune):
         return print(f'{folder}/predictions.jsonl has its outputs for the held-out examples')
     if not run:
         raise FileNotFoundError(f'the settings of the run of {folder} are missing: its '
                                 'held-out text is not known; give --text')
-    tok, n = writer.tokenizer, writer.cfg.examples
+    tok, n = generator.tokenizer, generator.cfg.examples
     data = prepare(run.dataset, tok, run.block_size, run.val_fraction, run.data_from)
     examples = [(task, *task.val_example(i)) for task in tasks(data, 'val', tok, run)
                 for i in np.linspace(0, len(task) - 1, n + 2)[1:-1].astype(int)]
-    outputs = writer.write([src for _, src, _ in examples], [task.target for task, *_ in examples])
+    outputs = generator.generate([src for _, src, _ in examples],
+                                 [task.target for task, *_ in examples])
     for (task, src, tgt), output in zip(examples, outputs):
         print(f'{task.name}\n  source     {tok.decode(src)}\n  output     {output}\n'
               f'  reference  {tok.decode(tgt)}\n')
 
 
+def show_answers(generator, lines):
+    """Prints an output for each line or, for a summary or an answer, for all lines together."""
+    cfg, lines = generator.cfg, iter(lines)
+    if cfg.task in BY_SENTENCE and (cfg.source != cfg.to) != (cfg.task == 'translate'):
+        raise ValueError(f'{cfg.task} from {cfg.source} to {cfg.to}: see --source and --to')
+    if cfg.task in TASKS and (cfg.task == 'answer') != bool(cfg.question):
+        raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
+                         '--question')
+    if cfg.task not in BY_SENTENCE:
+        lines = iter(['\n'.join(lines)])
+    while texts := list(islice(lines, cfg.batch)):
+        print('\n'.join(generator.answer(texts)), flush=True)
+
+
 def settings(given, run, languages):
-    """The Sample of the settings given; the others are those of the model's run.
+    """The Sample of the settings given; what is not given is as in the model's run.
 
     Raises ValueError if task and options do not fit together."""
     task = given.get('task') or getattr(run, 'task', 'translate')
@@ -377,21 +392,13 @@ def main(argv):
     cfg = settings(given, run, read_settings(folder).get('languages', ['']))
     torch.manual_seed(cfg.seed)
     learned = getattr(run, 'max_source_len', getattr(run, 'block_size', sys.maxsize))
-    writer = Writer(folder, cfg, learned)
+    generator = TextGenerator(folder, cfg, learned)
     print(f'model: {folder}', file=sys.stderr)
-    if 'text' not in given and not cfg.file:
-        return show_examples(writer, folder, run)
-    if cfg.task in BY_SENTENCE and (cfg.source != cfg.to) != (cfg.task == 'translate'):
-        raise ValueError(f'{cfg.task} from {cfg.source} to {cfg.to}: see --source and --to')
-    if cfg.task in TASKS and (cfg.task == 'answer') != bool(cfg.question):
-        raise ValueError(f'task={cfg.task}, question={cfg.question!r}: --task=answer goes with a '
-                         '--question')
-    lines = iter([cfg.text] if 'text' in given else read_lines(cfg.file))
-    if cfg.task not in BY_SENTENCE:                         # a file is one article
-        lines = iter(['\n'.join(lines)])
-    while texts := list(islice(lines, cfg.batch)):
-        print('\n'.join(writer.answer(texts)), flush=True)
-    for what, times in writer.counts.items():
+    if 'text' in given or cfg.file:
+        show_answers(generator, [cfg.text] if 'text' in given else read_lines(cfg.file))
+    else:
+        show_examples(generator, folder, run)
+    for what, times in generator.counts.items():
         if times:
             print(f'warning: {times} {what}', file=sys.stderr)
 

@@ -35,7 +35,7 @@ from data.metrics import chrf
 from data.tasks import tasks
 from data.tokenizer import PAD, Tokenizer
 from model import SWCM, XLMR, Layer, LossAndGradient, SWCMConfig, to_device
-from sample import model_folder, write
+from sample import generate_texts, model_folder
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
 MODEL_SETTINGS = 'layer', 'share', 'insert_every', 'inserted', 'head'   # of a new one
@@ -374,7 +374,7 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
         elif task.kind == 'mt' and is_last and cfg.eval_translations:
             chosen = evenly_spaced(len(task), cfg.eval_translations)
             sources = [task.val_example(i)[0] for i in chosen]
-            outputs, _ = write(model, tokenizer, sources, [task.target] * len(sources))
+            outputs, _ = generate_texts(model, tokenizer, sources, [task.target] * len(sources))
             references = [task.reference(i) for i in chosen]
             scores[f'chrF++ {task.source}-{task.target}'] = chrf(outputs, references)
     for task in [t for t in held_out if cfg.languages[0] in (t.source, t.target)][:3]:
@@ -382,7 +382,7 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
         if task.kind == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:
-            [output], _ = write(model, tokenizer, [src], [task.target])
+            [output], _ = generate_texts(model, tokenizer, [src], [task.target])
         lines += sample_lines(task.name, tokenizer.decode(src), output, tokenizer.decode(tgt))
     return losses, scores, lines
 

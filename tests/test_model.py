@@ -427,6 +427,9 @@ def damage(folder, how):
     elif how == 'no embeddings':
         del state['roberta.embeddings.word_embeddings.weight']
         save_file({**state, 'lm_head.decoder.weight': torch.zeros(9, 32)}, weights)
+    elif how == 'half a head':
+        del state['lm_head.dense.weight']
+        save_file(state, weights)
     elif how in ('pickle', 'empty'):
         weights.unlink()
         content = b'' if how == 'empty' else b'cos\nsystem\n(S"touch hacked"\ntR.'
@@ -442,6 +445,7 @@ def damage(folder, how):
     ('surplus', 'missing, unknown, .* config.json asks for: layers.4.ffn.down.bias$'),
     ('shape', 'not of the shape that config.json asks for: embeddings.word.weight$'),
     ('no embeddings', 'embeddings.word.weight'),
+    ('half a head', 'config.json asks for: head.dense.weight$'),
     ('gelu', "hidden_act is 'relu'; XLM-R has 'gelu'"),
     ('json', 'has a damaged file'), ('pickle', 'has a damaged file'),
     ('empty', 'has a damaged file')])

@@ -27,19 +27,19 @@ def folder(encoder_folder, tmp_path_factory):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What is given to `write`, in place of writing: it answers each source with its number."""
+    """What is given to `generate_texts`, in place of it: it answers each source with its number."""
     calls = []
 
-    def write(model, tokenizer, sources, languages, *args, **options):
+    def generate_texts(model, tokenizer, sources, languages, *args, **options):
         calls.append([tokenizer.decode(ids[2:-1]) for ids in sources])
         return [str(i) for i in range(len(sources))], [False] * len(sources)
 
-    monkeypatch.setattr(sample, 'write', write)
+    monkeypatch.setattr(sample, 'generate_texts', generate_texts)
     return calls
 
 
 def writer(folder, source, to, task='translate', **options):
-    return sample.Writer(folder, sample.Sample(task=task, source=source, to=to, device='cpu',
+    return sample.TextGenerator(folder, sample.Sample(task=task, source=source, to=to, device='cpu',
                                                **options), sys.maxsize)
 
 
@@ -64,7 +64,7 @@ def test_room_for_output(encoder_folder, tokenizer, monkeypatch):
     sources = [tokenizer.add_special_tokens('zh', tokenizer.encode(text))
                for text in ('我', '我有两本书。' * 4)]
     for asked, expected in ((0, [3 * len(sources[0]) + 20, 62]), (7, [7, 7]), (99, [62, 62])):
-        sample.write(model, tokenizer, sources, ['bo'] * 2, asked)
+        sample.generate_texts(model, tokenizer, sources, ['bo'] * 2, asked)
         assert limits.pop() == expected
     assert 3 * len(sources[1]) + 20 > 62
 
@@ -154,7 +154,7 @@ def test_no_row_behind_the_pieces_is_written(pieces):
     with torch.no_grad():
         model.encoder.head.bias[mask:mask + 20] += 50
     tokenizer.decode = lambda ids: written.extend(ids) or ''
-    sample.write(model, tokenizer, [np.array([0, mask + 20, 9, 2])] * 2, ['bo', 'zh'], 12)
+    sample.generate_texts(model, tokenizer, [np.array([0, mask + 20, 9, 2])] * 2, ['bo', 'zh'], 12)
     assert len(written) > 12 and max(written) < mask
 
 
@@ -175,7 +175,7 @@ def test_newest_is_newest(folder, tmp_path, monkeypatch):
 def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
     unread = writer(folder, 'zh', 'bo')
     unread.answer(['我有两本书。', '\u0b05\u0b06 \u0b15', 'ང་ལ་དེབ་ཡོད།'])
-    assert unread.counts['texts are largely <unk>, not in the vocabulary'] == 1
+    assert unread.counts['texts are over 25 % <unk>, not in the vocabulary'] == 1
     assert unread.counts['texts are not in the script of zh; see --source'] == 2
 
 

@@ -50,7 +50,7 @@ def test_what_is_16_bits_wide_in_mixed_precision(encoder_folder):
         x = model.states(src[:, :2], model.encoder.encode(src), src, cache)
         logits = model.encoder.head(x)
     loss.backward()
-    for pairs in (*cache.memory.values(), *cache.written.values()):
+    for pairs in (*cache.memory.values(), *cache.generated.values()):
         assert [t.dtype for t in pairs] == [torch.bfloat16] * 2
     assert logits.dtype == torch.bfloat16 and loss.dtype == x.dtype == torch.float32
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}

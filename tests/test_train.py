@@ -231,7 +231,7 @@ def test_scores_of_translations(cfg, monkeypatch):
              for (a, b), to in ((pair, 'zh'), (pair[::-1], x))}
     for shift in (0, 1):
         with monkeypatch.context() as patch:
-            patch.setattr(train, 'write', lambda model, tok, sources, to: ([
+            patch.setattr(train, 'generate_texts', lambda model, tok, sources, to: ([
                 known.get((tok.decode(ids[2:-1]), to[0]), 'བོད།')
                 for ids in [*sources[shift:], *sources[:shift]]], None))
             train.train(replace(cfg, resume=False))
@@ -615,19 +615,27 @@ def test_chinese_is_translated_where_it_is_the_first_language(cfg, capsys):
         sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我'])
 
 
+def test_held_out_examples_have_warnings_too(cfg, capsys):
+    train.train(replace(cfg, max_steps=1))
+    sample.main([f'--checkpoint={cfg.out_dir}/last', '--max_new_tokens=1', '--beams=1'])
+    captured = capsys.readouterr()
+    assert captured.out.count('reference') > 1
+    assert 'outputs reached the limit of tokens' in captured.err
+
+
 def test_weights_are_packed_unless_asked_otherwise(cfg, monkeypatch):
     train.train(replace(cfg, max_steps=1))
     packed = []
     monkeypatch.setattr(sample, 'pack', packed.append)
     for dtype, expected in (('auto', 1), ('float32', 0), ('bfloat16', 0)):
-        sample.Writer(f'{cfg.out_dir}/last', sample.Sample(device='cpu', dtype=dtype), 64)
+        sample.TextGenerator(f'{cfg.out_dir}/last', sample.Sample(device='cpu', dtype=dtype), 64)
         assert len(packed) == expected
         packed.clear()
 
 
 def test_sampling_fills_masks(cfg):
     train.train(replace(cfg, max_steps=1))
-    writer = sample.Writer(f'{cfg.out_dir}/last', sample.Sample(
+    writer = sample.TextGenerator(f'{cfg.out_dir}/last', sample.Sample(
         device='cpu', beams=2, max_new_tokens=12, task='denoise', source='bo', to='bo'), 64)
     ids = writer.tokenizer.encode_masked('ང་ལ་<mask>གཉིས་ཡོད།')
     assert (ids == writer.tokenizer.mask).sum() == 1 and PAD not in ids

@@ -183,7 +183,7 @@ def test_a_damaged_model_is_refused(trained, tmp_path_factory, where):
     shutil.copytree(f'{trained.out_dir}/best', folder)
     spoil(folder / 'model.safetensors', where)
     try:
-        model = sample.Writer(folder, sample.Sample(device='cpu', dtype='float32'), 64).model
+        model = sample.TextGenerator(folder, sample.Sample(device='cpu', dtype='float32'), 64).model
     except ValueError as e:
         assert 'damaged' in str(e)
         return one_line(e)
@@ -482,7 +482,7 @@ def test_any_text_is_answered(writer, texts):
 
 @pytest.fixture(scope='module')
 def writer(trained):
-    return sample.Writer(f'{trained.out_dir}/best', sample.Sample(
+    return sample.TextGenerator(f'{trained.out_dir}/best', sample.Sample(
         device='cpu', beams=2, max_new_tokens=8, task='translate', source='zh', to='bo'), 64)
 
 
