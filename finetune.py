@@ -50,12 +50,11 @@ def finetune(cfg):
     if not cfg.eval_only:
         check_start(cfg, state, text_hash)
     learns = not cfg.eval_only and not (state and state['progress'].step >= cfg.max_steps)
-    begin = cfg
-    if not learns and (best.exists() or not cfg.eval_only):
-        begin, state = replace(cfg, checkpoint=str(best)), None
+    scores_best = not cfg.eval_only or best.exists()    # else it scores `checkpoint`
+    begin = cfg if learns or not scores_best else replace(cfg, checkpoint=str(best))
     if rank_and_world()[0] == 0:                        # the others wait in `build`
         warn_of_learned(parts, start_folder(begin))
-    model, tokenizer = build(begin, state)
+    model, tokenizer = build(begin, state if learns else None)
     banned_ids(cfg, tokenizer)                          # raises for a wrong force_script
     print0(f'{cfg.out_dir}: {cfg.task}\n{weight_report(model)}')
     sets = {}
@@ -73,8 +72,8 @@ def finetune(cfg):
     if learns:
         learn(cfg, model, tokenizer, sets, state, text_hash)
     if rank_and_world()[0] == 0:
-        folder = best if learns or begin is not cfg else best.parent
-        write_scores(SWCM.load(best) if learns else model, tests, tokenizer, cfg, folder)
+        model = SWCM.load(best) if learns else model
+        write_scores(model, tests, tokenizer, cfg, best if scores_best else best.parent)
 
 
 def read_parts(cfg):
@@ -195,9 +194,9 @@ def banned_ids(cfg, tokenizer):
     """{language: ids banned from its outputs}, from force_script, such as bo:TIBETAN+LATIN."""
     written, banned = {languages_of(d)[1] for d in cfg.directions}, {}
     for entry in cfg.force_script:
-        language, _, names = entry.partition(':')
-        if language not in written:
-            raise ValueError(f'force_script={entry}: begin with a language that is written, '
+        language, colon, names = entry.partition(':')
+        if language not in written or not colon:
+            raise ValueError(f'force_script={entry}: expected LANG:SCRIPT, where LANG is written: '
                              f'{" ".join(sorted(written))}')
         banned[language] = ids_outside_scripts(tokenizer, names.upper().split('+'))
     return banned

@@ -54,8 +54,7 @@ class SWCMConfig:
         self.languages, self.n_ids = tuple(self.languages), self.vocab_size + len(self.languages)
         self.n_rows = -(-self.n_ids // 64) * 64         # V: whole blocks, for sample.topk
         self.max_length = self.n_positions - PAD - 1    # tokens; positions start after <pad>
-        # the last: <mask> and the language tokens
-        self.never_generated = [BOS, PAD, UNK, *range(self.vocab_size - 1, self.n_ids)]
+        self.not_generated = [BOS, PAD, UNK, *range(self.vocab_size - 1, self.n_ids)]   # <mask> ...
 
     def language_id(self, language):
         if language not in self.languages:
@@ -333,7 +332,7 @@ class SWCM(nn.Module):
         tgt = torch.tensor([[BOS, c.language_id(language)]] * len(src), device=src.device)
         for _ in range(max_new_tokens):
             logits = self.encoder.head(self.states(tgt, memory, src)[:, -1]).float()    # (B,V)
-            logits[:, c.never_generated] = -torch.inf
+            logits[:, c.not_generated] = -torch.inf
             p = (logits / (temperature or 1)).softmax(-1)
             token = p.multinomial(1) if temperature else p.argmax(-1, keepdim=True)     # (B,1)
             tgt = torch.cat([tgt, token], 1)

@@ -30,7 +30,6 @@ from model import SWCM
 
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
 BY_SENTENCE = 'translate', 'denoise'                    # the others read a text at once
-LARGELY_UNKNOWN = 0.25                                  # fraction of <unk> for a warning
 
 
 class KVCache:
@@ -144,7 +143,7 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
     where p is the model's own probability. R: all texts of all sources, B * K."""
     c, device = model.config, src.device
     start = torch.tensor([[BOS, c.language_id(x)] for x in languages], device=device)       # (B,2)
-    never = torch.tensor([*c.never_generated, *banned], device=device)
+    never = torch.tensor([*c.not_generated, *banned], device=device)
     memory = model.encoder.encode(src)
     cache = KVCache(len(src), 2 + beams * max(limits), device)
     texts = Beams(start, torch.tensor(limits, device=device), beams, length_penalty)
@@ -266,7 +265,7 @@ class TextGenerator:
         for text in texts:
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
             self.counts['texts are over 25 % <unk>, not in the vocabulary'] += (
-                (ids == UNK).sum() > LARGELY_UNKNOWN * len(ids))
+                (ids == UNK).sum() > 0.25 * len(ids))
             self.counts[f'texts are not in the script of {cfg.source}; see --source'] += (
                 wrong_script(text.replace('<mask>', ''), cfg.source) is not None)
             if cfg.task in BY_SENTENCE:
@@ -319,7 +318,8 @@ def run_of(folder):
     cls = FineTune if 'task' in found else Train
     try:
         return cls(**cli.from_dict(cls, found, folder)) if found else None
-    except ValueError:
+    except ValueError as e:                             # of a changed program
+        print(f'warning: the settings of its run are not used: {e}', file=sys.stderr)
         return None
 
 

@@ -38,8 +38,8 @@ from model import SWCM, XLMR, Layer, LossAndGradient, SWCMConfig, to_device
 from sample import generate_texts, model_folder
 
 STATE = 'training.safetensors'                          # in last/: all that resume needs
-MODEL_SETTINGS = 'layer', 'share', 'insert_every', 'inserted', 'head'   # of a new one
-COMPILED = Layer, LossAndGradient                       # each kind once, for all shapes
+MODEL_SETTINGS = 'layer', 'share', 'insert_every', 'inserted', 'head'   # a checkpoint has its own
+COMPILED = Layer, LossAndGradient                       # once per class, for all shapes
 MOST_SKIPPED = 5                                        # skipped steps in a row that end a run
 
 
@@ -65,8 +65,7 @@ def train(cfg):
 
 def build(cfg, state):
     """The model and its tokenizer: from the run that is resumed, a checkpoint, or an encoder.
-    Raises ValueError if the settings ask for another model than the one that is read, or for more
-    tokens than it reads."""
+    Raises ValueError for settings that this model does not have, or more tokens than it reads."""
     torch.manual_seed(cfg.seed)
     with main_process_first():
         folder = f'{cfg.out_dir}/last' if state else start_folder(cfg, hub.fetch)
@@ -101,7 +100,7 @@ class Progress:
     """How far a run has come."""
     step: int = 0
     tokens: int = 0                                     # target tokens
-    best: list = field(default_factory=lambda: [math.inf])      # by what best/ was chosen: lowest
+    best: list = field(default_factory=lambda: [math.inf])      # sort key of best/: the lowest
     skipped: int = 0                                    # steps in a row that changed no weight
 
 
@@ -151,7 +150,7 @@ def fit(cfg, model, batches, evaluator, state=None, text_hash=None, by_scores=Fa
         is_last, stopped = progress.step == cfg.max_steps, stop.on_any_process()
         if progress.step % cfg.eval_interval == 0 or is_last:
             run.evaluate_and_keep_best(evaluator, mixed, by_scores)
-        if progress.step % cfg.save_interval == 0 and stats.is_finite or is_last or stopped:
+        if (progress.step % cfg.save_interval == 0 and stats.is_finite) or is_last or stopped:
             run.save()
     bar.close()
     stop.restore()

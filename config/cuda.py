@@ -2,7 +2,7 @@
 import torch
 
 BUCKET = 64                                     # steps after which a longer cache is recorded
-LOOK_EVERY = 8                                  # steps between looks at whether all is done
+CHECK_EVERY = 8                                 # steps between checks whether all is done
 
 
 def replay(step, cache, texts, n_steps):
@@ -22,7 +22,7 @@ def replay(step, cache, texts, n_steps):
                 graphs[cache.n_used] = record(step, (cache, texts), pool)
             graphs[cache.n_used].replay()
             cache.n_used = used + cache.n_texts
-        if n % LOOK_EVERY == LOOK_EVERY - 1 and texts.done.all():
+        if n % CHECK_EVERY == CHECK_EVERY - 1 and texts.done.all():
             break
 
 

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 # oneDNN caches what it makes for each shape, 1,024 by default. With ragged batches these blocks
-# break up the heap, and memory grows by up to 14 MB a step.
+# fragment the heap, and memory grows by up to 14 MB a step.
 os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16')
-# Ragged batches break up a GPU's memory too, unless its segments can grow.
+# Ragged batches fragment a GPU's memory too, unless its segments can grow.
 os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')
-PATIENT = []                          # with several processes: the group that `barrier` waits for
+GLOO_GROUP = []                       # with several processes: that of `barrier`, without timeout
 
 
 def find_device(device, dtype):
@@ -62,10 +62,10 @@ def with_processes(main, cfg):
         if cfg.accumulate % world:
             raise ValueError(f'accumulate={cfg.accumulate}: give a multiple of the {world} '
                              'processes, which share the micro-batches of a step')
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and cfg.device != 'cpu':
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         dist.init_process_group()
-        PATIENT.append(dist.new_group(backend='gloo', timeout=timedelta(days=7)))
+        GLOO_GROUP.append(dist.new_group(backend='gloo', timeout=timedelta(days=7)))
     main(cfg)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -77,8 +77,8 @@ def rank_and_world():
 
 def barrier():
     """Barrier without a timeout: one process may prepare text or evaluate for hours."""
-    if PATIENT:
-        dist.barrier(PATIENT[0])
+    if GLOO_GROUP:
+        dist.barrier(GLOO_GROUP[0])
 
 
 @contextmanager
@@ -112,10 +112,10 @@ class StopSignals:
 
     def on_any_process(self):
         """The signal that this or another process has received, or 0."""
-        if not PATIENT:
+        if not GLOO_GROUP:
             return self.signal
         found = torch.tensor(self.signal)
-        dist.all_reduce(found, dist.ReduceOp.MAX, PATIENT[0])
+        dist.all_reduce(found, dist.ReduceOp.MAX, GLOO_GROUP[0])
         return found.item()
 
     def restore(self):

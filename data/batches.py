@@ -34,11 +34,12 @@ class Batches:
         self.tasks, self.cfg, self.probabilities = tasks, cfg, task_probabilities(tasks, cfg)
         mean_length = sum(p * task.lengths.sum(0).mean()
                           for p, task in zip(self.probabilities, tasks))
-        self.pool_size = max(POOL + len(tasks), round(POOL * cfg.batch_tokens / mean_length))
+        n_examples = round(POOL * cfg.batch_tokens / mean_length)
+        self.pool_size = max(n_examples, POOL + len(tasks))     # rounding may lose one of each task
 
     def __getitem__(self, k):
         pool, i = divmod(k, POOL)
-        rng = np.random.default_rng((self.cfg.seed, 3, k))
+        rng = np.random.default_rng((self.cfg.seed, 3, k))                          # noise
         return collate([self.tasks[t].example(j, rng) for t, j in self.plan(pool)[i]])
 
     @lru_cache(maxsize=1)                           # POOL batches in a row use the same plan
@@ -54,7 +55,7 @@ class Batches:
         chosen = np.array(chosen)                                                   # (n,2)
         lengths = np.array([self.tasks[t].lengths[:, i] for t, i in chosen])        # (n,2)
         batches = bucket_by_length(lengths, np.arange(len(chosen)), POOL)
-        shuffled = np.random.default_rng((self.cfg.seed, 2, pool)).permutation(POOL)
+        shuffled = np.random.default_rng((self.cfg.seed, 2, pool)).permutation(POOL)    # batches
         return [chosen[batches[i]] for i in shuffled]
 
 

@@ -1,7 +1,7 @@
 """Training tasks: what a model reads and what it should write.
 
 Noise is a pure function of ids (n,) without special tokens and a numpy generator. A task is a
-class. A new one is added to TASKS, at the end; `tasks` finds its streams.
+class; TASKS, at the end, has all. `tasks` finds their streams.
 """
 from itertools import permutations
 
@@ -21,7 +21,10 @@ def infill(ids, mask, ratio, length, rng):
     spans = rng.poisson(length, size=2 * n_gone + 10)
     spans = spans[spans.cumsum() - spans < n_gone]
     spans[-1:] -= spans.sum() - n_gone
-    # kept tokens and spans, one item each, spans at random places; an item covers 1 token or a span
+    # Items, kept tokens and spans in random order, lie on a ring. The text begins anywhere, at cut:
+    #     place on the ring     1 2    3    4     5    0         spans 0-2 and 4, cut = 1
+    #     ids                   a b    c    d     e    f
+    #     noisy                <mask>  c  <mask>  e  <mask>
     n_items = len(ids) - n_gone + len(spans)
     is_span = np.zeros(n_items, bool)
     is_span[rng.choice(n_items, len(spans), replace=False)] = True
@@ -29,14 +32,12 @@ def infill(ids, mask, ratio, length, rng):
     covers[is_span] = spans
     end = covers.cumsum()
     start = end - covers
-    # items lie on a ring, which is cut before a random token: its item comes first and, if the cut
-    # is inside it, once more at the end
     cut = rng.integers(max(len(ids), 1))
     noisy = ids.take(start - cut, mode='wrap')
     noisy[is_span] = mask
     first = int(np.searchsorted(end, cut, 'right'))
     is_inside = first < n_items and start[first] < cut
-    return np.concatenate([noisy[first:], noisy[:first + is_inside]])
+    return np.concatenate([noisy[first:], noisy[:first + is_inside]])   # a cut span: twice
 
 
 def permute_sentences(ids, starts, rng):
@@ -66,7 +67,7 @@ class Task:
 
     def val_example(self, i):
         """As `example`, with the same noise in all runs, whatever their seed."""
-        return self.example(i, np.random.default_rng((4, int(i))))
+        return self.example(i, np.random.default_rng((4, int(i))))     # 1 to 3: batches.py
 
 
 class Denoise(Task):

@@ -47,7 +47,6 @@ class Tokenizer:
         n_unused = self.vocab_size - self.mask - 1 + len(self.languages)
         self.pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>', *[''] * n_unused]
         self.to_id = np.array([UNK, BOS, EOS, *range(4, self.mask)])      # from SentencePiece's ids
-        # what a piece ends or begins with, by id
         self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
         self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces]) & ~self.ascii_stop
         self.space_or_chinese = np.array(

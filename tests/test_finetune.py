@@ -222,7 +222,8 @@ def test_bad_settings(tmp_path, corpus):
             ((f'--data={swapped}',),
              'are in TIBETAN, and zh is written in CJK; correct the order of the columns'),
             (('--force_script=zh:CJK', '--eval_only=True'),
-             'begin with a language that is written, bo')):
+             'expected LANG:SCRIPT, where LANG is written: bo'),
+            (('--force_script=bo', '--eval_only=True'), 'force_script=bo: expected LANG:SCRIPT')):
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
             run_here(f'--data={data}', f'--out_dir={tmp_path}/out', '--test_fraction=0.2',
                      '--val_fraction=0.1', *args)
@@ -335,7 +336,8 @@ case "$*" in *$FAILING*) exit 3;; esac
 
 def test_study_is_resumed(tmp_path):
     """study.sh: a row that failed is run again, one that is done is not; a name chooses rows."""
-    pairs = [f'PAIRS/{name}.bo-zh.tsv' for name in ('libreoffice', 'gnome', 'mediawiki')]
+    pairs = [f'PAIRS/{name}.{x}-zh.tsv' for x in ('bo', 'kk')
+             for name in ('libreoffice', 'gnome', 'mediawiki')]
     for file in (*pairs, 'PAIRS/mozilla.kk-zh.tsv', 'PAIRS/tatoeba.ug-zh.tsv',
                  'TASKS/summarise/ntrex-headlines.bo.jsonl', 'bin/python'):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,9 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
                 if 'warning: 1 texts were cut: the model reads 24 tokens' in captured.err]
     assert scores['cut'] >= len(warnings) > 0
     assert sampled(0, '--beams=1', '--max_new_tokens=3').out != shown[0].out  # what is typed counts
+    run = json.loads((best / 'run.json').read_text(encoding='utf-8'))
+    (best / 'run.json').write_text(json.dumps({**run, 'deam': 3}), encoding='utf-8')
+    assert 'run are not used: ' in sampled(0, '--task=summarise').err
 
 
 def test_masks_are_encoded_as_in_training(tokenizer):

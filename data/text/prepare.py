@@ -47,7 +47,8 @@ def documents(files):
         if path.suffix == '.tsv':
             rows = (columns for _, columns in read_pairs(path))
         else:
-            rows = zip(read_txt(path) if path.suffix == '.txt' else read_jsonl(path))
+            read = read_txt if path.suffix == '.txt' else read_jsonl
+            rows = ((text,) for text in read(path))
         first = list(islice(rows, 1000))
         if not first:
             raise ValueError(f'{path} has no text; fill it or move it away')
