@@ -24,7 +24,7 @@ def fraction(default, help):
 @dataclass
 class Run:
     """What train.py and finetune.py have in common."""
-    encoder: str = key('data/nano', 'folder of an encoder, or its name on the hub: owner/name')
+    encoder: str = key('data/small', 'folder of an encoder, or its name on the hub: owner/name')
     layer: str = key('custom', 'kind of decoder layer: custom (paper) | normal; see model.LAYERS')
     share: str = key('copy', "decoder weights: copy (the encoder's) | none | tie | alternate")
     insert_every: int = key(0, 'insert a normal layer after every N layers (paper: 3); 0: none')
@@ -36,7 +36,7 @@ class Run:
     accumulate: int = key(1, 'micro-batches of an optimizer step, over all processes', low=1)
     alpha: float = fraction(0.3, 'languages are drawn with p ~ examples^alpha')
     max_steps: int = changeable(500, 'optimizer steps', low=1)
-    lr: float = key(1e-3, 'peak learning rate of AdamW', low=TINY)
+    lr: float = key(5e-4, 'peak learning rate of AdamW', low=TINY)
     warmup: float = fraction(0.1, 'fraction of steps in which the rate rises; then it falls')
     weight_decay: float = key(0.01, 'on matrices only')
     beta1: float = fraction(0.9, 'AdamW')
