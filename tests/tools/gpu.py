@@ -2,6 +2,7 @@
 
     python tests/tools/gpu.py --out=out/gpu --seconds=540
     python tests/tools/gpu.py --device=cpu --tiny       # only to see that every line of it runs
+    python tests/tools/gpu.py --device=cpu --only counts        # what a GPU could reach at most
 
 Each section stands alone. After each, gpu.json has what was found, also the error if it failed.
 Sections that the time no longer allows are left out. Sizes are those of CINO-base-v2 with the
@@ -22,6 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 import config
 import model as module
@@ -30,13 +35,15 @@ import train
 from bench import Bert2Bert, flops
 from config import runtime
 from data.batches import collate
-from data.tokenizer import BOS, EOS, UNK
+from data.tokenizer import BOS, EOS, PAD, UNK
 from model import SWCM, SWCMConfig
 from sample import search
 
 FULL = dict(vocab_size=135359, insert_every=3, languages=('bo',), dropout=0.1)
 TINY = {**FULL, 'vocab_size': 500, 'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'n_ffn': 64,
         'insert_every': 1}
+
+PEAKS = {'H100': (989e12, 3.35e12), 'H200': (989e12, 4.8e12)}   # NVIDIA: bfloat16 FLOP/s, bytes/s
 
 
 class Setup:
@@ -270,6 +277,65 @@ def profile(s):
             'slowest': slowest(s, run, 25)}
 
 
+class Count(TorchDispatchMode):
+    """Notes (FLOP, bytes read and written) of each kernel that is called."""
+    def __init__(self):
+        super().__init__()
+        self.kernels = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs, packet = kwargs or {}, op._overloadpacket
+        out = op(*args, **kwargs)
+        read, written = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
+                         for x in ((args, kwargs), out))
+        if written and not op.is_view and 'empty' not in str(op):
+            read = written if packet == torch.ops.aten.embedding else read      # not every row
+            flop = flop_registry.get(packet, lambda *_, **__: 0)(*args, **kwargs, out_val=out)
+            self.kernels.append((flop, sum(t.numel() * t.element_size() for t in read + written)))
+        return out
+
+
+def fused_attention(q, k, v, mask, p, causal):
+    """scaled_dot_product_attention by the kernels that a GPU would use."""
+    if causal:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, p, True)[0]
+    bias = q.new_zeros(()).masked_fill(~mask, -torch.inf).expand(-1, q.shape[1], q.shape[2], -1)
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, p)[0]
+
+
+def counts(s):
+    """Of a micro-batch, not compiled, by tensors without values: TFLOP, GB moved, kernels, GiB kept
+    for the backward pass. Target tokens/s on a card if each kernel took only the time that its FLOP
+    or its bytes need at the peak, and if there were no kernels but products."""
+    batch = Ragged(s, s.batch_tokens[0])[0]
+    n, kept, usual = int((batch[1][:, 2:] != PAD).sum()), {}, F.scaled_dot_product_attention
+
+    def keep(t):
+        kept[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
+        return t
+    F.scaled_dot_product_attention = fused_attention
+    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16):
+        model = SWCM(SWCMConfig(**s.sizes)).train()
+        src, tgt, at = (torch.zeros(size, dtype=torch.long)
+                        for size in (*(x.shape for x in batch), (n,)))
+        with Count() as count, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            x = model.states(tgt[:, :-1], model.encoder.encode(src), src)
+            model.encoder.head.loss(x.flatten(0, 1)[at], at).backward()
+        for p in model.parameters():
+            kept.pop(p.untyped_storage()._cdata, None)
+    F.scaled_dot_product_attention = usual
+    found = {'source': batch[0].shape, 'target': batch[1].shape, 'targets': n,
+             'kernels': len(count.kernels),
+             'TFLOP': sum(flop for flop, _ in count.kernels) / 1e12,
+             'GB': sum(size for _, size in count.kernels) / 1e9,
+             'kept GiB': sum(kept.values()) / 2**30}
+    for card, (flops_s, bytes_s) in PEAKS.items():
+        seconds = [(flop, max(flop / flops_s, size / bytes_s)) for flop, size in count.kernels]
+        found[card] = {'tokens/s': n / sum(t for _, t in seconds),
+                       'products alone': n / sum(t for flop, t in seconds if flop)}
+    return found
+
+
 def head(s):
     """Milliseconds of head and loss with gradients, by logits at a time."""
     model, n, found = s.model(), s.batch_tokens[0] // 2, {}
@@ -334,8 +400,8 @@ def generation(s):
     return {**found, 'same': same}
 
 
-SECTIONS = (about, not_finite, ceilings, attention, gradients, writing, resume, head, training,
-            generation, profile)
+SECTIONS = (about, counts, not_finite, ceilings, attention, gradients, writing, resume, head,
+            training, generation, profile)
 
 
 def main():
