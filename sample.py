@@ -362,18 +362,18 @@ def settings(given, run, languages):
     task = given.get('task') or getattr(run, 'task', 'translate')
     if task not in (*TASKS, getattr(run, 'task', '')):
         raise ValueError(f'task={task!r}: choose {", ".join(TASKS)}')
-    is_tuned = isinstance(run, FineTune) and task == run.task
-    usual = languages_of(run.directions[0]) if is_tuned else ('zh', languages[0])
-    is_translation = usual[0] != usual[1] if is_tuned else task == 'translate'
-    to = given.get('to') or usual[1]
-    source = given.get('source') or (usual[0] if is_translation else to)
-    options = {}
-    if is_tuned:
+    if isinstance(run, FineTune) and task == run.task:
+        source, to = languages_of(run.directions[0])
+        source = '' if source == to else source         # as the target
         scripts = dict(entry.split(':') for entry in run.force_script)
-        options = dict(beams=run.beams, length_penalty=run.length_penalty,
-                       no_repeat_ngram=run.no_repeat_ngram, force_script=scripts.get(to, ''),
-                       max_new_tokens=run.max_target_len - SPECIALS)
-    cfg = Sample(**{**options, **given, 'task': task, 'to': to, 'source': source})
+        usual = dict(beams=run.beams, length_penalty=run.length_penalty,
+                     no_repeat_ngram=run.no_repeat_ngram,
+                     max_new_tokens=run.max_target_len - SPECIALS)
+    else:
+        source, to, scripts, usual = 'zh' if task == 'translate' else '', languages[0], {}, {}
+    to = given.get('to') or to
+    cfg = Sample(**{**usual, 'force_script': scripts.get(to, ''), **given, 'task': task, 'to': to,
+                    'source': given.get('source') or source or to})
     if cfg.temperature and cfg.beams > 1:
         raise ValueError(f'temperature={cfg.temperature} samples, which needs --beams=1')
     if cfg.top_k and not cfg.temperature:
