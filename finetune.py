@@ -184,8 +184,9 @@ def predict(model, task, tokenizer, cfg, n, beams):
     banned = banned_ids(cfg, tokenizer).get(task.target, ())
     sources, examples = [task.ids[i][0] for i in chosen], [task.examples[i] for i in chosen]
     outputs, _ = generate_texts(model, tokenizer, sources, [task.target] * len(sources),
-                       cfg.max_target_len - SPECIALS, max(1, 64 // beams), banned, beams=beams,
-                       length_penalty=cfg.length_penalty, no_repeat_ngram=cfg.no_repeat_ngram)
+                                cfg.max_target_len - SPECIALS, max(1, 64 // beams), banned,
+                                beams=beams, length_penalty=cfg.length_penalty,
+                                no_repeat_ngram=cfg.no_repeat_ngram)
     references = [(e.target, *e.others) for e in examples]
     return examples, outputs, *score(outputs, references, task.target)
 

@@ -39,13 +39,13 @@ class KVCache:
     slots are in the past of each text. So nothing is copied when a text continues another, and the
     texts of a source are only rows of queries. Two texts, "a c" and "a d", after two steps:
 
-        slot    0    1     2   3   4   5        slot n: the n-th token of all texts
+        slot    0    1     2   3   4   5        slot n: the n-th token generated
                <s> <lang>  a   b   c   d
         a c     x    x     x       x            no text continues b
         a d     x    x     x           x
     """
     def __init__(self, n_sources, n_slots, device):
-        self.memory, self.generated = {}, {}                  # Attention: [keys, values]
+        self.memory, self.generated = {}, {}                # Attention: [keys, values]
         self.slots = torch.arange(n_slots, device=device)
         self.at = self.slots[:2]                            # the slots (T,) of the newest tokens
         self.n_used, self.n_texts = 2, 1                    # slots to read, texts of a source
@@ -319,7 +319,7 @@ def run_of(folder):
     try:
         return cls(**cli.from_dict(cls, found, folder)) if found else None
     except ValueError as e:                             # of a changed program
-        print(f'warning: the settings of its run are not used: {e}', file=sys.stderr)
+        print(f'warning: run.json is not used: {e}', file=sys.stderr)
         return None
 
 
@@ -342,7 +342,7 @@ def show_examples(generator, folder, run):
 
 
 def show_answers(generator, lines):
-    """Prints an output for each line or, for a summary or an answer, for all lines together."""
+    """Prints an output for each line or, of a summary or an answer, for all lines together."""
     cfg, lines = generator.cfg, iter(lines)
     if cfg.task in BY_SENTENCE and (cfg.source != cfg.to) != (cfg.task == 'translate'):
         raise ValueError(f'{cfg.task} from {cfg.source} to {cfg.to}: see --source and --to')

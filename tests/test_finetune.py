@@ -336,7 +336,7 @@ case "$*" in *$FAILING*) exit 3;; esac
 
 def test_study_is_resumed(tmp_path):
     """study.sh: a row that failed is run again, one that is done is not; a name chooses rows."""
-    pairs = [f'PAIRS/{name}.{x}-zh.tsv' for x in ('bo', 'kk')
+    pairs = [f'PAIRS/{name}.{x}-zh.tsv' for x in ('bo', 'kk', 'ug')
              for name in ('libreoffice', 'gnome', 'mediawiki')]
     for file in (*pairs, 'PAIRS/mozilla.kk-zh.tsv', 'PAIRS/tatoeba.ug-zh.tsv',
                  'TASKS/summarise/ntrex-headlines.bo.jsonl', 'bin/python'):
@@ -345,13 +345,14 @@ def test_study_is_resumed(tmp_path):
         (tmp_path / file).chmod(0o755)
     script = str(ROOT / 'config/finetune/study.sh')
 
-    def started(*args, failing='nothing'):
+    def started(*args, failing='nothing', encoder=''):
         log = tmp_path / 'log'
         log.write_text('', encoding='utf-8')
         names = {name: str(tmp_path / name) for name in ('MONO', 'PAIRS', 'TASKS', 'NTREX')}
         path = f'{tmp_path}/bin:{os.environ["PATH"]}'
         done = subprocess.run(['bash', script, *args], cwd=tmp_path, capture_output=True, env={
-            **os.environ, **names, 'PATH': path, 'LOG': str(log), 'FAILING': failing})
+            **os.environ, **names, 'PATH': path, 'LOG': str(log), 'FAILING': failing,
+            'ENCODER': encoder})
         lines = log.read_text(encoding='utf-8').splitlines()
         return done.returncode, [line.split() for line in lines]
 
@@ -376,5 +377,10 @@ def test_study_is_resumed(tmp_path):
         assert all(f'--shots={n}' in line for line in three)
         assert three[2][-1] == f'--checkpoint=out/strings/shots{n}/best'
         assert '--eval_only=True' in three[2]
+    status, lines = started('into-zh')
+    assert status == 0 and [line[0] for line in lines] == ['tests/tools/baselines.py', 'finetune.py']
+    assert started('pretrained/copy-larger')[0] == 1  # there is no larger encoder
+    status, lines = started('pretrained', '--dtype=bfloat16', encoder='LARGER')
+    assert status == 0 and len(lines) == 2 and all('--encoder=LARGER' in line for line in lines)
     (tmp_path / pairs[0]).unlink()
     assert started('answers')[0]                      # a file that is missing is no smaller study

@@ -38,15 +38,15 @@ def asked(monkeypatch):
     return calls
 
 
-def writer(folder, source, to, task='translate', **options):
-    return sample.TextGenerator(folder, sample.Sample(task=task, source=source, to=to, device='cpu',
-                                               **options), sys.maxsize)
+def generator(folder, source, to, task='translate', **options):
+    cfg = sample.Sample(task=task, source=source, to=to, device='cpu', **options)
+    return sample.TextGenerator(folder, cfg, sys.maxsize)
 
 
 def test_translation_is_by_sentence(folder, asked):
     """The output has one part a sentence, and no sentence is lost, however long the text is."""
     text = '我有两本书。他看见了三只羊。' * 30
-    answers = writer(folder, 'zh', 'bo').answer([text, '', '我有两本书'])
+    answers = generator(folder, 'zh', 'bo').answer([text, '', '我有两本书'])
     assert answers == [' '.join(map(str, range(60))), '', '60']
     assert asked[0] == ['我有两本书。', '他看见了三只羊。'] * 30 + ['我有两本书']
     nano = Tokenizer('data/nano')
@@ -77,11 +77,11 @@ def test_what_is_cut_off_is_said(folder, capsys):
     assert captured.out.count('\n') == 1
     warning = 'warning: 2 outputs reached the limit of tokens'
     assert warning in captured.err
-    long = writer(folder, 'bo', 'bo', 'summarise', beams=1, max_new_tokens=2)
+    long = generator(folder, 'bo', 'bo', 'summarise', beams=1, max_new_tokens=2)
     assert long.answer(['ང' * 100, 'ང', ''])[2] == ''
     assert long.counts['texts were cut: the model reads 64 tokens'] == 1
     for task in 'translate', 'denoise':
-        long = writer(folder, 'bo', 'zh', task, beams=1, max_new_tokens=2)
+        long = generator(folder, 'bo', 'zh', task, beams=1, max_new_tokens=2)
         long.answer(['ང' * 100, 'ང་ལ་དེབ་ཡོད། ' * 20, ''])
         assert long.counts['texts have a sentence that was cut: it has over 61 tokens'] == 1
 
@@ -118,7 +118,7 @@ def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
     assert sampled(0, '--beams=1', '--max_new_tokens=3').out != shown[0].out  # what is typed counts
     run = json.loads((best / 'run.json').read_text(encoding='utf-8'))
     (best / 'run.json').write_text(json.dumps({**run, 'deam': 3}), encoding='utf-8')
-    assert 'run are not used: ' in sampled(0, '--task=summarise').err
+    assert 'warning: run.json is not used: ' in sampled(0, '--task=summarise').err
 
 
 def test_masks_are_encoded_as_in_training(tokenizer):
@@ -142,8 +142,8 @@ def test_masks_are_encoded_as_in_training(tokenizer):
 
 
 def test_masks_in_a_translation_are_text(folder, asked):
-    writer(folder, 'bo', 'bo', 'denoise').answer(['ང་<mask>ལ'])
-    writer(folder, 'zh', 'bo').answer(['我<mask>有'])
+    generator(folder, 'bo', 'bo', 'denoise').answer(['ང་<mask>ལ'])
+    generator(folder, 'zh', 'bo').answer(['我<mask>有'])
     assert '<mask>' in asked[0][0] and '我' in asked[1][0] and '<mask>' not in asked[1][0]
 
 
@@ -176,7 +176,7 @@ def test_newest_is_newest(folder, tmp_path, monkeypatch):
 
 
 def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
-    unread = writer(folder, 'zh', 'bo')
+    unread = generator(folder, 'zh', 'bo')
     unread.answer(['我有两本书。', '\u0b05\u0b06 \u0b15', 'ང་ལ་དེབ་ཡོད།'])
     assert unread.counts['texts are over 25 % <unk>, not in the vocabulary'] == 1
     assert unread.counts['texts are not in the script of zh; see --source'] == 2

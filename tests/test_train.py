@@ -635,11 +635,11 @@ def test_weights_are_packed_unless_asked_otherwise(cfg, monkeypatch):
 
 def test_sampling_fills_masks(cfg):
     train.train(replace(cfg, max_steps=1))
-    writer = sample.TextGenerator(f'{cfg.out_dir}/last', sample.Sample(
+    generator = sample.TextGenerator(f'{cfg.out_dir}/last', sample.Sample(
         device='cpu', beams=2, max_new_tokens=12, task='denoise', source='bo', to='bo'), 64)
-    ids = writer.tokenizer.encode_masked('ང་ལ་<mask>གཉིས་ཡོད།')
-    assert (ids == writer.tokenizer.mask).sum() == 1 and PAD not in ids
-    assert len(writer.answer(['ང་ལ་<mask>གཉིས་ཡོད།', ''])) == 2
+    ids = generator.tokenizer.encode_masked('ང་ལ་<mask>གཉིས་ཡོད།')
+    assert (ids == generator.tokenizer.mask).sum() == 1 and PAD not in ids
+    assert len(generator.answer(['ང་ལ་<mask>གཉིས་ཡོད།', ''])) == 2
 
 
 @pytest.mark.full

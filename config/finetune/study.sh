@@ -72,7 +72,7 @@ done
 # Into Chinese from languages that the encoder's teacher knew, by what pretraining learned alone
 into_zh=("${translate[@]}" --learn=kk-zh,ug-zh
     --test="$NTREX/ntrex.kk-zh.tsv,$NTREX/ntrex.ug-zh.tsv"
-    --data="$(files {libreoffice,gnome,mediawiki,mozilla,tatoeba}'.[ku][kg]-zh.tsv')")
+    --data="$(files {libreoffice,gnome,mediawiki}.{kk,ug}-zh.tsv {mozilla.kk,tatoeba.ug}-zh.tsv)")
 row into-zh/baselines '' tests/tools/baselines.py "${into_zh[@]}"
 row into-zh/copy pretrained/copy finetune.py "${into_zh[@]}" --eval_only=True
 

@@ -476,12 +476,12 @@ def test_training_on_any_text(trained, corpus, tmp_path_factory, parts):
 
 @settings(max_examples=settings.default.max_examples // 5)
 @given(st.lists(lines, min_size=1, max_size=4))
-def test_any_text_is_answered(writer, texts):
-    assert len(writer.answer(texts)) == len(texts)
+def test_any_text_is_answered(generator, texts):
+    assert len(generator.answer(texts)) == len(texts)
 
 
 @pytest.fixture(scope='module')
-def writer(trained):
+def generator(trained):
     return sample.TextGenerator(f'{trained.out_dir}/best', sample.Sample(
         device='cpu', beams=2, max_new_tokens=8, task='translate', source='zh', to='bo'), 64)
 

@@ -2,7 +2,7 @@
 
     python tests/tools/gpu.py --out=out/gpu --seconds=540
     python tests/tools/gpu.py --device=cpu --tiny       # only to see that every line of it runs
-    python tests/tools/gpu.py --device=cpu --only counts        # what a GPU could reach at most
+    python tests/tools/gpu.py --device=cpu --only counts        # what memory and products allow
 
 Each section stands alone. After each, gpu.json has what was found, also the error if it failed.
 Sections that the time no longer allows are left out. Sizes are those of CINO-base-v2 with the
@@ -15,15 +15,16 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -289,9 +290,14 @@ class Count(TorchDispatchMode):
         read, written = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)]
                          for x in ((args, kwargs), out))
         if written and not op.is_view and 'empty' not in str(op):
-            read = written if packet == torch.ops.aten.embedding else read      # not every row
+            if packet in (torch.ops.aten.embedding, torch.ops.aten.index):
+                read = written                              # the rows that are picked
+            if packet == torch.ops.aten.index_put_:
+                read = written = [args[2]]
             flop = flop_registry.get(packet, lambda *_, **__: 0)(*args, **kwargs, out_val=out)
-            self.kernels.append((flop, sum(t.numel() * t.element_size() for t in read + written)))
+            self.kernels.append((flop, sum(min(t.numel() * t.element_size(),    # once if expanded
+                                               t.untyped_storage().nbytes())
+                                           for t in read + written)))
         return out
 
 
@@ -304,26 +310,31 @@ def fused_attention(q, k, v, mask, p, causal):
 
 
 def counts(s):
-    """Of a micro-batch, not compiled, by tensors without values: TFLOP, GB moved, kernels, GiB kept
-    for the backward pass. Target tokens/s on a card if each kernel took only the time that its FLOP
-    or its bytes need at the peak, and if there were no kernels but products."""
-    batch = Ragged(s, s.batch_tokens[0])[0]
-    n, kept, usual = int((batch[1][:, 2:] != PAD).sum()), {}, F.scaled_dot_product_attention
+    """Forward and backward pass of a micro-batch, not compiled, with tensors without values: TFLOP,
+    GB read and written, kernels, GiB kept for the backward pass. Target tokens/s on a card if each
+    kernel took only the time that its FLOP or its bytes need at the peak, and of products alone."""
+    batch, kept = Ragged(s, s.batch_tokens[0])[0], {}
+    n = int((batch[1][:, 2:] != PAD).sum())
 
     def keep(t):
         kept[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
         return t
-    F.scaled_dot_product_attention = fused_attention
-    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16):
+    as_on_a_gpu = (mock.patch.object(F, 'scaled_dot_product_attention', fused_attention),
+                   mock.patch.object(F, 'dropout', lambda x, p, training, inplace:
+                                     torch.native_dropout(x, p, training)[0]),
+                   mock.patch.object(FakeTensor, 'is_cuda', True, create=True))
+    with ExitStack() as stack, Count() as count:
+        for context in (FakeTensorMode(), torch.autocast('cpu', torch.bfloat16), *as_on_a_gpu):
+            stack.enter_context(context)
         model = SWCM(SWCMConfig(**s.sizes)).train()
         src, tgt, at = (torch.zeros(size, dtype=torch.long)
                         for size in (*(x.shape for x in batch), (n,)))
-        with Count() as count, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        count.kernels.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             x = model.states(tgt[:, :-1], model.encoder.encode(src), src)
             model.encoder.head.loss(x.flatten(0, 1)[at], at).backward()
-        for p in model.parameters():
-            kept.pop(p.untyped_storage()._cdata, None)
-    F.scaled_dot_product_attention = usual
+    for p in model.parameters():
+        kept.pop(p.untyped_storage()._cdata, None)
     found = {'source': batch[0].shape, 'target': batch[1].shape, 'targets': n,
              'kernels': len(count.kernels),
              'TFLOP': sum(flop for flop, _ in count.kernels) / 1e12,
