@@ -378,7 +378,7 @@ def test_study_is_resumed(tmp_path):
         assert three[2][-1] == f'--checkpoint=out/strings/shots{n}/best'
         assert '--eval_only=True' in three[2]
     status, lines = started('into-zh')
-    assert status == 0 and [line[0] for line in lines] == ['tests/tools/baselines.py', 'finetune.py']
+    assert (status, [line[0] for line in lines]) == (0, ['tests/tools/baselines.py', 'finetune.py'])
     assert started('pretrained/copy-larger')[0] == 1  # there is no larger encoder
     status, lines = started('pretrained', '--dtype=bfloat16', encoder='LARGER')
     assert status == 0 and len(lines) == 2 and all('--encoder=LARGER' in line for line in lines)
