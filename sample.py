@@ -282,9 +282,12 @@ class TextGenerator:
                 self.counts[f'texts were cut: the model reads {self.longest} tokens'] += (
                     len(whole) > self.longest)
         flat = [ids for parts in sources for ids in parts]
-        outputs = iter(self.generate(flat, [cfg.to] * len(flat)))
+        parts = iter(self.generate(flat, [cfg.to] * len(flat)))
         space = '' if cfg.to in BY_CHARACTER else ' '
-        return [space.join(islice(outputs, len(parts))) for parts in sources]
+        outputs = [space.join(islice(parts, len(of_text))) for of_text in sources]
+        self.counts[f'outputs are not in the script of {cfg.to}; see --to, --force_script'] += sum(
+            wrong_script(output, cfg.to) is not None for output in outputs)
+        return outputs
 
 
 def newest_checkpoint():

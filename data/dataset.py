@@ -122,7 +122,7 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
             if split == 'val' and len(texts) == 2:
                 references[name] += map(normalize, texts.values())
     if not counts:
-        raise ValueError('the corpus has no text')
+        raise ValueError('the corpus has no text; see --data_from')
     for name, file in files.items():
         file.close()
         np.save(folder / f'{name}.npy', np.cumsum([0, *lengths[name]], dtype=np.uint64))

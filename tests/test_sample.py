@@ -86,6 +86,16 @@ def test_what_is_cut_off_is_said(folder, capsys):
         assert long.counts['texts have a sentence that was cut: it has over 61 tokens'] == 1
 
 
+def test_outputs_in_another_script_are_warned_of(folder, monkeypatch):
+    monkeypatch.setattr(sample, 'generate_texts', lambda model, tokenizer, sources, *args, **options: (
+        ['我有两本书。', '3'] * (len(sources) // 2), [False] * len(sources)))
+    for to, n in (('bo', 1), ('zh', 0)):
+        chinese = generator(folder, 'kk', to)
+        assert chinese.answer(['Менің кітабым бар.', 'Үш.']) == ['我有两本书。', '3']
+        warning = f'outputs are not in the script of {to}; see --to, --force_script'
+        assert chinese.counts[warning] == n
+
+
 def test_what_was_fine_tuned_is_written(tmp_path, encoder_folder, capsys):
     """sample.py answers with the settings of the run, and so writes what predictions.jsonl has."""
     lines = sentences('bo')
