@@ -45,8 +45,8 @@ def read_examples(paths, directions):
         there = [e for e in read_file(path.expanduser(), directions) if e.direction in directions]
         kept = [e for e in there if all(map(str.strip, e.source)) and normalize(e.target)]
         if not kept:
-            raise ValueError(f'{path} has no example of {" ".join(directions)} with '
-                             'text; see --learn')
+            raise ValueError(f'{path} has no example of {" ".join(directions)} with text; '
+                             'see --learn')
         for d in {e.direction for e in kept}:
             pairs = [(e.source[-1], e.target) for e in kept if e.direction == d][:1000]
             for texts, language in zip(zip(*pairs), languages_of(d)):

@@ -38,7 +38,7 @@ class Distil(Train):
     val_fraction: float = fraction(0.02, 'fraction of documents held out')
     batch_tokens: int = key(65536, 'source + target tokens of a step, on average', low=1)
     max_steps: int = changeable(3500, 'optimizer steps', low=1)
-    lr: float = key(1e-3, 'peak learning rate of AdamW')
+    lr: float = key(1e-3, 'peak learning rate of AdamW', low=1e-9)
     dropout: float = fraction(0.0, 'in the student')
 
 
