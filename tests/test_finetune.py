@@ -382,5 +382,6 @@ def test_study_is_resumed(tmp_path):
     assert started('pretrained/copy-larger')[0] == 1  # there is no larger encoder
     status, lines = started('pretrained', '--dtype=bfloat16', encoder='LARGER')
     assert status == 0 and len(lines) == 2 and all('--encoder=LARGER' in line for line in lines)
+    assert len(started('headlines', encoder='LARGER')[1]) == 2
     (tmp_path / pairs[0]).unlink()
     assert started('answers')[0]                      # a file that is missing is no smaller study

@@ -86,6 +86,13 @@ def test_what_is_cut_off_is_said(folder, capsys):
         assert long.counts['texts have a sentence that was cut: it has over 61 tokens'] == 1
 
 
+def test_a_text_is_in_the_language_of_its_summary():
+    run = FineTune(task='summarise', learn=('bo',))
+    for given, languages in (({}, ('bo', 'bo')), ({'to': 'zh'}, ('zh', 'zh'))):
+        cfg = sample.settings(given, run, ['bo', 'zh'])
+        assert (cfg.source, cfg.to) == languages
+
+
 def test_outputs_in_another_script_are_warned_of(folder, monkeypatch):
     outputs = ['我有两本书。', '3'], [False] * 2
     monkeypatch.setattr(sample, 'generate_texts', lambda *args, **options: outputs)
