@@ -73,7 +73,8 @@ def finetune(cfg):
         learn(cfg, model, tokenizer, sets, state, text_hash)
     if rank_and_world()[0] == 0:
         model = SWCM.load(best) if learns else model
-        write_scores(model, tests, tokenizer, cfg, best if scores_best else best.parent)
+        write_scores(outputs_for(model, tests, tokenizer, cfg), cfg,
+                     best if scores_best else best.parent)
 
 
 def read_parts(cfg):
@@ -203,24 +204,32 @@ def banned_ids(cfg, tokenizer):
     return banned
 
 
-def write_scores(model, tests, tokenizer, cfg, folder):
-    """Scores the model's outputs for all tests; prints, writes metrics.json, predictions.jsonl."""
-    metrics, lines = {}, []
-    setting = 'float32' if cfg.dtype == 'float32' else 'auto'           # as sample.py writes
+def outputs_for(model, tests, tokenizer, cfg):
+    """Yields the model's outputs for each test, as sample.py would write them, for write_scores."""
+    setting = 'float32' if cfg.dtype == 'float32' else 'auto'
     device, dtype = runtime.find_device(cfg.device, setting)
     model.to(device).eval()
     if device.type == 'cpu' and setting == 'auto':
         pack(model)
     for test, task in tests:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            examples, outputs, whole, each = predict(model, task, tokenizer, cfg,
-                                                     cfg.test_examples, cfg.beams)
-        print0(f'{test}, {task.direction}: {len(examples)} examples; percent, 95 % intervals')
+            found = predict(model, task, tokenizer, cfg, cfg.test_examples, cfg.beams)
+        counts = {'too_long': task.n_long, 'cut': task.n_cut, 'inside': task.n_inside}
+        yield test, task.direction, counts, *found
+
+
+def write_scores(tests, cfg, folder):
+    """Prints scores, and writes them and the outputs to metrics.json and predictions.jsonl.
+
+    tests: of each its name, direction, counts to be written, and what `predict` returns."""
+    metrics, lines = {}, []
+    for test, direction, counts, examples, outputs, whole, each in tests:
+        print0(f'{test}, {direction}: {len(examples)} examples; percent, 95 % intervals')
         print0('\n'.join(report(whole)))
-        metrics.setdefault(test, {})[task.direction] = {
-            'examples': len(examples), 'too_long': task.n_long, 'cut': task.n_cut,
-            'inside': task.n_inside, **scores_of(whole)}
-        lines += [{'test': test, 'direction': task.direction, 'source': e.source,
+        found = {name: dict(zip(('value', 'low', 'high'), (round(x, 4) for x in interval)))
+                 for name, interval in whole.items()}
+        metrics.setdefault(test, {})[direction] = {'examples': len(examples), **counts, **found}
+        lines += [{'test': test, 'direction': direction, 'source': e.source,
                    'prediction': output, 'reference': e.target, 'others': e.others,
                    'scores': {name: round(values[i], 4) for name, values in each.items()}}
                   for i, (e, output) in enumerate(zip(examples, outputs))]
@@ -231,12 +240,6 @@ def write_scores(model, tests, tokenizer, cfg, folder):
         texts = '\n'.join(json.dumps(line, ensure_ascii=False) for line in lines)
         (new / 'predictions.jsonl').write_text(texts + '\n', encoding='utf-8')
     print0(f'wrote {folder}/metrics.json and predictions.jsonl')
-
-
-def scores_of(whole):
-    """The first of what `score` returns, as metrics.json has it."""
-    return {name: dict(zip(('value', 'low', 'high'), (round(x, 4) for x in found)))
-            for name, found in whole.items()}
 
 
 if __name__ == '__main__':

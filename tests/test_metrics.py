@@ -13,12 +13,15 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 from torchmetrics.functional.text import squad
 
+from config import FineTune
 from data import metrics
+from data.examples import Example
 from data.languages import main_script
 from data.metrics import (
     chrf, common_subsequence, f_measure, is_mark, score, units, wilson, words_only,
 )
 from data.tokenizer import Tokenizer, normalize
+from finetune import write_scores
 
 # From the Universal Declaration of Human Rights (public domain)
 REAL = {
@@ -338,13 +341,50 @@ def test_baselines(tmp_path, capsys):
         is_near = test == 'near'
         tool['main']([*args, f'--test={tmp_path}/near.kk-zh.tsv' if is_near else '--test=',
                       f'--test_fraction={0 if is_near else 0.2}', '--val_fraction=0'])
-        found = {path.stem: json.loads(path.read_text(encoding='utf-8'))['scores']
-                 for path in (tmp_path / f'{task}.out').iterdir()}
+        found = {path.parent.name: json.loads(path.read_text(encoding='utf-8'))['scores']
+                 for path in (tmp_path / f'{task}.out').glob('*/metrics.json')}
         assert {name: scores[test][learn]['exact']['value']
                 for name, scores in found.items()} == expected
-        assert capsys.readouterr().out.count(f': {test}, {learn}: 5 examples') == len(expected)
+        assert capsys.readouterr().out.count(f'{test}, {learn}: 5 examples') == len(expected)
     with pytest.raises(ValueError, match='nothing is held out'):
         tool['main']([*args, '--test_fraction=0'])
+
+
+def test_differences_are_of_the_same_texts(tmp_path, capsys, monkeypatch):
+    """compare.py sees what separate intervals hide, and equals sacrebleu's difference."""
+    tool = runpy.run_path(str(ROOT / 'tests/tools/compare.py'))
+    references = [f'Алма {"нан " * (i % 7)}бар {i}' for i in range(60)]
+    outputs = {'good': [text if i % 3 else 'сүт' for i, text in enumerate(references)],
+               'worse': [text[:-3] if i % 3 else 'сүт' for i, text in enumerate(references)]}
+    for name, texts in outputs.items():
+        whole, each = score(texts, references, 'kk')
+        examples = [Example('kk', (text,), text, ()) for text in references]
+        write_scores([('test', 'kk', {}, examples, texts, whole, each)], FineTune(),
+                     tmp_path / name)
+
+    def compared(first, second):
+        monkeypatch.setattr('sys.argv', ['compare.py', str(tmp_path / first),
+                                         str(tmp_path / second), f'--out={tmp_path}/found.json'])
+        tool['main']()
+        found = json.loads((tmp_path / 'found.json').read_text(encoding='utf-8'))
+        return found['scores']['test']['kk']
+
+    found = compared('good', 'worse')
+    whole = [score(texts, references, 'kk')[0] for texts in outputs.values()]
+    assert whole[0]['chrF++'][1] < whole[1]['chrF++'][2]         # separate intervals overlap
+    assert 0 < found['chrF++']['low'] < found['chrF++']['value'] < found['chrF++']['high']
+    theirs = [CHRF(word_order=2).corpus_score(texts, [references]).score
+              for texts in outputs.values()]
+    assert found['chrF++']['value'] == pytest.approx(theirs[0] - theirs[1], abs=1e-3)
+    assert found['f1']['value'] == pytest.approx(whole[0]['f1'][0] - whole[1]['f1'][0], abs=1e-3)
+    assert 'empty' not in found
+    assert '  chrF++           +9.7  [ +8.1, +11.5]' in capsys.readouterr().out
+    assert compared('worse', 'good')['chrF++']['value'] == -found['chrF++']['value']
+    assert compared('good', 'good') == {'chrF++': {'value': 0, 'low': 0, 'high': 0}}
+    lines = (tmp_path / 'good/predictions.jsonl').read_text(encoding='utf-8').splitlines()
+    (tmp_path / 'worse/predictions.jsonl').write_text('\n'.join(lines[1:]), encoding='utf-8')
+    with pytest.raises(SystemExit, match='worse has other examples of test, kk than'):
+        compared('good', 'worse')
 
 
 def test_lookup_in_the_same_languages(encoder_folder, tmp_path, capsys):

@@ -74,7 +74,9 @@ into_zh=("${translate[@]}" --learn=kk-zh,ug-zh
     --test="$NTREX/ntrex.kk-zh.tsv,$NTREX/ntrex.ug-zh.tsv"
     --data="$(files {libreoffice,gnome,mediawiki}.{kk,ug}-zh.tsv {mozilla.kk,tatoeba.ug}-zh.tsv)")
 row into-zh/baselines '' tests/tools/baselines.py "${into_zh[@]}"
-row into-zh/copy pretrained/copy finetune.py "${into_zh[@]}" --eval_only=True
+for arm in copy ${ENCODER:+copy-larger}; do
+    row into-zh/$arm pretrained/$arm finetune.py "${into_zh[@]}" --eval_only=True
+done
 
 # Amount of data, from data/small; all pairs are zh-bo/raw and amount/x3
 for n in 1900 5700; do

@@ -6,9 +6,8 @@
 translate: `look-up`, the translation of the most similar training source. summarise: `sentence`,
 the article's first; `lead`, as many of its first units as the titles learned (or else tested) have
 on average, marks not counted. answer: `sentence`, that of the context with most of the question's
-units. The scores are written to out/baselines/look-up.json and so on, for curves.py --score.
+units. Their scores and outputs are written to folders such as out/baselines/look-up.
 """
-import json
 import re
 import statistics
 import sys
@@ -22,8 +21,8 @@ from data.batches import evenly_spaced
 from data.examples import languages_of
 from data.heldout import SENTENCE_ENDS
 from data.languages import BY_CHARACTER
-from data.metrics import TSHEG, report, score, words_only
-from finetune import TASKS, read_parts, scores_of
+from data.metrics import TSHEG, score, words_only
+from finetune import TASKS, read_parts, write_scores
 
 
 def sentences(text):
@@ -63,7 +62,7 @@ def outputs_of(task, learned, chosen, language):
 
 
 def main(argv):
-    cfg, metrics = cli.load(FineTune, argv), {}
+    cfg, found = cli.load(FineTune, argv), {}
     if cfg.task not in TASKS:
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     parts, _ = read_parts(cfg)
@@ -74,18 +73,15 @@ def main(argv):
             if not tests:
                 continue
             chosen = [tests[i] for i in evenly_spaced(len(tests), cfg.test_examples or len(tests))]
+            references = [(e.target, *e.others) for e in chosen]
             language = languages_of(direction)[1]
             for name, outputs in outputs_of(cfg.task, learned, chosen, language).items():
-                whole, _ = score(outputs, [(e.target, *e.others) for e in chosen], language)
-                print(f'{name}: {part}, {direction}: {len(chosen)} examples')
-                print('\n'.join(report(whole)))
-                metrics.setdefault(name, {}).setdefault(part, {})[direction] = scores_of(whole)
-    if not metrics:
+                found.setdefault(name, []).append(
+                    (part, direction, {}, chosen, outputs, *score(outputs, references, language)))
+    if not found:
         raise ValueError(f'data={cfg.data}: nothing is held out to score, or no pairs are learned')
-    Path(cfg.out_dir).mkdir(parents=True, exist_ok=True)
-    for name, scores in metrics.items():
-        text = json.dumps({'scores': scores}, indent=1)
-        Path(cfg.out_dir, f'{name}.json').write_text(text + '\n', encoding='utf-8')
+    for name, tests in found.items():
+        write_scores(tests, cfg, Path(cfg.out_dir, name))
 
 
 if __name__ == '__main__':
