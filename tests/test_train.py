@@ -327,7 +327,9 @@ def test_studies_have_the_tables_of_their_logs():
                 ('headlines', ('chrF++', 'rouge_l_f', 'shuffled')), ('answers', ('f1', 'exact')),
                 ('zh-bo', ('chrF++', 'rouge_l_f', 'shuffled')), ('bo-zh', ('chrF++', 'shuffled')),
                 ('strings', ('chrF++', 'wrong_script')), ('titles', ('chrF++', 'rouge_l_f')),
-                ('questions', ('f1',)), ('into-zh', ('chrF++',)))
+                ('questions', ('f1',)), ('into-zh', ('chrF++',)),
+                ('compared/headlines', ('chrF++', 'rouge_l_f')),
+                ('compared/zh-bo', ('chrF++', 'rouge_l_f')), ('compared/strings', ('chrF++',)))
               for score in scores)):
         folder = ROOT / 'config' / study
         files = sorted(str(path) for path in folder.glob(pattern))
