@@ -54,19 +54,21 @@ pretrain none --share=none
 pretrain dae --mt_fraction=0
 pretrain mt --mt_fraction=1
 if [[ -n ${ENCODER-} ]]; then
-    pretrain copy-larger --encoder="$ENCODER"
-    pretrain none-larger --encoder="$ENCODER" --share=none
+    pretrain copy-larger --encoder="$ENCODER" --lr=2e-4
+    pretrain none-larger --encoder="$ENCODER" --lr=2e-4 --share=none
 fi
 for arm in baselines raw copy inserted alternate none dae mt ${ENCODER:+copy-larger none-larger}; do
+    slower=()
     case $arm in
         baselines) script=tests/tools/baselines.py from= ;;
         raw) script=finetune.py from= ;;
+        *-larger) script=finetune.py from=pretrained/$arm slower=(--lr=2e-4) ;;
         *) script=finetune.py from=pretrained/$arm ;;
     esac
-    row headlines/$arm "$from" $script "${headlines[@]}"
-    row answers/$arm "$from" $script "${answers[@]}"
-    row zh-bo/$arm "$from" $script "${zh_bo[@]}"
-    row bo-zh/$arm "$from" $script "${zh_bo[@]}" --learn=bo-zh
+    row headlines/$arm "$from" $script "${headlines[@]}" "${slower[@]}"
+    row answers/$arm "$from" $script "${answers[@]}" "${slower[@]}"
+    row zh-bo/$arm "$from" $script "${zh_bo[@]}" "${slower[@]}"
+    row bo-zh/$arm "$from" $script "${zh_bo[@]}" --learn=bo-zh "${slower[@]}"
 done
 
 # Into Chinese from languages that the encoder's teacher knew, by what pretraining learned alone
