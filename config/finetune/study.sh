@@ -82,9 +82,10 @@ done
 
 # Amount of data, from data/small; all pairs are zh-bo/raw and amount/x3
 for n in 1900 5700; do
-    few=(finetune.py "${zh_bo[@]}" --learn= --transfer=zh-bo --shots=$n)
-    row amount/x0-$n '' "${few[@]}"
-    row amount/x3-$n '' "${few[@]}" --insert_every=3
+    few=("${zh_bo[@]}" --learn= --transfer=zh-bo --shots=$n)
+    row amount/baselines-$n '' tests/tools/baselines.py "${few[@]}"
+    row amount/x0-$n '' finetune.py "${few[@]}"
+    row amount/x3-$n '' finetune.py "${few[@]}" --insert_every=3
 done
 row amount/x3 '' finetune.py "${zh_bo[@]}" --insert_every=3
 
