@@ -21,7 +21,7 @@ from data.examples import Examples, languages_of, read_examples, split_examples
 from data.files import atomic_dir
 from data.heldout import Texts, digest, splits
 from data.languages import ids_outside_scripts
-from data.metrics import ABOUT, report, score
+from data.metrics import ABOUT, as_json, report, score
 from data.tokenizer import normalize
 from model import SWCM
 from sample import generate_texts, read_settings, run_of
@@ -213,9 +213,9 @@ def outputs_for(model, tests, tokenizer, cfg):
         pack(model)
     for test, task in tests:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            found = predict(model, task, tokenizer, cfg, cfg.test_examples, cfg.beams)
+            scored = predict(model, task, tokenizer, cfg, cfg.test_examples, cfg.beams)
         counts = {'too_long': task.n_long, 'cut': task.n_cut, 'inside': task.n_inside}
-        yield test, task.direction, counts, *found
+        yield test, task.direction, counts, *scored
 
 
 def write_scores(tests, cfg, folder):
@@ -226,9 +226,8 @@ def write_scores(tests, cfg, folder):
     for test, direction, counts, examples, outputs, whole, each in tests:
         print0(f'{test}, {direction}: {len(examples)} examples; percent, 95 % intervals')
         print0('\n'.join(report(whole)))
-        found = {name: dict(zip(('value', 'low', 'high'), (round(x, 4) for x in interval)))
-                 for name, interval in whole.items()}
-        metrics.setdefault(test, {})[direction] = {'examples': len(examples), **counts, **found}
+        metrics.setdefault(test, {})[direction] = {
+            'examples': len(examples), **counts, **as_json(whole)}
         lines += [{'test': test, 'direction': direction, 'source': e.source,
                    'prediction': output, 'reference': e.target, 'others': e.others,
                    'scores': {name: round(values[i], 4) for name, values in each.items()}}

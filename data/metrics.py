@@ -199,3 +199,9 @@ def report(whole):
     """Yields a line for each score: value, interval, what it is."""
     for name in filter(whole.get, ABOUT):
         yield '  {:15}{:6.1f}  [{:5.1f}, {:5.1f}]  {}'.format(name, *whole[name], ABOUT[name])
+
+
+def as_json(whole):
+    """{score: (value, low, high)} as metrics.json has it."""
+    return {name: dict(zip(('value', 'low', 'high'), (round(x, 4) for x in interval)))
+            for name, interval in whole.items()}

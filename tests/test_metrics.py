@@ -350,7 +350,7 @@ def test_baselines(tmp_path, capsys):
         tool['main']([*args, '--test_fraction=0'])
 
 
-def test_differences_are_of_the_same_texts(tmp_path, capsys, monkeypatch):
+def test_differences_are_of_the_same_texts(tmp_path, capsys):
     """compare.py sees what separate intervals hide, and equals sacrebleu's difference."""
     tool = runpy.run_path(str(ROOT / 'tests/tools/compare.py'))
     references = [f'Алма {"нан " * (i % 7)}бар {i}' for i in range(60)]
@@ -363,11 +363,9 @@ def test_differences_are_of_the_same_texts(tmp_path, capsys, monkeypatch):
                      tmp_path / name)
 
     def compared(first, second):
-        monkeypatch.setattr('sys.argv', ['compare.py', str(tmp_path / first),
-                                         str(tmp_path / second), f'--out={tmp_path}/found.json'])
-        tool['main']()
-        found = json.loads((tmp_path / 'found.json').read_text(encoding='utf-8'))
-        return found['scores']['test']['kk']
+        out = tmp_path / 'new/found.json'
+        tool['main']([str(tmp_path / first), str(tmp_path / second), f'--out={out}'])
+        return json.loads(out.read_text(encoding='utf-8'))['scores']['test']['kk']
 
     found = compared('good', 'worse')
     whole = [score(texts, references, 'kk')[0] for texts in outputs.values()]
@@ -377,13 +375,22 @@ def test_differences_are_of_the_same_texts(tmp_path, capsys, monkeypatch):
               for texts in outputs.values()]
     assert found['chrF++']['value'] == pytest.approx(theirs[0] - theirs[1], abs=1e-3)
     assert found['f1']['value'] == pytest.approx(whole[0]['f1'][0] - whole[1]['f1'][0], abs=1e-3)
-    assert 'empty' not in found
+    assert found['empty'] == {'value': 0, 'low': 0, 'high': 0}
     assert '  chrF++           +9.7  [ +8.1, +11.5]' in capsys.readouterr().out
     assert compared('worse', 'good')['chrF++']['value'] == -found['chrF++']['value']
-    assert compared('good', 'good') == {'chrF++': {'value': 0, 'low': 0, 'high': 0}}
-    lines = (tmp_path / 'good/predictions.jsonl').read_text(encoding='utf-8').splitlines()
-    (tmp_path / 'worse/predictions.jsonl').write_text('\n'.join(lines[1:]), encoding='utf-8')
-    with pytest.raises(SystemExit, match='worse has other examples of test, kk than'):
+    assert all(x['low'] == x['high'] == 0 for x in compared('good', 'good').values())
+
+    text = (tmp_path / 'good/predictions.jsonl').read_text(encoding='utf-8')
+    for changed in (text[:text.rindex('{"test"')], text.replace(': "test"', ': "test2"', 1),
+                    text.replace('"others": []', '"others": ["нан"]', 1),
+                    text.replace('"exact": 100.0, ', '', 1)):
+        assert changed != text
+        (tmp_path / 'worse/predictions.jsonl').write_text(changed, encoding='utf-8')
+        for folders in ('good', 'worse'), ('worse', 'good'):
+            with pytest.raises(ValueError, match='do not have the same examples of test'):
+                compared(*folders)
+    (tmp_path / 'worse/predictions.jsonl').write_text(text + '{}', encoding='utf-8')
+    with pytest.raises(ValueError, match='line 61 is no output that finetune.py has scored'):
         compared('good', 'worse')
 
 

@@ -62,7 +62,7 @@ def outputs_of(task, learned, chosen, language):
 
 
 def main(argv):
-    cfg, found = cli.load(FineTune, argv), {}
+    cfg, runs = cli.load(FineTune, argv), {}
     if cfg.task not in TASKS:
         raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     parts, _ = read_parts(cfg)
@@ -76,11 +76,12 @@ def main(argv):
             references = [(e.target, *e.others) for e in chosen]
             language = languages_of(direction)[1]
             for name, outputs in outputs_of(cfg.task, learned, chosen, language).items():
-                found.setdefault(name, []).append(
+                runs.setdefault(name, []).append(
                     (part, direction, {}, chosen, outputs, *score(outputs, references, language)))
-    if not found:
+    if not runs:
         raise ValueError(f'data={cfg.data}: nothing is held out to score, or no pairs are learned')
-    for name, tests in found.items():
+    for name, tests in runs.items():
+        print(f'{name}:')
         write_scores(tests, cfg, Path(cfg.out_dir, name))
 
 

@@ -5,8 +5,9 @@
 Both folders have the predictions.jsonl of the same tests. For each score: the first minus the
 second, in percent, with the 95 % interval that texts drawn with replacement give, for both the same
 (paired bootstrap; Koehn 2004, aclanthology.org/W04-3250). An interval without 0 means that other
-texts of this kind would give the same answer; of other seeds it says nothing. A score that differs
-for no text is left out. curves.py --score makes a table of such files.
+texts of this kind would very likely give the same sign; of other seeds it says nothing. Of empty,
+repeats and wrong_script less is better; `shuffled` is left out. curves.py --score makes a table of
+such files.
 """
 import argparse
 import json
@@ -16,16 +17,25 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from data.metrics import bootstrap, chrf_counts, chrf_of, normalize_all
+from config import cli
+from data.files import read_json_object, read_lines
+from data.metrics import as_json, bootstrap, chrf_counts, chrf_of, normalize_all
 
 
 def read_predictions(folder):
     """{(test, direction): its lines of predictions.jsonl}"""
-    tests = {}
-    with open(Path(folder, 'predictions.jsonl'), encoding='utf-8') as lines:
-        for line in map(json.loads, lines):
-            tests.setdefault((line['test'], line['direction']), []).append(line)
+    path, tests = Path(folder, 'predictions.jsonl'), {}
+    for n, line in enumerate(read_lines(path), 1):
+        found = read_json_object(line, f'{path}: line {n}')
+        if not {'test', 'direction', 'others', 'scores'} <= found.keys():
+            raise ValueError(f'{path}: line {n} is no output that finetune.py has scored')
+        tests.setdefault((found['test'], found['direction']), []).append(found)
     return tests
+
+
+def examples_of(lines):
+    """What must be equal in two runs that are compared."""
+    return [(x['source'], x['reference'], x['others'], [*x['scores']]) for x in lines]
 
 
 def counts_of(lines):
@@ -40,42 +50,38 @@ def differences(ours, theirs):
     counts = np.hstack([counts_of(ours), counts_of(theirs)])
     half = counts.shape[1] // 2
     found = {'chrF++': bootstrap(counts, lambda n: chrf_of(n[:half]) - chrf_of(n[half:]))}
-    for name in [name for name in ours[0]['scores'] if name not in ('chrF++', 'shuffled')]:
-        pairs = zip(ours, theirs)
-        values = np.array([(a['scores'][name] - b['scores'][name], 1) for a, b in pairs])
-        if values[:, 0].any():
-            found[name] = bootstrap(values, lambda sums: sums[0] / sums[1])
+    for name in ours[0]['scores']:
+        if name not in ('chrF++', 'shuffled'):
+            values = [(a['scores'][name] - b['scores'][name], 1) for a, b in zip(ours, theirs)]
+            found[name] = bootstrap(np.array(values), lambda sums: sums[0] / sums[1])
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__, prog='compare.py',
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('first')
     parser.add_argument('second')
     parser.add_argument('--out', help='a file for curves.py --score')
-    args = parser.parse_args()
-    try:
-        first, second = read_predictions(args.first), read_predictions(args.second)
-        scores = {}
-        for test, direction in first:
-            ours, theirs = first[test, direction], second.get((test, direction), ())
-            if [(x['source'], x['reference']) for x in ours] != [
-                    (x['source'], x['reference']) for x in theirs]:
-                raise ValueError(f'{args.second} has other examples of {test}, {direction} than '
-                                 f'{args.first}; score both with the same --data and --test')
-            print(f'{test}, {direction}: {len(ours)} examples')
-            found = differences(ours, theirs)
-            for name, interval in found.items():
-                print('  {:15}{:+6.1f}  [{:+5.1f}, {:+5.1f}]'.format(name, *interval))
-            scores.setdefault(test, {})[direction] = {
-                name: dict(zip(('value', 'low', 'high'), (round(x, 4) for x in interval)))
-                for name, interval in found.items()}
-        if args.out:
-            Path(args.out).write_text(json.dumps({'scores': scores}, indent=1) + '\n',
-                                      encoding='utf-8')
-    except (OSError, ValueError) as e:
-        sys.exit(f'error: {e}')
+    args = parser.parse_args(argv)
+    first, second = read_predictions(args.first), read_predictions(args.second)
+    for test in {**first, **second}:
+        if examples_of(first.get(test, ())) != examples_of(second.get(test, ())):
+            raise ValueError(f'{args.first} and {args.second} do not have the same examples of '
+                             f'{", ".join(test)}; score both with the same settings')
+    scores = {}
+    for test, direction in first:
+        ours, theirs = first[test, direction], second[test, direction]
+        print(f'{test}, {direction}: {len(ours)} examples')
+        found = differences(ours, theirs)
+        for name, interval in found.items():
+            print('  {:15}{:+6.1f}  [{:+5.1f}, {:+5.1f}]'.format(name, *interval))
+        scores.setdefault(test, {})[direction] = as_json(found)
+    if args.out:
+        text = json.dumps({'first': args.first, 'second': args.second, 'scores': scores}, indent=1)
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.out).write_text(text + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)
