@@ -372,8 +372,8 @@ def test_study_is_resumed(tmp_path):
         assert line[-1].split('/')[2] == line[-2].split('/')[2]        # the arm
         assert 'config/finetune/summarise.py' in line
     status, lines = started('strings')
-    assert status == 0 and len(lines) == 9
-    for n, three in zip((0, 50, 500), (lines[:3], lines[3:6], lines[6:])):
+    assert status == 0 and len(lines) == 10
+    for n, three in zip((0, 50, 500), (lines[:3], lines[3:6], lines[6:9])):
         assert all(f'--shots={n}' in line for line in three)
         assert three[2][-1] == f'--checkpoint=out/strings/shots{n}/best'
         assert '--eval_only=True' in three[2]

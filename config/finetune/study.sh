@@ -110,4 +110,6 @@ for n in 0 50 500; do
     transfer strings $n pretrained/dae $more "${translate[@]}" --transfer=zh-ug,zh-kk,zh-mn \
         --data="$strings"
 done
+row strings/alone500 pretrained/dae finetune.py "${translate[@]}" --learn= \
+    --transfer=zh-ug,zh-kk,zh-mn --data="$strings" --shots=500           # without the Tibetan ones
 [[ -n $found ]] || { echo "error: $only is no row" >&2; exit 1; }

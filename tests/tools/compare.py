@@ -2,7 +2,7 @@
 
     python tests/tools/compare.py out/copy/best out/none/best --out=copy-none.json
 
-Both folders have the predictions.jsonl of the same tests. For each score: the first minus the
+Both folders have a predictions.jsonl. For each score of the tests in both: the first minus the
 second, in percent, with the 95 % interval that texts drawn with replacement give, for both the same
 (paired bootstrap; Koehn 2004, aclanthology.org/W04-3250). An interval without 0 means that other
 texts of this kind would very likely give the same sign; of other seeds it says nothing. Of empty,
@@ -65,13 +65,14 @@ def main(argv):
     parser.add_argument('--out', help='a file for curves.py --score')
     args = parser.parse_args(argv)
     first, second = read_predictions(args.first), read_predictions(args.second)
-    for test in {**first, **second}:
-        if examples_of(first.get(test, ())) != examples_of(second.get(test, ())):
-            raise ValueError(f'{args.first} and {args.second} do not have the same examples of '
-                             f'{", ".join(test)}; score both with the same settings')
-    scores = {}
-    for test, direction in first:
+    tests, scores = [test for test in first if test in second], {}
+    if not tests:
+        raise ValueError(f'{args.first} and {args.second} have no test in common')
+    for test, direction in tests:
         ours, theirs = first[test, direction], second[test, direction]
+        if examples_of(ours) != examples_of(theirs):
+            raise ValueError(f'{args.first} and {args.second} do not have the same examples of '
+                             f'{test}, {direction}; score both with the same settings')
         print(f'{test}, {direction}: {len(ours)} examples')
         found = differences(ours, theirs)
         for name, interval in found.items():
