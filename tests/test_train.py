@@ -328,6 +328,7 @@ def test_studies_have_the_tables_of_their_logs():
                 ('zh-bo', ('chrF++', 'rouge_l_f', 'shuffled')), ('bo-zh', ('chrF++', 'shuffled')),
                 ('strings', ('chrF++', 'wrong_script')), ('titles', ('chrF++', 'rouge_l_f')),
                 ('questions', ('f1',)), ('into-zh', ('chrF++',)),
+                ('amount', ('chrF++',)), ('compared/amount', ('chrF++', 'rouge_l_f')),
                 ('compared/headlines', ('chrF++', 'rouge_l_f')),
                 ('compared/zh-bo', ('chrF++', 'rouge_l_f')), ('compared/strings', ('chrF++',)))
               for score in scores)):
