@@ -330,7 +330,8 @@ def test_studies_have_the_tables_of_their_logs():
                 ('questions', ('f1',)), ('into-zh', ('chrF++',)),
                 ('amount', ('chrF++',)), ('compared/amount', ('chrF++', 'rouge_l_f')),
                 ('compared/headlines', ('chrF++', 'rouge_l_f')),
-                ('compared/zh-bo', ('chrF++', 'rouge_l_f')), ('compared/strings', ('chrF++',)))
+                ('compared/zh-bo', ('chrF++', 'rouge_l_f')), ('compared/strings', ('chrF++',)),
+                ('compared/bo-zh', ('chrF++', 'rouge_l_f')))
               for score in scores)):
         folder = ROOT / 'config' / study
         files = sorted(str(path) for path in folder.glob(pattern))
