@@ -247,6 +247,21 @@ def test_untrained_and_checkpoint(tmp_path, corpus, encoder_folder):
                  '--max_source_len=60', '--max_target_len=60')
 
 
+def test_scores_have_all_answers_and_counts(tmp_path, encoder_folder):
+    """predictions.jsonl has each correct answer, metrics.json how many examples are cut and so on.
+    """
+    data, out = tmp_path / 'qa.bo.jsonl', tmp_path / 'out'
+    examples = [{'question': 'ང་', 'context': 'ང་ལ་ཅི་ཡོད། དེབ་གཅིག', 'answer': ['ང་ལ', 'ཅི་ཡོད']},
+                {'question': 'ང་', 'context': 'ང་ལ་' * 90, 'answer': 'དེབ་གཅིག་' * 40}]
+    data.write_text('\n'.join(map(json.dumps, examples)), encoding='utf-8')
+    run_here('--task=answer', '--learn=bo', f'--data={data}', f'--test={data}',
+             f'--encoder={encoder_folder}', f'--out_dir={out}', '--eval_only=True', '--beams=1',
+             '--val_fraction=0', '--test_fraction=0', '--max_source_len=60', '--max_target_len=60')
+    assert [line['others'] for line in lines_of(out / 'predictions.jsonl')] == [['ཅི་ཡོད'], []]
+    scores = json.loads((out / 'metrics.json').read_text(encoding='utf-8'))['scores']['qa']['bo']
+    assert [scores[name] for name in ('examples', 'too_long', 'cut', 'inside')] == [2, 1, 1, 1]
+
+
 @pytest.mark.parametrize('dtype, n_packed', [('auto', 1), ('float32', 0)])
 def test_weights_are_packed_for_scores_unless_asked_otherwise(tmp_path, corpus, encoder_folder,
                                                               monkeypatch, dtype, n_packed):
