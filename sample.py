@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from config import FineTune, Sample, Train, cli, runtime
 from config.cpu import pack
 from config.cuda import replay
-from data.batches import collate
+from data.batches import pad
 from data.dataset import SPECIALS, prepare, split_segments
 from data.examples import languages_of, truncate
 from data.files import check_folder, is_text, read_json_object, read_lines
@@ -191,7 +191,7 @@ def generate_texts(model, tokenizer, sources, languages, max_new_tokens=0, batch
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     texts, at_limit = [''] * len(order), [False] * len(order)
     for rows in (order[i:i + batch] for i in range(0, len(order), batch)):
-        src, _ = collate([(sources[i], sources[i]) for i in rows])      # collate takes pairs
+        src = pad([sources[i] for i in rows])
         found = search(model, torch.from_numpy(src).to(device), [languages[i] for i in rows],
                        [limits[i] for i in rows], banned=banned, **options)
         if not all(found):

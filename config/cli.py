@@ -75,16 +75,15 @@ def convert(cls, name, value, where):
             value = ast.literal_eval(value)
         except Exception:                               # also TypeError, as of {[]}
             pass                                        # the next check says what is wrong
-    if kind is float and type(value) is int or kind is tuple and type(value) is list:
-        value = kind(value)
-    if type(value) is not kind or kind is tuple and not all(type(x) is str for x in value):
+    allowed = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+    if type(value) not in allowed or kind is tuple and not all(type(x) is str for x in value):
         raise ValueError(f'{where}{name}={wanted!r}: expected {KINDS[kind]}')
-    if not value and kind in (str, tuple) and name in ('out_dir', 'encoder', 'languages'):
+    if not value and name in ('out_dir', 'encoder', 'languages'):
         raise ValueError(f'{where}{name} is empty')
     if kind in (int, float) and not limits['low'] <= value <= limits['high']:   # also nan
         bound = f'most {limits["high"]}' if value > limits['high'] else f'least {limits["low"]}'
         raise ValueError(f'{where}{name}={wanted}: expected a number of at {bound}')
-    return value
+    return kind(value)
 
 
 def help_text(cls, values):

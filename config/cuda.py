@@ -17,25 +17,24 @@ def replay(step, cache, texts, n_steps):
             step()
         else:
             used, bucket = cache.n_used, BUCKET * cache.n_texts
-            cache.n_used = -(-used // bucket) * bucket
-            if cache.n_used not in graphs:
-                graphs[cache.n_used] = record(step, (cache, texts), pool)
-            graphs[cache.n_used].replay()
+            n_slots = cache.n_used = -(-used // bucket) * bucket
+            if n_slots not in graphs:
+                graphs[n_slots] = record(step, cache, texts, pool)
+            graphs[n_slots].replay()
             cache.n_used = used + cache.n_texts
         if n % CHECK_EVERY == CHECK_EVERY - 1 and texts.done.all():
             break
 
 
-def record(step, states, pool):
-    """The CUDA graph of a step, which replaces tensors of `states` by others of the same shapes.
-    The graph reads the present tensors and writes to them."""
-    before = [(state, name, x) for state in states for name, x in vars(state).items()
+def record(step, cache, texts, pool):
+    """The CUDA graph of a step, which replaces tensors of cache and texts by others of the same
+    shapes. The graph reads the present tensors and writes to them."""
+    before = [(state, name, x) for state in (cache, texts) for name, x in vars(state).items()
               if isinstance(x, torch.Tensor)]
-    n_used, graph = states[0].n_used, torch.cuda.CUDAGraph()
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'):
         step()
         for state, name, x in before:
             x.copy_(getattr(state, name))
             setattr(state, name, x)
-    states[0].n_used = n_used
     return graph

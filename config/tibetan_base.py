@@ -1,11 +1,10 @@
 # The paper's run (Su et al. 2025): CINO-base-v2, MC2 and THUCNews, 2 x A800-80GB for 92 hours.
-#     torchrun --nproc_per_node=2 train.py config/tibetan_base.py \
-#         --data_from=MC2_FOLDER,zh.jsonl --encoder=CINO_FOLDER
+#     torchrun --nproc_per_node=2 train.py config/tibetan_base.py --data_from=MC2_FOLDER,zh.jsonl
 # MC2 is huggingface.co/datasets/pkupie/mc2_corpus; zh.jsonl is THUCNews, one {"text": ...} a line.
 # Also as in the paper, but already the defaults: share='copy', inserted='random', mask_ratio=0.35,
 # span_length=3.5, block_size=256. Not as in the published code: head='tied', so 389M parameters.
 dataset = 'text'
-encoder = 'cino-base-v2'         # the folder of huggingface.co/hfl/cino-base-v2
+encoder = 'hfl/cino-base-v2'     # on the Hugging Face Hub
 out_dir = 'out/tibetan_base'
 languages = ('bo', 'kk', 'mn', 'ug', 'zh')
 insert_every = 3

@@ -54,35 +54,36 @@ class Batches:
                 chosen += [(t, i) for i in order[places[epochs == epoch]]]
         chosen = np.array(chosen)                                                   # (n,2)
         lengths = np.array([self.tasks[t].lengths[:, i] for t, i in chosen])        # (n,2)
-        batches = bucket_by_length(lengths, np.arange(len(chosen)), POOL)
+        batches = bucket_by_length(lengths, POOL)
         shuffled = np.random.default_rng((self.cfg.seed, 2, pool)).permutation(POOL)    # batches
         return [chosen[batches[i]] for i in shuffled]
 
 
-def bucket_by_length(lengths, rows, n):
-    """Divides rows of lengths (m,2), m >= n, into n = 2^i lists of similar lengths and equal sums.
+def bucket_by_length(lengths, n):
+    """Divides lengths (m,2), m >= n, into n = 2^i arrays of indices: similar lengths, equal sums.
 
-    Sorts rows by the side, source or target, that varies most; halves them by tokens."""
+    Sorts by the side, source or target, that varies most; halves by tokens."""
     if n == 1:
-        return [rows]
-    of_rows = lengths[rows]
-    side = np.ptp(of_rows, axis=0).argmax()
-    order = np.lexsort((of_rows[:, 1 - side], of_rows[:, side]))
-    tokens = of_rows[order].sum(1).cumsum()
-    half = np.searchsorted(tokens, tokens[-1] / 2).clip(n // 2, len(rows) - n // 2)
-    halves = rows[order[:half]], rows[order[half:]]
-    return [part for rows in halves for part in bucket_by_length(lengths, rows, n // 2)]
+        return [np.arange(len(lengths))]
+    side = np.ptp(lengths, axis=0).argmax()
+    order = np.lexsort((lengths[:, 1 - side], lengths[:, side]))
+    tokens = lengths[order].sum(1).cumsum()
+    middle = np.searchsorted(tokens, tokens[-1] / 2).clip(n // 2, len(order) - n // 2)
+    return [half[i] for half in (order[:middle], order[middle:])
+            for i in bucket_by_length(lengths[half], n // 2)]
 
 
 def collate(examples):
-    """Pads (source, target) pairs of ids to two int64 arrays (B,S) and (B,T)."""
-    padded = []
-    for side in zip(*examples):
-        array = np.full((len(side), max(map(len, side))), PAD, np.int64)
-        for row, ids in zip(array, side):
-            row[:len(ids)] = ids
-        padded.append(array)
-    return tuple(padded)
+    """(source, target) pairs of ids as two padded arrays, (B,S) and (B,T)."""
+    return tuple(map(pad, zip(*examples)))
+
+
+def pad(rows):
+    """Rows of ids as an int64 array (B,longest), padded."""
+    padded = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
+    for row, ids in zip(padded, rows):
+        row[:len(ids)] = ids
+    return padded
 
 
 def evenly_spaced(n, at_most):
@@ -94,6 +95,6 @@ def val_batches(task, cfg, n):
     """The batches of a task for evaluation: at most n of its examples, the same noise each time."""
     examples = [task.val_example(i) for i in evenly_spaced(len(task), n)]
     lengths = np.array([[len(source), len(target)] for source, target in examples])
-    n_batches = min(len(examples), 2 ** max(0, int(np.log2(lengths.sum() / cfg.batch_tokens))))
+    n_batches = np.clip(lengths.sum() / cfg.batch_tokens, 1, len(examples))
     return [collate([examples[i] for i in rows])
-            for rows in bucket_by_length(lengths, np.arange(len(examples)), n_batches)]
+            for rows in bucket_by_length(lengths, 2 ** int(np.log2(n_batches)))]

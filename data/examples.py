@@ -62,15 +62,14 @@ def read_file(path, directions):
     named = path.stem.split('.')[-1].split('-')       # of web.bo-zh.tsv; ti-sum.jsonl has none
     named = named if {*named} <= {*SCRIPTS, *known} else []
     if path.suffix == '.tsv':
-        columns = named if len(named) == 2 else ('source', 'target')
-        records = ((n, dict(zip(columns, texts))) for n, texts in read_pairs(path))
+        records = ((n, dict(zip(('source', 'target'), texts))) for n, texts in read_pairs(path))
     elif path.suffix == '.jsonl':
         records = ((n, read_json_object(line, f'{path}: line {n}'))
                    for n, line in enumerate(read_lines(path), 1) if line.strip())
     else:
         raise ValueError(f'{str(path)!r}: give --data=FILES of examples, .tsv or .jsonl, separated '
                          'by commas; data/README.md says how to convert others')
-    languages = named or known * (len(directions) == 1)
+    languages = named or (known if len(directions) == 1 else [])
     for n, record in records:
         yield from make_examples(record, f'{path}: line {n}', languages, directions)
 
@@ -91,15 +90,15 @@ def make_examples(record, where, languages, directions):
                              'the file like news.bo.jsonl')
         *source, (target, *others) = [strings_of(record, field, where) for field in form]
         source = tuple(strings[0] for strings in source)
-        if len(source) > 1 or len(languages) == 1:
+        if len(source) > 1 or len({*languages}) == 1:
             article = record.get('article_id')
             return [Example('-'.join(languages), source, target, source[-1:], tuple(others),
                             '' if article is None else str(article))]
         texts = {languages[0]: source[0], languages[1]: target}
     sides = tuple(texts[language] for language in sorted(texts) if texts[language].strip())
-    pairs = [languages_of(d) for d in directions if '-' in d]
     return [Example(f'{source}-{target}', (texts[source],), texts[target], sides)
-            for source, target in pairs if {source, target} <= texts.keys()]
+            for source, target in map(languages_of, directions)
+            if source != target and {source, target} <= texts.keys()]
 
 
 def strings_of(record, field, where):

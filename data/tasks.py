@@ -90,12 +90,12 @@ class Translate(Task):
     """Translates a segment: 2i and 2i + 1 are a pair, in the order of the language codes."""
     kind, objective, n_languages = 'mt', 'swcm', 2
 
-    def rows(self, i=0):
+    def rows(self, i):
         """The segments of pair i, source and target."""
         return (2 * i, 2 * i + 1) if self.source < self.target else (2 * i + 1, 2 * i)
 
     def segment_lengths(self):
-        return [self.stream.lengths[row::2] for row in self.rows()]
+        return [self.stream.lengths[row::2] for row in self.rows(0)]
 
     def example(self, i, rng):
         source, target = (self.stream[row] for row in self.rows(i))
@@ -131,8 +131,8 @@ def tasks(folder, split, tokenizer, cfg):
     return found
 
 
-def mask_tokens(ids, mask, ratio, first, rng):
-    """BERT's masking: of ratio * n tokens 80 % become <mask>, 10 % a random piece from id `first`.
+def mask_tokens(ids, mask, ratio, rng):
+    """BERT's masking: of ratio * n tokens 80 % become <mask>, 10 % a random piece.
 
     Returns the ids and a boolean array (n,) of the tokens to predict, at least one."""
     chosen = np.zeros(len(ids), bool)
@@ -140,7 +140,7 @@ def mask_tokens(ids, mask, ratio, first, rng):
     dice = rng.random(len(ids))
     noisy = np.where(chosen & (dice < 0.8), mask, ids)
     swapped = chosen & (dice >= 0.9)
-    noisy[swapped] = rng.integers(first, mask, swapped.sum())
+    noisy[swapped] = rng.integers(UNK + 1, mask, swapped.sum())
     return noisy, chosen
 
 
@@ -150,7 +150,7 @@ class MaskedTokens(Task):
 
     def example(self, i, rng):
         ids, tok = self.stream[i], self.tokenizer
-        noisy, chosen = mask_tokens(ids, tok.mask, self.cfg.mlm_ratio, UNK + 1, rng)
+        noisy, chosen = mask_tokens(ids, tok.mask, self.cfg.mlm_ratio, rng)
         target = np.where(chosen, ids, PAD)                               # <pad>: no loss
         return np.concatenate([[BOS], noisy, [EOS]]), np.concatenate([[PAD], target, [PAD]])
 

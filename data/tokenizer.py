@@ -16,7 +16,7 @@ MOST_UNUSED = 1000                # rows of an encoder that have no id: multilin
 UNKNOWN = '\u2585'                # a character that SentencePiece cannot have in a vocabulary
 # Ends of sentences: Tibetan shads, CJK, Arabic, Latin. ASCII ones (nmt_nfkc turns ！ into !) count
 # only before a space or a Chinese character: not in 3.5.
-STOPS = '།༎༏༐༑༔。！？｡…؟۔!?.'
+STOPS = '།༎༏༐༑༔。！？｡…؟۔'
 ASCII_STOPS = '!?.'
 
 
@@ -47,8 +47,8 @@ class Tokenizer:
         n_unused = self.vocab_size - self.mask - 1 + len(self.languages)
         self.pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>', *[''] * n_unused]
         self.to_id = np.array([UNK, BOS, EOS, *range(4, self.mask)])      # from SentencePiece's ids
+        self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces])
         self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
-        self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces]) & ~self.ascii_stop
         self.space_or_chinese = np.array(
             [p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
 

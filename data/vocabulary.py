@@ -27,7 +27,7 @@ from data.tokenizer import SPACE, UNK, UNKNOWN, Tokenizer, normalize
 from model import XLMR
 
 
-def used_pieces(tokenizer, paths, n=None):
+def used_pieces(tokenizer, paths, n):
     """The indices of the pieces that the texts use, special pieces, single characters, and a piece
     with the lowest score, as the score of <unk> depends on it. With n: the n pieces with the
     largest mean share of the texts, and only the texts' characters. ValueError for no text."""
@@ -178,7 +178,7 @@ def main(argv):
         kept = used_pieces(tokenizer, args.text, args.pieces)
         changed = with_pieces(encoder, tokenizer, kept, [])
     else:
-        new = new_pieces(tokenizer, args.text, 8000 if args.pieces is None else args.pieces)
+        new = new_pieces(tokenizer, args.text, args.pieces or 8000)
         changed = with_pieces(encoder, tokenizer, range(len(tokenizer.sp)), new)
     with atomic_dir(Path(args.out)) as temporary:
         changed.save(temporary)

@@ -140,13 +140,13 @@ def test_sentences_are_permuted_in_tibetan(tokenizer):
 
 def test_mask_tokens():
     ids, mask = np.arange(4, 204), 300
-    noisy, chosen = zip(*(mask_tokens(ids, mask, 0.15, 4, rng(seed)) for seed in range(300)))
+    noisy, chosen = zip(*(mask_tokens(ids, mask, 0.15, rng(seed)) for seed in range(300)))
     noisy, chosen = np.stack(noisy), np.stack(chosen)
     assert chosen.sum(1).tolist() == [30] * 300 and (noisy == ids)[~chosen].all()
     picked = noisy[chosen]
     assert 0.77 < (picked == mask).mean() < 0.83
     assert 0.08 < (noisy == ids)[chosen].mean() < 0.12
-    assert mask_tokens(ids[:1], mask, 0.15, 4, rng(0))[1].sum() == 1
+    assert mask_tokens(ids[:1], mask, 0.15, rng(0))[1].sum() == 1
 
 
 def test_cut_keeps_all_and_ends_at_sentences(tokenizer):
@@ -432,6 +432,7 @@ def test_text_formats(tmp_path):
                     ('en', 'one'), ('en', 'two'), ('kk', 'бір\nекі'), ('kk', 'үш'),
                     ('mn', 'т\nдөрөв'), ('mn', 'нэг\nхоёр'), ('mn', 'гурав'),
                     ('zh', '一\n二'), ('zh', '三')]
+    assert text.fetch(f'{tmp_path}/kk.txt,') == [tmp_path / 'kk.txt']     # not the present folder, too
 
 
 @pytest.mark.parametrize('name, content, message', [

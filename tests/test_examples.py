@@ -81,10 +81,14 @@ def test_languages(tmp_path):
     (tmp_path / 'c.bo-zh.tsv').write_text(text, encoding='utf-8')
     row = {'source': 'a', 'target': 'b', 'id': '1'}
     for name, directions in (('dev.jsonl', ['bo']), ('ti-sum.jsonl', ['bo']), ('bo.jsonl', ['bo']),
+                             ('x.jsonl', ['bo-bo']),
                              ('x.kk.jsonl', ['kk', 'zh-mn']), ('x.zh-mn.jsonl', ['kk', 'zh-mn'])):
         (tmp_path / name).write_text(json.dumps(row), encoding='utf-8')
         [example], n_empty = read_examples(str(tmp_path / name), directions)
-        assert example.direction == directions['mn' in name] and n_empty == 0
+        assert example.direction == directions['mn' in name] and example.source == ('a',)
+        assert n_empty == 0
+    with pytest.raises(ValueError, match='has no example of bo-bo'):
+        read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['bo-bo'])
     for name, directions in (('x.kk.jsonl', ['bo']), ('a.bo-zh.tsv', ['kk-zh', 'kk']),
                              ('c.bo-zh.tsv', ['bo-zh'])):
         message = f'{name} has no example of {" ".join(directions)} with text'

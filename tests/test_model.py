@@ -157,7 +157,7 @@ def test_nano_is_read_by_transformers_and_knows_the_languages():
             examples = []
             for i, row in enumerate(rows):
                 draw = np.random.default_rng(i)
-                noisy, chosen = mask_tokens(row, tokenizer.mask, 0.15, EOS + 2, draw)
+                noisy, chosen = mask_tokens(row, tokenizer.mask, 0.15, draw)
                 if shuffled:
                     order = draw.permutation(len(row))
                     row, noisy, chosen = row[order], noisy[order], chosen[order]

@@ -153,10 +153,10 @@ def test_early_ends_do_not_crowd_out_the_best(tiny, monkeypatch):
 
 class Recorded:
     """As a CUDA graph on a CPU: each time the same step, from and to the same tensors."""
-    def __init__(self, step, states, pool):
-        self.step, self.states, self.n_used = step, states, states[0].n_used
+    def __init__(self, step, cache, texts, pool):
+        self.step, self.states, self.n_used = step, (cache, texts), cache.n_used
         self.tensors = [{k: x for k, x in vars(state).items() if isinstance(x, torch.Tensor)}
-                        for state in states]
+                        for state in self.states]
 
     def replay(self):
         for state, tensors in zip(self.states, self.tensors):

@@ -510,6 +510,7 @@ def test_what_is_shipped_is_found_from_any_folder(run_root, tmp_path, monkeypatc
      'config file config/tibetian.py does not exist; see config/'),
     (['--accumulate=0'], 'accumulate=0: expected a number of at least 1'),
     (['--lr=1e999'], 'lr=1e999: expected a number of at most 1000000000000000'),
+    ([f'--lr=1{"0" * 400}'], '000: expected a number of at most 1000000000000000'),
     (['--seed=99999999999'], 'seed=99999999999: expected a number'),
     (['--out_dir='], 'out_dir is empty'), (['--languages='], 'languages is empty'),
     (['--warmup=2'], 'warmup=2: expected a number of at most 1'),

@@ -103,8 +103,8 @@ def contrast(x, y):
 def shrink(teacher, cfg):
     """The student before training: of each FFN, the channels with the largest weights.
     Raises ValueError for layers or channels that the teacher does not have."""
-    c, known = teacher.config, [*map(str, range(teacher.config.n_layer))]
-    if not cfg.layers or not {*cfg.layers} <= {*known} or cfg.n_ffn > c.n_ffn:
+    c, known = teacher.config, {*map(str, range(teacher.config.n_layer))}
+    if not cfg.layers or not {*cfg.layers} <= known or cfg.n_ffn > c.n_ffn:
         raise ValueError(f'layers={",".join(cfg.layers)}, n_ffn={cfg.n_ffn}: the teacher has '
                          f'layers 0 to {c.n_layer - 1} and n_ffn {c.n_ffn}')
     config = replace(c, n_layer=len(cfg.layers), n_ffn=cfg.n_ffn, mlm_head=True,

@@ -28,7 +28,7 @@ def fetch(source):
     if not source:
         raise FileNotFoundError('dataset=text: say where your files are with --data_from=PATH')
     files = set()
-    for path in (Path(part).expanduser() for part in str(source).split(',')):
+    for path in (Path(part).expanduser() for part in filter(None, str(source).split(','))):
         if not path.exists():
             raise FileNotFoundError(f'{path} does not exist')
         files |= {file for file in (path, *path.rglob('*')) if file.is_file() and languages(file)}

@@ -342,7 +342,7 @@ def test_segments_and_noise_keep_every_token(tokenizer, texts, limit, seed):
         assert sorted(permuted) == sorted(ids)
         noisy = infill(ids, tokenizer.mask, 0.35, 3.5, rng)
         assert (noisy != tokenizer.mask).sum() == len(ids) - round(0.35 * len(ids))
-        noisy, chosen = mask_tokens(ids, tokenizer.mask, 0.15, 4, rng)
+        noisy, chosen = mask_tokens(ids, tokenizer.mask, 0.15, rng)
         assert chosen.any()
         assert np.array_equal(noisy[~chosen], ids[~chosen])
         assert noisy.max() <= tokenizer.mask
