@@ -10,10 +10,7 @@ from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from config import FineTune, cli, runtime
-from config.cpu import pack
 from config.runtime import print0, rank_and_world
 from data.batches import Batches, evenly_spaced, val_batches
 from data.dataset import SPECIALS, corpus_module
@@ -24,7 +21,7 @@ from data.languages import ids_outside_scripts
 from data.metrics import ABOUT, as_json, report, score
 from data.tokenizer import normalize
 from model import SWCM
-from sample import generate_texts, read_settings, run_of
+from sample import generate_texts, prepare_to_generate, read_settings, run_of
 from train import (
     build, check_start, fit, loss_of, read_state, sample_lines, start_folder, weight_report,
 )
@@ -107,12 +104,11 @@ def read_parts(cfg):
 
 def few_shots(examples, cfg):
     """The examples of cfg.learn, and of each direction of cfg.transfer the first cfg.shots."""
-    def place(e):                                       # 50 shots include the first 10
-        return digest('shots', cfg.seed, *e.source, e.target)
-
     chosen = [e for e in examples if e.direction in cfg.learn]
     for d in cfg.transfer:
-        chosen += sorted({e for e in examples if e.direction == d}, key=place)[:cfg.shots]
+        ranked = sorted({e for e in examples if e.direction == d},
+                        key=lambda e: digest('shots', cfg.seed, *e.source, e.target))
+        chosen += ranked[:cfg.shots]                    # 50 shots include the first 10
     return chosen
 
 
@@ -206,13 +202,10 @@ def banned_ids(cfg, tokenizer):
 
 def outputs_for(model, tests, tokenizer, cfg):
     """Yields the model's outputs for each test, as sample.py would write them, for write_scores."""
-    setting = 'float32' if cfg.dtype == 'float32' else 'auto'
-    device, dtype = runtime.find_device(cfg.device, setting)
-    model.to(device).eval()
-    if device.type == 'cpu' and setting == 'auto':
-        pack(model)
+    dtype = 'float32' if cfg.dtype == 'float32' else 'auto'
+    mixed = prepare_to_generate(model, cfg.device, dtype)
     for test, task in tests:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with mixed:
             scored = predict(model, task, tokenizer, cfg, cfg.test_examples, cfg.beams)
         counts = {'too_long': task.n_long, 'cut': task.n_cut, 'inside': task.n_inside}
         yield test, task.direction, counts, *scored

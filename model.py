@@ -70,13 +70,13 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(c.n_positions, c.n_embd, padding_idx=PAD)
         self.token_type = nn.Embedding(1, c.n_embd)
         self.norm = nn.LayerNorm(c.n_embd, c.layer_norm_eps)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout, self.longest = nn.Dropout(c.dropout), c.max_length
 
     def forward(self, ids, position=None):
         """ids (B,T) -> (B,T,C). position (B,T), from 1: given if ids are not a whole sequence."""
         if position is None:
-            if ids.shape[1] > (most := self.position.num_embeddings - PAD - 1):
-                raise ValueError(f'{ids.shape[1]} tokens; the model reads at most {most}')
+            if ids.shape[1] > self.longest:
+                raise ValueError(f'{ids.shape[1]} tokens; the model reads at most {self.longest}')
             position = (ids != PAD).cumsum(1) * (ids != PAD)
         x = self.word(ids) + self.token_type.weight[0] + self.position(position + PAD)
         return self.dropout(self.norm(x))
@@ -95,19 +95,20 @@ class Attention(nn.Module):
     def heads(self, x):
         return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)            # (B,T,C) -> (B,H,T,D)
 
-    def qkv(self, x, kv):
-        """Queries of x (B,T,C), keys and values of kv (B,S,C) -> (B,H,T,D), two of (B,H,S,D)."""
-        return self.heads(self.query(x)), self.heads(self.key(kv)), self.heads(self.value(kv))
+    def keys_values(self, kv):
+        """kv (B,S,C) -> two of (B,H,S,D)."""
+        return self.heads(self.key(kv)), self.heads(self.value(kv))
 
     def forward(self, x, kv=None, mask=None, causal=False, cache=None):
         """x (B,T,C) attends to kv (B,S,C), or to itself -> (B,T,C). mask: broadcast to (B,H,T,S).
         cache: a sample.KVCache with the keys and values of the tokens before x, and their mask."""
+        q = self.heads(self.query(x))                                       # (B,H,T,D)
         if cache is None:
-            q, k, v = self.qkv(x, x if kv is None else kv)
+            k, v = self.keys_values(x if kv is None else kv)                # (B,H,S,D)
         else:
-            q, k, v, mask, causal = cache.qkv(self, x, kv, mask)
+            k, v, mask = cache.keys_values(self, x, kv, mask)               # its mask is causal
         p = self.dropout.p * self.training
-        y = F.scaled_dot_product_attention(q, k, v, mask, p, causal)        # (B,H,T,D)
+        y = F.scaled_dot_product_attention(q, k, v, mask, p, causal and cache is None)
         return self.norm(x + self.dropout(self.out(y.transpose(1, 2).flatten(2))))
 
 
@@ -126,8 +127,8 @@ class FFN(nn.Module):
 
 class Layer(nn.Module):
     """A kind of layer: a subclass with `forward` (B,T,C) -> (B,T,C) and SOURCES, which says what
-    each part, in order of use, is copied from: {part: ('attn' or 'ffn' of an encoder layer, 0 or 1:
-    its first or second source)}. Names of parts that read the source text begin with `cross`."""
+    each part, in order of use, is copied from: {part: ('attn' or 'ffn' of an encoder layer, 0 or
+    1: of the first or second one; they differ only with share='alternate')}."""
     def __init__(self, c):
         super().__init__()
         for part, (kind, _) in self.SOURCES.items():
@@ -365,7 +366,7 @@ def to_device(module, *tensors):
     device = next(module.parameters()).device
     if device.type != 'cuda':
         return [t.to(device) for t in tensors]
-    return [(t if t.is_cuda else t.pin_memory()).to(device, non_blocking=True) for t in tensors]
+    return [t.pin_memory().to(device, non_blocking=True) for t in tensors]
 
 
 def init_weights(module):
@@ -426,14 +427,14 @@ def read_encoder(folder):
 
 
 def load_tensors(module, tensors, source, verb='read'):
-    """Fills the parameters of a module, and notes as `origin` where each comes from.
-    Raises ValueError unless all names and shapes are equal."""
+    """Fills the parameters of a module, and notes as `origin` where each comes from. One that is
+    itself in `tensors`, as a head or a tied one, stays. ValueError if names or shapes differ."""
     ours = dict(module.named_parameters())
     wrong = ours.keys() ^ tensors.keys() or {x for x in ours if ours[x].shape != tensors[x].shape}
     if wrong:
         raise ValueError(f'{source}: tensors are missing, unknown, or not of the shape that '
                          f'config.json asks for: {", ".join(sorted(wrong)[:4])}')
-    for name in [name for name in ours if tensors[name] is not ours[name]]:     # a head may stay
+    for name in [name for name in ours if tensors[name] is not ours[name]]:
         part, _, attribute = name.rpartition('.')
         value = nn.Parameter(tensors[name].to('cpu', torch.float32, copy=True))
         value.origin = f'{verb} from {source}'
@@ -478,7 +479,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, weight, bias, labels, with_grad, loss_and_gradient):
         dtype = F.linear(h[:1], weight[:1]).dtype                           # autocast may be on
-        ctx.types = h.dtype, weight.dtype, bias.dtype
         h, w, total = h.to(dtype), weight.to(dtype), torch.zeros((), device=h.device)
         dh, dw, db = (torch.zeros_like(x) if with_grad else None for x in (h, weight, bias))
         n = max(1, GPU_LOGITS // len(w)) if h.is_cuda else 512              # memory: n * V numbers
@@ -495,6 +495,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        dh, dw, db = (g.mul_(grad).to(t) for g, t in zip(ctx.grads, ctx.types))
+        dh, dw, db = (g.mul_(grad) for g in ctx.grads)      # autograd: to the inputs' dtypes
         ctx.grads = None
         return dh, dw, db, *[None] * 3

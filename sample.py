@@ -54,20 +54,20 @@ class KVCache:
     def positions(self):
         return self.past.sum(-1)                                        # (B,T), from 1
 
-    def qkv(self, attn, x, kv, mask):
-        """For x (B,T,C): queries (B,H,T,D), keys and values (B,H,used,D), mask, is_causal."""
+    def keys_values(self, attn, x, kv, mask):
+        """Keys and values (B,H,used,D) that x (B,T,C) attends to, and their mask."""
         if kv is not None:                                              # the source: computed once
             if attn not in self.memory:
-                self.memory[attn] = [attn.heads(attn.key(kv)), attn.heads(attn.value(kv))]
-            return attn.heads(attn.query(x)), *self.memory[attn], mask, False
-        q, *new = attn.qkv(x, x)
+                self.memory[attn] = attn.keys_values(kv)
+            return *self.memory[attn], mask
+        new = attn.keys_values(x)
         if attn not in self.generated:
-            B, H, _, D = q.shape
-            self.generated[attn] = [q.new_zeros(B, H, len(self.slots), D) for _ in new]
+            B, H, _, D = new[0].shape
+            self.generated[attn] = [t.new_zeros(B, H, len(self.slots), D) for t in new]
         for stored, values in zip(self.generated[attn], new):
             stored.index_copy_(2, self.at, values)
         k, v = (stored[:, :, :self.n_used] for stored in self.generated[attn])
-        return q, k, v, self.past[:, None, :, :self.n_used], False
+        return k, v, self.past[:, None, :, :self.n_used]
 
     def extend(self, parent):
         """Adds a slot for each new text, which continues the text parent (B,K) of its source."""
@@ -92,6 +92,7 @@ class Beams:
         """start (B,2): <s> <lang>; limits (B,): tokens after them, without </s>."""
         self.token, self.limits, self.length_penalty = start, limits, length_penalty
         self.n = torch.zeros_like(limits[:1])                           # tokens generated, (1,)
+        self.source = torch.arange(len(start), device=start.device)     # row of the batch, (B,)
         self.ids = F.pad(start, (0, int(limits.max()) + 1), value=PAD)[:, None]     # (B,1,T)
         self.total = torch.zeros_like(limits[:, None], dtype=torch.float)           # (B,1)
         self.ended = self.ids.expand(-1, K, -1)                                     # (B,K,T)
@@ -120,13 +121,14 @@ class Beams:
         return parent.gather(1, others)
 
     def keep(self, rows):                                               # the sources `rows` alone
-        for name in 'token', 'limits', 'ids', 'total', 'ended', 'score', 'done':
+        for name in 'token', 'limits', 'source', 'ids', 'total', 'ended', 'score', 'done':
             setattr(self, name, getattr(self, name)[rows])
 
     def found(self):
-        """For each source its finished texts [(ids, score)], best first."""
-        return [[(ids[2:ids.index(EOS)], score) for ids, score in zip(*pair) if score > -torch.inf]
-                for pair in zip(self.ended.tolist(), self.score.tolist())]
+        """{source: its finished texts [(ids, score)], best first}, of sources that are done."""
+        done = (x[self.done].tolist() for x in (self.source, self.ended, self.score))
+        return {source: [(ids[2:ids.index(EOS)], score) for ids, score in zip(ended, scores)
+                         if score > -torch.inf] for source, ended, scores in zip(*done)}
 
 
 @torch.inference_mode()
@@ -163,14 +165,12 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
 
     if src.is_cuda and not temperature:                 # a recorded step has the same shapes
         replay(step, cache, texts, max(limits) + 1)
-        return texts.found()
-    sources, found = [*range(len(src))], {}
-    while sources:
+        return [*texts.found().values()]
+    found = {}
+    while len(src):
         step()
-        done = texts.done.tolist()
-        if any(done):
-            found |= {b: x for b, x, is_done in zip(sources, texts.found(), done) if is_done}
-            sources = [b for b, is_done in zip(sources, done) if not is_done]
+        if texts.done.any():
+            found |= texts.found()
             rows = (~texts.done).nonzero()[:, 0]
             src = src[rows]                             # memory: from step 2 in the cache
             cache.keep(rows)
@@ -184,7 +184,7 @@ def generate_texts(model, tokenizer, sources, languages, max_new_tokens=0, batch
 
     sources: ids with <s> <lang> </s>; languages: the target language of each. max_new_tokens: the
     limit; 0: 3 times the source's tokens plus 20. options: of `search`. Texts of similar length are
-    batched, `batch` at a time, which does not change the result."""
+    batched, `batch` at a time, which changes the result only of sampling."""
     device, most = next(model.parameters()).device, model.config.max_length - 2
     limits = [min(max_new_tokens or 3 * len(source) + 20, most) for source in sources]
     banned = [*range(tokenizer.mask, tokenizer.vocab_size), *banned]    # ids that no text has
@@ -229,28 +229,34 @@ def keep_sampled(logp, temperature, top_k):
     return torch.full_like(logp, -torch.inf).scatter(1, token, logp.gather(1, token))
 
 
+def prepare_to_generate(model, device, dtype):
+    """Moves a model to its device and, on a CPU with dtype auto, packs its weights. Returns the
+    context to generate in, autocast."""
+    device, found = runtime.find_device(device, dtype)
+    model.to(device).eval()
+    if device.type == 'cpu' and dtype == 'auto':
+        pack(model)
+    return torch.autocast(device.type, found, enabled=found != torch.float32)
+
+
 class TextGenerator:
     """A checkpoint that is ready to generate, and counts for warnings to the user."""
     def __init__(self, folder, cfg, longest):
         """cfg: Sample, with languages. longest: the longest source that it was trained on."""
         check_folder(folder)
-        self.cfg, self.counts = cfg, Counter()
-        self.device, self.dtype = runtime.find_device(cfg.device, cfg.dtype)
-        self.model = SWCM.load(folder).to(self.device)
-        if self.device.type == 'cpu' and cfg.dtype == 'auto':
-            pack(self.model)
-        c = self.model.config
+        self.cfg, self.counts, self.model = cfg, Counter(), SWCM.load(folder)
+        self.mixed, c = prepare_to_generate(self.model, cfg.device, cfg.dtype), self.model.config
         self.longest = min(longest, c.max_length)
         self.tokenizer = Tokenizer(self.model.encoder.sentencepiece, c.languages, c.vocab_size)
-        scripts = cfg.force_script.upper().split('+') if cfg.force_script else ()
-        self.banned = ids_outside_scripts(self.tokenizer, scripts) if scripts else ()
+        scripts = cfg.force_script.upper().split('+')
+        self.banned = ids_outside_scripts(self.tokenizer, scripts) if cfg.force_script else ()
 
     def generate(self, sources, languages):
         """The best text for each source, ids with <s> <lang> </s>; languages: one for each."""
         options = {name: getattr(self.cfg, name) for name in (
             'beams', 'length_penalty', 'no_repeat_ngram', 'temperature', 'top_k',
             'max_new_tokens', 'batch')}
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.mixed:
             texts, at_limit = generate_texts(self.model, self.tokenizer, sources, languages,
                                              banned=self.banned, **options)
         self.counts['outputs reached the limit of tokens; see --max_new_tokens'] += sum(at_limit)
@@ -303,7 +309,7 @@ def newest_checkpoint():
 def model_folder(folder):
     """The folder itself or, if a run wrote it, that of the run's best model, or else its last."""
     inside = [Path(folder, name) for name in ('best', 'last') if Path(folder, name).is_dir()]
-    return str(inside[0]) if folder and inside else folder
+    return str(inside[0]) if inside else folder
 
 
 def read_settings(folder, name='config.json'):
@@ -394,8 +400,8 @@ def main(argv):
     run = run_of(folder)
     cfg = settings(given, run, read_settings(folder).get('languages', ['']))
     torch.manual_seed(cfg.seed)
-    learned = getattr(run, 'max_source_len', getattr(run, 'block_size', sys.maxsize))
-    generator = TextGenerator(folder, cfg, learned)
+    longest = getattr(run, 'max_source_len', getattr(run, 'block_size', sys.maxsize))
+    generator = TextGenerator(folder, cfg, longest)
     print(f'model: {folder}', file=sys.stderr)
     if 'text' in given or cfg.file:
         show_answers(generator, [cfg.text] if 'text' in given else read_lines(cfg.file))

@@ -197,8 +197,8 @@ def train_step(forward, batches, step, optimizer, lr, mixed, cfg):
 
 def make_optimizer(model, cfg):
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [{'params': [p for p in parameters if (p.dim() == 2) == is_matrix],
-               'weight_decay': cfg.weight_decay * is_matrix} for is_matrix in (True, False)]
+    groups = [{'params': [p for p in parameters if p.dim() == 2], 'weight_decay': cfg.weight_decay},
+              {'params': [p for p in parameters if p.dim() != 2], 'weight_decay': 0.0}]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
 
 
@@ -337,16 +337,15 @@ def read_state(cfg):
         with safe_open(last / STATE, 'pt') as file:
             state = json.loads(file.metadata()['json'])
         state['progress'] = Progress(**state['progress'])
+        before = type(cfg)(**cli.from_dict(type(cfg), state['config'], last))
     except (OSError, ValueError, TypeError, SafetensorError) as e:
         raise ValueError(f'{cfg.out_dir} cannot resume: {e}. Its best checkpoint may be whole; '
                          '--out_dir=NAME starts another, --resume=False replaces both') from e
-    ours = json.loads(json.dumps(asdict(cfg)))
     for f in fields(cfg):
-        before = state['config'].get(f.name, f.default)
-        if not f.metadata['changeable'] and ours[f.name] != before:
-            raise ValueError(f'{cfg.out_dir} holds a run with {f.name}={before!r}, not '
-                             f'{ours[f.name]!r}. --resume=False replaces it, --out_dir=NAME starts '
-                             'another beside it')
+        was, now = getattr(before, f.name), getattr(cfg, f.name)
+        if not f.metadata['changeable'] and was != now:
+            raise ValueError(f'{cfg.out_dir} holds a run with {f.name}={was!r}, not {now!r}. '
+                             '--resume=False replaces it, --out_dir=NAME starts another beside it')
     return state
 
 
@@ -368,7 +367,7 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
     for task in held_out:
         batches = val_batches(task, cfg, cfg.eval_segments)
         losses[task.name] = loss_of(model, batches)
-        if task.kind == 'mlm':
+        if task.objective == 'mlm':
             scores |= masked_accuracy(model, task, batches)
         elif task.kind == 'mt' and is_last and cfg.eval_translations:
             chosen = evenly_spaced(len(task), cfg.eval_translations)
@@ -378,7 +377,7 @@ def evaluate(model, held_out, tokenizer, cfg, is_last):
             scores[f'chrF++ {task.source}-{task.target}'] = chrf(outputs, references)
     for task in [t for t in held_out if cfg.languages[0] in (t.source, t.target)][:3]:
         src, tgt = task.val_example(np.argsort(task.lengths[1])[len(task) // 2])
-        if task.kind == 'mlm':
+        if task.objective == 'mlm':
             output = tokenizer.decode(likeliest(model, *to_tensors(model, src[None], tgt[None])))
         else:
             [output], _ = generate_texts(model, tokenizer, [src], [task.target])
@@ -410,11 +409,10 @@ def likeliest(model, src, tgt):
 def masked_accuracy(model, task, batches):
     """The accuracy on masked tokens, of the model and of always predicting the commonest one."""
     pairs = [to_tensors(model, *batch) for batch in batches]
-    right = torch.cat([likeliest(model, src, tgt) == tgt[tgt != PAD] for src, tgt in pairs])
+    found = torch.cat([likeliest(model, src, tgt) for src, tgt in pairs])
     masked = torch.cat([tgt[tgt != PAD] for _, tgt in pairs])
-    commonest = masked.bincount().max().item() / len(masked)
-    return {f'accuracy {task.source}': right.float().mean().item(),
-            f'commonest {task.source}': commonest}
+    return {f'accuracy {task.source}': (found == masked).float().mean().item(),
+            f'commonest {task.source}': masked.bincount().max().item() / len(masked)}
 
 
 def table(figures):

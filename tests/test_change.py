@@ -60,6 +60,13 @@ def test_a_training_task(settings, monkeypatch):
     assert {'continue bo', 'continue zh', 'dae bo', 'mt bo-zh'} <= set(evaluated(settings))
 
 
+def test_a_training_task_of_an_encoder(settings, monkeypatch):
+    more = type('More', (tasks.MaskedTokens,), {'kind': 'more'})
+    monkeypatch.setitem(tasks.TASKS, 'more', more)
+    settings.objective = 'mlm'
+    assert {'more bo', 'more zh', 'mlm bo', 'mlm zh'} == set(evaluated(settings))
+
+
 def test_a_corpus(settings, monkeypatch, tmp_path):
     """A file data/NAME/prepare.py is all that it takes."""
     (tmp_path / 'data/tales').mkdir(parents=True)

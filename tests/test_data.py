@@ -432,7 +432,7 @@ def test_text_formats(tmp_path):
                     ('en', 'one'), ('en', 'two'), ('kk', 'бір\nекі'), ('kk', 'үш'),
                     ('mn', 'т\nдөрөв'), ('mn', 'нэг\nхоёр'), ('mn', 'гурав'),
                     ('zh', '一\n二'), ('zh', '三')]
-    assert text.fetch(f'{tmp_path}/kk.txt,') == [tmp_path / 'kk.txt']     # not the present folder, too
+    assert text.fetch(f'{tmp_path}/kk.txt,') == [tmp_path / 'kk.txt']   # no more
 
 
 @pytest.mark.parametrize('name, content, message', [

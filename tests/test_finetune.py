@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import config
 import finetune
+import sample
 from config import cli
 from data.examples import Example
 from data.heldout import digest
@@ -266,7 +267,7 @@ def test_scores_have_all_answers_and_counts(tmp_path, encoder_folder):
 def test_weights_are_packed_for_scores_unless_asked_otherwise(tmp_path, corpus, encoder_folder,
                                                               monkeypatch, dtype, n_packed):
     packed = []
-    monkeypatch.setattr(finetune, 'pack', packed.append)
+    monkeypatch.setattr(sample, 'pack', packed.append)
     run_here(f'--data={corpus}/some.bo-zh.tsv', f'--encoder={encoder_folder}', '--device=cpu',
              f'--dtype={dtype}', '--eval_only=True', '--test_fraction=0.1', '--max_source_len=60',
              '--max_target_len=9', '--beams=1', f'--out_dir={tmp_path}/out')
@@ -281,9 +282,7 @@ def test_equal_scores_are_chosen_by_loss(tmp_path, corpus, encoder_folder, monke
              '--max_source_len=60', '--max_target_len=60', '--max_steps=3', '--test_fraction=0.2',
              '--val_fraction=0.2', '--beams=1', '--eval_interval=1', '--batch_tokens=300',
              '--test_examples=2', f'--out_dir={tmp_path}/out')
-    settings = json.loads((tmp_path / 'out/last/run.json').read_text())
-    progress = read_state(config.FineTune(**settings))['progress']
-    assert progress.best == [0, 6]
+    assert read_state(sample.run_of(tmp_path / 'out/last'))['progress'].best == [0, 6]
 
 
 def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, capsys):

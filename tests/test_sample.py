@@ -232,4 +232,4 @@ def test_what_does_not_go_together(folder, tmp_path):
     assert sample.model_folder(folder.parent) == str(folder)
     (tmp_path / 'run/last').mkdir(parents=True)
     assert sample.model_folder(tmp_path / 'run') == str(tmp_path / 'run/last')
-    assert sample.model_folder('data/nano') == 'data/nano' and sample.model_folder('') == ''
+    assert sample.model_folder('data/nano') == 'data/nano'

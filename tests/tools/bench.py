@@ -59,7 +59,7 @@ def flops(model, n_sources, n_targets):
         return sum(p.numel() for p in module.parameters() if p.dim() == 2)
 
     read = sum(n_weights(part.key) + n_weights(part.value) for layer in model.decoder
-               for name, part in layer.named_children() if name.startswith('cross'))
+               for name, part in layer.named_children() if name == 'cross_attn')
     written = n_weights(model.decoder) - read + n_weights(model.encoder.head)
     return 6 * (n_sources * (n_weights(model.encoder.layers) + read) + n_targets * written)
 
