@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, sentences
 
+from data import cloze
 from data.examples import Example, Examples, read_examples, split_examples
 from data.heldout import splits
 
@@ -68,6 +69,37 @@ def test_programs_of_the_readme(tmp_path):
         (tmp_path / 'out.bo.jsonl').write_text(done.stdout, encoding='utf-8')
         assert read_examples(str(tmp_path / 'out.bo.jsonl'), ['bo']) == ([expected], 0)
     assert not programs
+
+
+def test_questions_made_from_text(tmp_path, capsys):
+    """The answer is a sentence of the context, the question what is left of it."""
+    assert cloze.spaced_units('ང་ལ་དེབ་ གཉིས་ཡོད།', 'bo') == ['ང་', 'ལ་', 'དེབ་ ', 'གཉིས་', 'ཡོད།']
+    assert cloze.spaced_units('a b  c.', 'kk') == ['a ', 'b  ', 'c.']
+    assert cloze.spaced_units('我 有。', 'zh') == ['我 ', '有', '。']
+    for language in 'bo', 'kk', 'zh':
+        path = tmp_path / f'some.{language}.txt'
+        path.write_text('\n'.join(sentences(language)), encoding='utf-8')
+        cloze.main([f'--text={path}', '--draws=300'])
+        made = capsys.readouterr().out
+        (tmp_path / f'cloze.{language}.jsonl').write_text(made, encoding='utf-8')
+        found, _ = read_examples(str(tmp_path / f'cloze.{language}.jsonl'), [language])
+        assert len(found) > 100
+        for e in found:
+            assert len(cloze.sentences(e.source[1])) >= 3 and len(e.source[1]) < 700
+            whole, left = (cloze.spaced_units(text, language) for text in (e.target, e.source[0]))
+            n = len(whole) - len(left)
+            assert e.target in e.source[1] and 4 <= len(whole) <= 60
+            assert len(whole) // 4 <= n <= len(whole) * 2 / 3
+            assert any(''.join(whole[:i] + whole[i + n:]).strip() == e.source[0]
+                       for i in range(len(left) + 1))
+        assert len({e.target for e in found}) > 9
+        cloze.main([f'--text={path}', '--draws=300'])
+        assert capsys.readouterr().out == made
+    for text, message in ((f'{tmp_path}/some.bo.txt,{path}', 'of one language, not of bo zh'),
+                          (tmp_path / 'few.kk.txt', 'too short')):
+        (tmp_path / 'few.kk.txt').write_text('Бір. Екі.', encoding='utf-8')
+        with pytest.raises(ValueError, match=message):
+            cloze.main([f'--text={text}'])
 
 
 def test_languages(tmp_path):

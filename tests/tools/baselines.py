@@ -8,7 +8,6 @@ the article's first; `lead`, as many of its first units as the titles learned (o
 on average, marks not counted. answer: `sentence`, that of the context with most of the question's
 units. Their scores and outputs are written to folders such as out/baselines/look-up.
 """
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -18,23 +17,10 @@ from lookup import Lookup
 
 from config import FineTune, cli
 from data.batches import evenly_spaced
+from data.cloze import sentences, spaced_units
 from data.examples import languages_of
-from data.heldout import SENTENCE_ENDS
-from data.languages import BY_CHARACTER
-from data.metrics import TSHEG, score, words_only
+from data.metrics import score, words_only
 from finetune import TASKS, read_parts, write_scores
-
-
-def sentences(text):
-    """The sentences of a text, marks included."""
-    parts = (part.strip() for line in text.splitlines() for part in SENTENCE_ENDS.split(line))
-    return [part for part in parts if part] or [text]
-
-
-def first_units(text, n, language):
-    """The first n syllables, characters or words of a text."""
-    form = r'\S\s*' if language in BY_CHARACTER else rf'[^\s{TSHEG}]+[\s{TSHEG}]*'
-    return ''.join(re.findall(form, text)[:n]).strip()
 
 
 def most_shared(question, context, language):
@@ -56,7 +42,7 @@ def outputs_of(task, learned, chosen, language):
     if task == 'summarise':
         n = round(statistics.mean(len(words_only(e.target, language)) for e in learned or chosen))
         return {'sentence': [sentences(text)[0] for text in texts],
-                'lead': [first_units(text, n, language) for text in texts]}
+                'lead': [''.join(spaced_units(text, language)[:n]).strip() for text in texts]}
     table = Lookup([(e.source[0], e.target) for e in learned])
     return {'look-up': [table.translate(text) for text in texts]} if learned else {}
 

@@ -1,0 +1,73 @@
+"""Questions made from text: with them a model learns to find a sentence and to copy it.
+
+    python -m data.cloze --text bo.txt > cloze.bo.jsonl
+
+The answer is a sentence, the context that one and some beside it, and the question is the answer
+without a part. This is near to the inverse cloze task (Lee et al. 2019, arXiv 1906.00300).
+"""
+import argparse
+import json
+import random
+import re
+from itertools import accumulate
+
+from config import cli
+from data.heldout import SENTENCE_ENDS
+from data.languages import BY_CHARACTER
+from data.metrics import TSHEG
+from data.text.prepare import documents, fetch
+
+
+def sentences(text):
+    """The sentences of a text, marks included."""
+    parts = (part.strip() for line in text.splitlines() for part in SENTENCE_ENDS.split(line))
+    return [part for part in parts if part] or [text]
+
+
+def spaced_units(text, language):
+    """The syllables, characters (BY_CHARACTER) or words of a text, with marks and spaces."""
+    form = r'\S\s*' if language in BY_CHARACTER else rf'[^\s{TSHEG}]+[\s{TSHEG}]*'
+    return re.findall(form, text)
+
+
+def make_question(parts, language, rng):
+    """{'question', 'context', 'answer'} from sentences; None if they are too long or too short.
+
+    The context is three sentences or more in a row, at most 100 to 600 characters; the answer has 4
+    to 60 units, and the question lacks a quarter to two thirds of them, in one place."""
+    start, limit = rng.randrange(len(parts)), rng.uniform(100, 600)
+    ends = accumulate(map(len, parts[start:start + 100]))
+    context = parts[start:start + sum(end <= limit for end in ends)]
+    answers = [part for part in context if 4 <= len(spaced_units(part, language)) <= 60]
+    if len(context) < 3 or not answers:
+        return None
+    answer = rng.choice(answers)
+    found = spaced_units(answer, language)
+    n = rng.randint(len(found) // 4, len(found) * 2 // 3)
+    start = rng.randint(0, len(found) - n)
+    space = '' if language in BY_CHARACTER else ' '
+    return {'question': ''.join(found[:start] + found[start + n:]).strip(),
+            'context': space.join(context), 'answer': answer}
+
+
+def main(argv):
+    parser = argparse.ArgumentParser('python -m data.cloze')
+    parser.add_argument('--text', required=True, help='files of one language, separated by commas')
+    parser.add_argument('--draws', type=int, default=12000, help='most of them give a question')
+    args, rng = parser.parse_args(argv), random.Random(0)
+    texts = [text for _, text in documents(fetch(args.text))]
+    languages = {language for text in texts for language in text}
+    if len(languages) > 1:
+        raise ValueError(f'text={args.text}: expected files of one language, not of '
+                         f'{" ".join(sorted(languages))}')
+    [language] = languages
+    parts = [part for text in texts for part in sentences(text[language])]
+    found = [*filter(None, (make_question(parts, language, rng) for _ in range(args.draws)))]
+    if not found:
+        raise ValueError(f'text={args.text}: too short; an answer has 4 units and three sentences '
+                         'are a context')
+    print(*map(json.dumps, found), sep='\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)
