@@ -30,12 +30,13 @@ def spaced_units(text, language):
     return re.findall(form, text)
 
 
-def make_question(parts, language, rng):
+def make_question(parts, language, longest, rng):
     """{'question', 'context', 'answer'} from sentences; None if they are too long or too short.
 
-    The context is three sentences or more in a row, at most 100 to 600 characters; the answer has 4
-    to 60 units, and the question lacks a quarter to two thirds of them, in one place."""
-    start, limit = rng.randrange(len(parts)), rng.uniform(100, 600)
+    The context is three sentences or more in a row, and at most 100 to `longest` characters; the
+    answer has 4 to 60 units, and the question lacks a quarter to two thirds of these in one place.
+    """
+    start, limit = rng.randrange(len(parts)), rng.uniform(100, longest)
     ends = accumulate(map(len, parts[start:start + 100]))
     context = parts[start:start + sum(end <= limit for end in ends)]
     answers = [part for part in context if 4 <= len(spaced_units(part, language)) <= 60]
@@ -53,7 +54,8 @@ def make_question(parts, language, rng):
 def main(argv):
     parser = argparse.ArgumentParser('python -m data.cloze')
     parser.add_argument('--text', required=True, help='files of one language, separated by commas')
-    parser.add_argument('--draws', type=int, default=12000, help='most of them give a question')
+    parser.add_argument('--longest', type=int, default=600, help='characters of a context (600)')
+    parser.add_argument('--draws', type=int, default=12000, help='most give a question (12000)')
     args, rng = parser.parse_args(argv), random.Random(0)
     texts = [text for _, text in documents(fetch(args.text))]
     languages = {language for text in texts for language in text}
@@ -62,11 +64,12 @@ def main(argv):
                          f'{" ".join(sorted(languages))}')
     [language] = languages
     parts = [part for text in texts for part in sentences(text[language])]
-    found = [*filter(None, (make_question(parts, language, rng) for _ in range(args.draws)))]
-    if not found:
+    found = (make_question(parts, language, args.longest, rng) for _ in range(args.draws))
+    lines = [json.dumps(question) for question in found if question]
+    if not lines:
         raise ValueError(f'text={args.text}: too short; an answer has 4 units and three sentences '
                          'are a context')
-    print(*map(json.dumps, found), sep='\n')
+    print(*lines, sep='\n')
 
 
 if __name__ == '__main__':
