@@ -33,8 +33,9 @@ def spaced_units(text, language):
 def make_question(parts, language, longest, rng):
     """{'question', 'context', 'answer'} from sentences; None if they are too long or too short.
 
-    The context is three sentences or more in a row, and at most 100 to `longest` characters; the
-    answer has 4 to 60 units, and the question lacks a quarter to two thirds of these in one place.
+    The context is three sentences or more in a row, and at most 100 to `longest` characters. The
+    answer has 4 to 60 units. The question lacks a quarter to two thirds of these, in one place, and
+    has there instead some of another sentence, at most half as many as it has of the answer.
     """
     start, limit = rng.randrange(len(parts)), rng.uniform(100, longest)
     ends = accumulate(map(len, parts[start:start + 100]))
@@ -42,13 +43,14 @@ def make_question(parts, language, longest, rng):
     answers = [part for part in context if 4 <= len(spaced_units(part, language)) <= 60]
     if len(context) < 3 or not answers:
         return None
-    answer = rng.choice(answers)
-    found = spaced_units(answer, language)
-    n = rng.randint(len(found) // 4, len(found) * 2 // 3)
-    start = rng.randint(0, len(found) - n)
+    answer, other = rng.choice(answers), rng.choice(context)
+    asked, more = spaced_units(answer, language), spaced_units(other, language)
+    n = rng.randint(len(asked) // 4, len(asked) * 2 // 3)
+    n_more = rng.randint(0, (len(asked) - n) // 2)
+    place, start = rng.randint(0, len(asked) - n), rng.randint(0, len(more))
+    asked[place:place + n] = more[start:start + n_more]
     space = '' if language in BY_CHARACTER else ' '
-    return {'question': ''.join(found[:start] + found[start + n:]).strip(),
-            'context': space.join(context), 'answer': answer}
+    return {'question': ''.join(asked).strip(), 'context': space.join(context), 'answer': answer}
 
 
 def main(argv):
