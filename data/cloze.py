@@ -30,14 +30,14 @@ def spaced_units(text, language):
     return re.findall(form, text)
 
 
-def make_question(parts, language, longest, rng):
+def make_question(parts, language, rng):
     """{'question', 'context', 'answer'} from sentences; None if they are too long or too short.
 
-    The context is three sentences or more in a row, and at most 100 to `longest` characters. The
-    answer has 4 to 60 units. The question lacks a quarter to two thirds of these, in one place, and
-    has there instead some of another sentence, at most half as many as it has of the answer.
-    """
-    start, limit = rng.randrange(len(parts)), rng.uniform(100, longest)
+    The context is three sentences or more in a row, and at most 100 to 600 characters (of Chinese
+    etc. 250). The answer has 4 to 60 units. The question lacks a quarter to two thirds of these, in
+    one place, and has there instead some of another sentence, at most half as many as are left."""
+    by_character = language in BY_CHARACTER
+    start, limit = rng.randrange(len(parts)), rng.uniform(100, 250 if by_character else 600)
     ends = accumulate(map(len, parts[start:start + 100]))
     context = parts[start:start + sum(end <= limit for end in ends)]
     answers = [part for part in context if 4 <= len(spaced_units(part, language)) <= 60]
@@ -49,14 +49,13 @@ def make_question(parts, language, longest, rng):
     n_more = rng.randint(0, (len(asked) - n) // 2)
     place, start = rng.randint(0, len(asked) - n), rng.randint(0, len(more))
     asked[place:place + n] = more[start:start + n_more]
-    space = '' if language in BY_CHARACTER else ' '
-    return {'question': ''.join(asked).strip(), 'context': space.join(context), 'answer': answer}
+    return {'question': ''.join(asked).strip(), 'answer': answer,
+            'context': ('' if by_character else ' ').join(context)}
 
 
 def main(argv):
     parser = argparse.ArgumentParser('python -m data.cloze')
     parser.add_argument('--text', required=True, help='files of one language, separated by commas')
-    parser.add_argument('--longest', type=int, default=600, help='characters of a context (600)')
     parser.add_argument('--draws', type=int, default=12000, help='most give a question (12000)')
     args, rng = parser.parse_args(argv), random.Random(0)
     texts = [text for _, text in documents(fetch(args.text))]
@@ -66,7 +65,7 @@ def main(argv):
                          f'{" ".join(sorted(languages))}')
     [language] = languages
     parts = [part for text in texts for part in sentences(text[language])]
-    found = (make_question(parts, language, args.longest, rng) for _ in range(args.draws))
+    found = (make_question(parts, language, rng) for _ in range(args.draws))
     lines = [json.dumps(question) for question in found if question]
     if not lines:
         raise ValueError(f'text={args.text}: too short; an answer has 4 units and three sentences '

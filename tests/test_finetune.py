@@ -373,7 +373,11 @@ def test_study_is_resumed(tmp_path):
     assert started('headlines/copy')[0] == 1          # it starts from a row that is not done
     assert started('headlines/cop')[0] == 1           # there is no such row
     status, lines = started('pretrained', '--dtype=bfloat16')
+    made = [line for line in lines if line[1] == 'data.cloze']
+    lines = [line for line in lines if line not in made]
     assert status == 0 and len(lines) > 5 and all('--dtype=bfloat16' in line for line in lines)
+    assert [line[-1][-6:] for line in made] == ['bo.txt', 'kk.txt', 'zh.txt']
+    assert (tmp_path / 'out/cloze.zh.jsonl').exists()
     assert started('pretrained', '--dtype=bfloat16') == (0, [])
     assert started('pretrained/copy')[0] == 1         # it was done in another dtype
     status, lines = started('headlines', failing='headlines/dae')

@@ -71,6 +71,20 @@ for arm in baselines raw copy inserted alternate none dae mt ${ENCODER:+copy-lar
     row bo-zh/$arm "$from" $script "${zh_bo[@]}" --learn=bo-zh "${slower[@]}"
 done
 
+# Answers after questions that were made from text
+if [[ -z $only || pretrained/cloze/ == $only/* ]] && [[ ! -e out/cloze.zh.jsonl ]]; then
+    mkdir -p out
+    for language in bo kk zh; do
+        python -m data.cloze --text="$MONO/$language.txt" > out/cloze.tmp
+        mv out/cloze.tmp out/cloze.$language.jsonl
+    done
+fi
+row pretrained/cloze pretrained/copy finetune.py config/finetune/answer.py --learn=bo,kk,zh \
+    --data=out/cloze.bo.jsonl,out/cloze.kk.jsonl,out/cloze.zh.jsonl --max_steps=1200 \
+    --val_fraction=0.01 --test_fraction=0.01 --test_examples=20 \
+    --eval_interval=400 --eval_examples=20
+row answers/cloze pretrained/cloze finetune.py "${answers[@]}"
+
 # Into Chinese from languages that the encoder's teacher knew, by what pretraining learned alone
 into_zh=("${translate[@]}" --learn=kk-zh,ug-zh
     --test="$NTREX/ntrex.kk-zh.tsv,$NTREX/ntrex.ug-zh.tsv"
@@ -104,9 +118,10 @@ for n in 0 50 400; do
     transfer titles $n pretrained/copy $more config/finetune/summarise.py --learn=zh \
         --transfer=bo,ug,kk,mn --data="$csl" --test="$titles" --max_steps=800
 done
+questions=(config/finetune/answer.py --learn=zh --transfer=bo,kk --data="$qa" --test_examples=200)
 for n in 0 50 500; do
-    transfer questions $n pretrained/copy $scripts config/finetune/answer.py --learn=zh \
-        --transfer=bo,kk --data="$qa" --test_examples=200
+    transfer questions $n pretrained/copy $scripts "${questions[@]}"
+    row questions/cloze$n pretrained/cloze finetune.py "${questions[@]}" --shots=$n
     transfer strings $n pretrained/dae $more "${translate[@]}" --transfer=zh-ug,zh-kk,zh-mn \
         --data="$strings"
 done
