@@ -68,8 +68,8 @@ def main(argv):
     found = (make_question(parts, language, rng) for _ in range(args.draws))
     lines = [json.dumps(question) for question in found if question]
     if not lines:
-        raise ValueError(f'text={args.text}: too short; an answer has 4 units and three sentences '
-                         'are a context')
+        raise ValueError(f'text={args.text}, draws={args.draws}: no question; a context has three '
+                         'sentences, and an answer four words, syllables or characters')
     print(*lines, sep='\n')
 
 

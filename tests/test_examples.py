@@ -95,7 +95,7 @@ def test_questions_made_from_text(tmp_path, capsys):
         cloze.main([f'--text={path}', '--draws=300'])
         assert capsys.readouterr().out == made
     for text, message in ((f'{tmp_path}/some.bo.txt,{path}', 'of one language, not of bo zh'),
-                          (tmp_path / 'few.kk.txt', 'too short')):
+                          (tmp_path / 'few.kk.txt', 'no question; a context has three')):
         (tmp_path / 'few.kk.txt').write_text('Бір. Екі.', encoding='utf-8')
         with pytest.raises(ValueError, match=message):
             cloze.main([f'--text={text}'])

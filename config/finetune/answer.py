@@ -1,5 +1,5 @@
 # Reading comprehension: an answer from a question and its context. data/README.md says how to
-# convert TibetanQA and CMRC 2018.
+# convert TibetanQA and CMRC 2018, and how to make questions from text, to be learned before.
 #     python finetune.py config/finetune/answer.py --data=tibetanqa.bo.jsonl \
 #         --checkpoint=out/laptop/best
 # These settings are for about 2,000 questions. The paper: 10,000, batches of 200 and 50 epochs:
