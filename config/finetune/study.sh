@@ -84,8 +84,7 @@ row pretrained/cloze pretrained/copy finetune.py config/finetune/answer.py --lea
     --val_fraction=0.01 --test_fraction=0.01 --test_examples=20 \
     --eval_interval=400 --eval_examples=20
 row answers/cloze pretrained/cloze finetune.py "${answers[@]}"
-row answers/cloze-longer pretrained/cloze finetune.py "${answers[@]}" --max_source_len=400 \
-    --max_steps=1200
+row answers/cloze-longer pretrained/cloze finetune.py "${answers[@]}" --max_steps=1200
 
 # Into Chinese from languages that the encoder's teacher knew, by what pretraining learned alone
 into_zh=("${translate[@]}" --learn=kk-zh,ug-zh
