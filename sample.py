@@ -230,13 +230,13 @@ def keep_sampled(logp, temperature, top_k):
 
 
 def prepare_to_generate(model, device, dtype):
-    """Moves a model to its device and, on a CPU with dtype auto, packs its weights. Returns the
-    context to generate in, autocast."""
-    device, found = runtime.find_device(device, dtype)
+    """Moves a model to its device; on a CPU with dtype='auto' packs its weights. Returns the
+    context, autocast, in which to generate."""
+    device, compute = runtime.find_device(device, dtype)
     model.to(device).eval()
     if device.type == 'cpu' and dtype == 'auto':
         pack(model)
-    return torch.autocast(device.type, found, enabled=found != torch.float32)
+    return torch.autocast(device.type, compute, enabled=compute != torch.float32)
 
 
 class TextGenerator:
@@ -245,7 +245,8 @@ class TextGenerator:
         """cfg: Sample, with languages. longest: the longest source that it was trained on."""
         check_folder(folder)
         self.cfg, self.counts, self.model = cfg, Counter(), SWCM.load(folder)
-        self.mixed, c = prepare_to_generate(self.model, cfg.device, cfg.dtype), self.model.config
+        self.mixed = prepare_to_generate(self.model, cfg.device, cfg.dtype)
+        c = self.model.config
         self.longest = min(longest, c.max_length)
         self.tokenizer = Tokenizer(self.model.encoder.sentencepiece, c.languages, c.vocab_size)
         scripts = cfg.force_script.upper().split('+')

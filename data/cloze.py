@@ -1,6 +1,6 @@
 """Questions made from text: with them a model learns to find a sentence and to copy it.
 
-    python -m data.cloze --text bo.txt > cloze.bo.jsonl
+    python -m data.cloze --text=bo.txt > cloze.bo.jsonl
 
 The answer is a sentence, the context that one and some beside it, and the question is the answer
 without a part. This is near to the inverse cloze task (Lee et al. 2019, arXiv 1906.00300).
@@ -33,30 +33,31 @@ def spaced_units(text, language):
 def make_question(parts, language, rng):
     """{'question', 'context', 'answer'} from sentences; None if they are too long or too short.
 
-    The context is three sentences or more in a row, and at most 100 to 600 characters (of Chinese
-    etc. 250). The answer has 4 to 60 units. The question lacks a quarter to two thirds of these, in
-    one place, and has there instead some of another sentence, at most half as many as are left."""
-    by_character = language in BY_CHARACTER
-    start, limit = rng.randrange(len(parts)), rng.uniform(100, 250 if by_character else 600)
+    The context is three sentences or more in a row, perhaps of several documents; the answer is one
+    of them with 4 to 60 units. The question lacks a quarter to two thirds of these, in one place,
+    and has there instead a part of another sentence, at most half as many units as are left."""
+    longest, space = (250, '') if language in BY_CHARACTER else (600, ' ')          # characters
+    start, limit = rng.randrange(len(parts)), rng.uniform(100, longest)
     ends = accumulate(map(len, parts[start:start + 100]))
     context = parts[start:start + sum(end <= limit for end in ends)]
     answers = [part for part in context if 4 <= len(spaced_units(part, language)) <= 60]
     if len(context) < 3 or not answers:
         return None
-    answer, other = rng.choice(answers), rng.choice(context)
-    asked, more = spaced_units(answer, language), spaced_units(other, language)
+    answer = rng.choice(answers)
+    other = rng.choice([part for part in context if part != answer] or [''])
+    asked, more = (spaced_units(part + space, language) for part in (answer, other))
     n = rng.randint(len(asked) // 4, len(asked) * 2 // 3)
     n_more = rng.randint(0, (len(asked) - n) // 2)
-    place, start = rng.randint(0, len(asked) - n), rng.randint(0, len(more))
-    asked[place:place + n] = more[start:start + n_more]
-    return {'question': ''.join(asked).strip(), 'answer': answer,
-            'context': ('' if by_character else ' ').join(context)}
+    place, first = rng.randint(0, len(asked) - n), rng.randint(0, len(more))
+    asked[place:place + n] = more[first:first + n_more]
+    return {'question': ''.join(asked).strip(), 'answer': answer, 'context': space.join(context)}
 
 
 def main(argv):
-    parser = argparse.ArgumentParser('python -m data.cloze')
+    parser = argparse.ArgumentParser('python -m data.cloze', description=__doc__.splitlines()[0])
     parser.add_argument('--text', required=True, help='files of one language, separated by commas')
-    parser.add_argument('--draws', type=int, default=12000, help='most give a question (12000)')
+    parser.add_argument('--draws', type=int, default=12000,
+                        help='questions to try to make; most succeed (12000)')
     args, rng = parser.parse_args(argv), random.Random(0)
     texts = [text for _, text in documents(fetch(args.text))]
     languages = {language for text in texts for language in text}
@@ -66,10 +67,11 @@ def main(argv):
     [language] = languages
     parts = [part for text in texts for part in sentences(text[language])]
     found = (make_question(parts, language, rng) for _ in range(args.draws))
-    lines = [json.dumps(question) for question in found if question]
+    lines = [json.dumps(question, ensure_ascii=False) for question in found if question]
     if not lines:
-        raise ValueError(f'text={args.text}, draws={args.draws}: no question; a context has three '
-                         'sentences, and an answer four words, syllables or characters')
+        raise ValueError(f'text={args.text}, draws={args.draws}: no question. It takes three '
+                         'sentences in a row, together under 600 characters (of Chinese etc. 250). '
+                         'Has your language no full stop? Write a sentence a line')
     print(*lines, sep='\n')
 
 

@@ -12,7 +12,8 @@ from data.tokenizer import ASCII_STOPS, SPACE, STOPS
 # As XLM-R's vocabulary reads a text, in lower case
 FOLD = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc_cf')
 # After a full stop etc.; after an ASCII one only before a space or Chinese: see data.tokenizer
-SENTENCE_ENDS = re.compile(f'(?<=[{STOPS}])|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
+SENTENCE_ENDS = re.compile(f'(?<=[{STOPS}])(?![{STOPS}])'
+                           f'|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
 
 
 @cache

@@ -14,9 +14,9 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPACE = '\u2581'                  # ▁, SentencePiece's mark of a space before a piece
 MOST_UNUSED = 1000                # rows of an encoder that have no id: multilingual-e5-small has 35
 UNKNOWN = '\u2585'                # a character that SentencePiece cannot have in a vocabulary
-# Ends of sentences: Tibetan shads, CJK, Arabic, Latin. ASCII ones (nmt_nfkc turns ！ into !) count
-# only before a space or a Chinese character: not in 3.5.
-STOPS = '།༎༏༐༑༔。！？｡…؟۔'
+# Ends of sentences: Tibetan, CJK, Arabic, Indic, Burmese, Khmer, Mongolian. ASCII ones (nmt_nfkc
+# turns ！ into !) count only before a space or a Chinese character: not in 3.5.
+STOPS = '།༎༏༐༑༔。！？｡…؟۔।॥။៕។᠃'
 ASCII_STOPS = '!?.'
 
 

@@ -1,5 +1,6 @@
 """data/examples.py: the files that data sets come in, and what is held out."""
 import json
+import random
 import re
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def test_programs_of_the_readme(tmp_path):
 
 def test_questions_made_from_text(tmp_path, capsys):
     """The answer is a sentence of the context, the question what is left of it."""
+    assert cloze.sentences('ཀ།། ཁ།ག\nक। ख।') == ['ཀ།།', 'ཁ།', 'ག', 'क।', 'ख।']
     assert cloze.spaced_units('ང་ལ་དེབ་ གཉིས་ཡོད།', 'bo') == ['ང་', 'ལ་', 'དེབ་ ', 'གཉིས་', 'ཡོད།']
     assert cloze.spaced_units('a b  c.', 'kk') == ['a ', 'b  ', 'c.']
     assert cloze.spaced_units('我 有。', 'zh') == ['我 ', '有', '。']
@@ -95,10 +97,34 @@ def test_questions_made_from_text(tmp_path, capsys):
         cloze.main([f'--text={path}', '--draws=300'])
         assert capsys.readouterr().out == made
     for text, message in ((f'{tmp_path}/some.bo.txt,{path}', 'of one language, not of bo zh'),
-                          (tmp_path / 'few.kk.txt', 'no question; a context has three')):
+                          (tmp_path / 'few.kk.txt', 'no question. It takes three')):
         (tmp_path / 'few.kk.txt').write_text('Бір. Екі.', encoding='utf-8')
         with pytest.raises(ValueError, match=message):
             cloze.main([f'--text={text}'])
+
+
+@pytest.mark.parametrize('language, space, most', [('kk', ' ', 600), ('zh', '', 250)])
+def test_a_question_is_its_answer_without_a_part(language, space, most):
+    """In one place, where a part of another sentence of the context may stand."""
+    letters = [chr(0x4e00 + i) for i in range(720)]                 # each occurs once
+    parts = [space.join(letters[i:i + 12]) for i in range(0, 720, 12)]
+    rng, shapes, n_added, lengths = random.Random(1), set(), set(), []
+    for q in filter(None, (cloze.make_question(parts, language, rng) for _ in range(2000))):
+        assert q['context'] in space.join(parts) and q['answer'] in parts
+        answer, asked = (q[x].replace(' ', '') for x in ('answer', 'question'))
+        assert q['question'] == space.join(asked)
+        added = ''.join(x for x in asked if x not in answer)
+        assert added in asked and added in q['context'].replace(' ', '')
+        kept = asked.replace(added, '')
+        place = next(i for i in range(13) if kept == answer[:i] + answer[12 - len(kept) + i:])
+        assert not added or place == asked.index(added)
+        assert len(added) <= len(kept) / 2
+        n_added.add(len(added))
+        shapes.add((12 - len(kept), place))
+        lengths.append(len(q['context']))
+    assert shapes == {(n, place) for n in range(3, 9) for place in range(13 - n)}
+    assert n_added == {*range(5)}
+    assert 0.4 < sorted(lengths)[len(lengths) // 2] / most < 0.8 and max(lengths) < 1.1 * most
 
 
 def test_languages(tmp_path):
