@@ -3,7 +3,8 @@
     python -m data.cloze --text=bo.txt > cloze.bo.jsonl
 
 The answer is a sentence, the context that one and some beside it, and the question is the answer
-without a part. This is near to the inverse cloze task (Lee et al. 2019, arXiv 1906.00300).
+with a part left out or replaced. This is near to the inverse cloze task (Lee et al. 2019, arXiv
+1906.00300).
 """
 import argparse
 import json
