@@ -2,15 +2,15 @@
 
     python -m data.cloze --text=bo.txt > cloze.bo.jsonl
 
-The answer is a sentence, the context that one and some beside it, and the question is the answer
-with a part left out or replaced. This is near to the inverse cloze task (Lee et al. 2019, arXiv
+The answer is a sentence, the context that one and some beside it, and the question has pieces of
+the answer and of other sentences. This is near to the inverse cloze task (Lee et al. 2019, arXiv
 1906.00300).
 """
 import argparse
 import json
 import random
 import re
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from config import cli
 from data.heldout import SENTENCE_ENDS
@@ -31,12 +31,21 @@ def spaced_units(text, language):
     return re.findall(form, text)
 
 
+def pieces(units, share, rng):
+    """Pieces of one to four units, in order; about this share of them."""
+    ends = [0]
+    while ends[-1] < len(units):
+        ends.append(ends[-1] + rng.randint(1, 4))
+    return [''.join(units[i:k]) for i, k in pairwise(ends) if rng.random() < share]
+
+
 def make_question(parts, language, rng):
     """{'question', 'context', 'answer'} from sentences; None if they are too long or too short.
 
     The context is three sentences or more in a row, perhaps of several documents; the answer is one
-    of them with 4 to 60 units. The question lacks a quarter to two thirds of these, in one place,
-    and has there instead a part of another sentence, at most half as many units as are left."""
+    of them with 4 to 60 units. The question has pieces of the answer, of another sentence of the
+    context, and of any other, shuffled. With these shares a question in Tibetan has about as much
+    in common with its answer, and with the other sentences, as one of TibetanQA."""
     longest, space = (250, '') if language in BY_CHARACTER else (600, ' ')          # characters
     start, limit = rng.randrange(len(parts)), rng.uniform(100, longest)
     ends = accumulate(map(len, parts[start:start + 100]))
@@ -46,12 +55,13 @@ def make_question(parts, language, rng):
         return None
     answer = rng.choice(answers)
     other = rng.choice([part for part in context if part != answer] or [''])
-    asked, more = (spaced_units(part + space, language) for part in (answer, other))
-    n = rng.randint(len(asked) // 4, len(asked) * 2 // 3)
-    n_more = rng.randint(0, (len(asked) - n) // 2)
-    place, first = rng.randint(0, len(asked) - n), rng.randint(0, len(more))
-    asked[place:place + n] = more[first:first + n_more]
-    return {'question': ''.join(asked).strip(), 'answer': answer, 'context': space.join(context)}
+    asked, *more = (pieces(spaced_units(text + space, language), rng.uniform(low, high), rng)
+                    for text, low, high in ((answer, 0.15, 0.6), (other, 0, 0.5),
+                                            (rng.choice(parts), 0, 0.4)))
+    question = sum(more, asked)
+    rng.shuffle(question)
+    return {'question': ''.join(question).strip(), 'answer': answer,
+            'context': space.join(context)} if asked else None
 
 
 def main(argv):

@@ -80,11 +80,10 @@ if [[ -z $only || pretrained/cloze/ == $only/* ]] && [[ ! -e out/cloze.zh.jsonl 
     done
 fi
 row pretrained/cloze pretrained/copy finetune.py config/finetune/answer.py --learn=bo,kk,zh \
-    --data=out/cloze.bo.jsonl,out/cloze.kk.jsonl,out/cloze.zh.jsonl --max_steps=1200 \
+    --data=out/cloze.bo.jsonl,out/cloze.kk.jsonl,out/cloze.zh.jsonl --max_steps=2000 \
     --val_fraction=0.01 --test_fraction=0.01 --test_examples=20 \
     --eval_interval=400 --eval_examples=20
 row answers/cloze pretrained/cloze finetune.py "${answers[@]}"
-row answers/cloze-longer pretrained/cloze finetune.py "${answers[@]}" --max_steps=1200
 
 # Into Chinese from languages that the encoder's teacher knew, by what pretraining learned alone
 into_zh=("${translate[@]}" --learn=kk-zh,ug-zh
