@@ -323,16 +323,13 @@ def test_studies_have_the_tables_of_their_logs():
             ('ablation', 'logs/headless/tibetan/*.jsonl', ()),
             ('vocabulary', 'logs/*.jsonl', ()),
             ('vocabulary', 'logs/laptop/[acr]*.jsonl', ()),
-            *(('finetune', f'scores/{table}/*.json', [f'--score={score}']) for table, scores in (
-                ('headlines', ('chrF++', 'rouge_l_f', 'shuffled')), ('answers', ('f1', 'exact')),
-                ('zh-bo', ('chrF++', 'rouge_l_f', 'shuffled')), ('bo-zh', ('chrF++', 'shuffled')),
-                ('strings', ('chrF++', 'wrong_script')), ('titles', ('chrF++', 'rouge_l_f')),
-                ('questions', ('f1',)), ('into-zh', ('chrF++',)),
-                ('amount', ('chrF++',)), ('compared/amount', ('chrF++', 'rouge_l_f')),
-                ('compared/headlines', ('chrF++', 'rouge_l_f')),
-                ('compared/zh-bo', ('chrF++', 'rouge_l_f')), ('compared/strings', ('chrF++',)),
-                ('compared/bo-zh', ('chrF++', 'rouge_l_f')))
-              for score in scores)):
+            *(('finetune', f'scores/{table}/*.json', [f'--score={score}']) for table, score in (
+                ('headlines', 'chrF++'), ('answers', 'f1'), ('zh-bo', 'chrF++'),
+                ('bo-zh', 'chrF++'), ('into-zh', 'chrF++'), ('amount', 'chrF++'),
+                ('strings', 'chrF++'), ('titles', 'rouge_l_f'), ('questions', 'f1'),
+                ('compared/headlines', 'rouge_l_f'), ('compared/zh-bo', 'rouge_l_f'),
+                ('compared/bo-zh', 'rouge_l_f'), ('compared/amount', 'chrF++'),
+                ('compared/strings', 'chrF++')))):
         folder = ROOT / 'config' / study
         files = sorted(str(path) for path in folder.glob(pattern))
         status, out, err = call('tests/tools/curves.py', *files, *more, cwd=ROOT)
