@@ -20,7 +20,7 @@ from data.heldout import digest, splits
 from data.tokenizer import UNK, normalize
 
 ROOT = Path(__file__).parent
-FORMAT = 3                        # version of the token files
+FORMAT = 4                        # version of the token files
 SPECIALS = 3                      # <s> <lang> </s>, which surround a segment in the model
 
 

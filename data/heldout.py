@@ -7,13 +7,15 @@ from functools import cache
 
 import sentencepiece
 
-from data.tokenizer import ASCII_STOPS, SPACE, STOPS
+from data.tokenizer import ASCII_STOPS, CLOSING, SPACE, STOPS
 
 # As XLM-R's vocabulary reads a text, in lower case
 FOLD = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc_cf')
 # After a full stop etc.; after an ASCII one only before a space or Chinese: see data.tokenizer
-SENTENCE_ENDS = re.compile(f'(?<=[{STOPS}])(?![{STOPS}])'
-                           f'|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
+STOP, END, QUOTE = f'[{STOPS}]', f'[{ASCII_STOPS}]', f'[{re.escape(CLOSING)}]'
+SENTENCE_ENDS = re.compile(
+    f'(?:(?<={STOP})|(?<={STOP}{QUOTE})|(?<={STOP}{QUOTE}{QUOTE}))(?!{STOP}|{QUOTE})'
+    f'|(?:(?<={END})|(?<={END}{QUOTE}))(?=[{SPACE}\\s\u3400-\u9fff])')
 
 
 @cache

@@ -14,10 +14,11 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPACE = '\u2581'                  # ▁, SentencePiece's mark of a space before a piece
 MOST_UNUSED = 1000                # rows of an encoder that have no id: multilingual-e5-small has 35
 UNKNOWN = '\u2585'                # a character that SentencePiece cannot have in a vocabulary
-# Ends of sentences: Tibetan, CJK, Arabic, Indic, Burmese, Khmer, Mongolian. ASCII ones (nmt_nfkc
-# turns ！ into !) count only before a space or a Chinese character: not in 3.5.
-STOPS = '།༎༏༐༑༔。！？｡…؟۔।॥။៕។᠃'
+# Ends of sentences: Tibetan, CJK, Arabic, Indic, Burmese, Khmer, Mongolian, Ethiopic. ASCII ones
+# (nmt_nfkc turns ！ into !) count only before a space or a Chinese character: not in 3.5.
+STOPS = '།༎༏༐༑༔。！？｡…؟۔।॥။៕។᠃።፧፨'
 ASCII_STOPS = '!?.'
+CLOSING = '”’»›」』】》〉）)]'                             # after a stop they belong to its sentence
 
 
 class Tokenizer:
@@ -47,8 +48,10 @@ class Tokenizer:
         n_unused = self.vocab_size - self.mask - 1 + len(self.languages)
         self.pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>', *[''] * n_unused]
         self.to_id = np.array([UNK, BOS, EOS, *range(4, self.mask)])      # from SentencePiece's ids
-        self.stop = np.array([p.endswith(tuple(STOPS)) for p in self.pieces])
-        self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
+        before = [p.rstrip(CLOSING) for p in self.pieces]
+        self.stop = np.array([p.endswith(tuple(STOPS)) for p in before])
+        self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in before])
+        self.closing = np.array([p != '' == left for p, left in zip(self.pieces, before)])
         self.space_or_chinese = np.array(
             [p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
 
@@ -86,9 +89,10 @@ class Tokenizer:
 
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""
-        before, after = ids[:-1], ids[1:]
-        starts = (self.stop[before] & ~self.stop[after]
-                  | self.ascii_stop[before] & self.space_or_chinese[after])
+        stop, ascii_stop = self.stop[ids], self.ascii_stop[ids]
+        for i in np.flatnonzero(self.closing[ids[1:]]) + 1:
+            stop[i], ascii_stop[i] = stop[i - 1], ascii_stop[i - 1]
+        starts = stop[:-1] & ~stop[1:] | ascii_stop[:-1] & self.space_or_chinese[ids[1:]]
         return np.concatenate([[0], np.flatnonzero(starts) + 1])
 
 

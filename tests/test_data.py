@@ -84,7 +84,7 @@ def test_language_tokens_stand_behind_the_encoder(pieces, tokenizer):
 
 
 def test_sentences_end_at_stops(tokenizer):
-    def split(line):
+    def split(line, tokenizer=tokenizer):
         ids = tokenizer.encode(line)
         starts = tokenizer.sentence_starts(ids)
         return [tokenizer.decode(part) for part in np.split(ids, starts[1:])]
@@ -94,6 +94,9 @@ def test_sentences_end_at_stops(tokenizer):
     assert split('我有两本书。他看见了三本书。') == ['我有两本书。', '他看见了三本书。']
     assert split('Менде екі ит бар. Ол үш ит көрді.') == ['Менде екі ит бар.', 'Ол үш ит көрді.']
     assert len(split('а.б ит. ')) == 1
+    for space, *parts in (('', '他说:“你好。”', '《他来了!》', '我(笑了。)', '她走了。'),
+                          (' ', 'Ол: «Бар.»', 'Ол 3.5 алды (аз.)', 'Болды!')):
+        assert split(space.join(parts), Tokenizer('data/small')) == parts
 
 
 def test_infill():

@@ -75,6 +75,9 @@ def test_programs_of_the_readme(tmp_path):
 def test_questions_made_from_text(tmp_path, capsys):
     """The answer is a sentence of the context; the same command makes the same questions."""
     assert cloze.sentences('ཀ།། ཁ།ག\nक। ख।') == ['ཀ།།', 'ཁ།', 'ག', 'क।', 'ख।']
+    assert cloze.sentences('他说：「『好。』」（是。）他走了。') == ['他说：「『好。』」', '（是。）', '他走了。']
+    assert cloze.sentences('Ол: «Бар.» Бол. «ሂድ።» አለው። አዎ፧ አዎ') == [
+        'Ол: «Бар.»', 'Бол.', '«ሂድ።»', 'አለው።', 'አዎ፧', 'አዎ']
     assert cloze.spaced_units('ང་ལ་དེབ་ གཉིས་ཡོད།', 'bo') == ['ང་', 'ལ་', 'དེབ་ ', 'གཉིས་', 'ཡོད།']
     assert cloze.spaced_units('a b  c.', 'kk') == ['a ', 'b  ', 'c.']
     assert cloze.spaced_units('我 有。', 'zh') == ['我 ', '有', '。']

@@ -118,6 +118,8 @@ for n in 0 50 400; do
     transfer titles $n pretrained/copy $more config/finetune/summarise.py --learn=zh \
         --transfer=bo,ug,kk,mn --data="$csl" --test="$titles" --max_steps=800
 done
+row titles/alone50 pretrained/copy finetune.py "${headlines[@]}" --learn= --transfer=bo --shots=50 \
+    --max_steps=800                                     # 50 titles without the Chinese ones
 questions=(config/finetune/answer.py --learn=zh --transfer=bo,kk --data="$qa" --test_examples=200)
 for n in 0 50 500; do
     transfer questions $n pretrained/copy $scripts "${questions[@]}"
