@@ -61,6 +61,9 @@ def finetune(cfg):
         for task in sets[part]:
             print0(f'  {task.direction:6} {part:12}{len(task):9,} examples, {task.n_cut:,} sources '
                    f'cut, {task.n_long:,} targets too long, {task.n_inside:,} in their source')
+            if task.n_unread:
+                print0(f'warning: {task.n_unread} of these have a text over 25 % <unk>, not in the '
+                       'vocabulary: see config/vocabulary/README.md')
         sets[part] = [task for task in sets[part] if len(task)]
     print0(f'  left out: {left_out}')
     tests = [(part, task) for part in sets if part not in ('train', 'val') for task in sets[part]]

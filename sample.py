@@ -20,12 +20,12 @@ from config import FineTune, Sample, Train, cli, runtime
 from config.cpu import pack
 from config.cuda import replay
 from data.batches import pad
-from data.dataset import SPECIALS, prepare, split_segments
+from data.dataset import SPECIALS, prepare, split_segments, unread
 from data.examples import languages_of, truncate
 from data.files import check_folder, is_text, read_json_object, read_lines
 from data.languages import BY_CHARACTER, ids_outside_scripts, wrong_script
 from data.tasks import tasks
-from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from data.tokenizer import BOS, EOS, PAD, Tokenizer
 from model import SWCM
 
 TASKS = 'translate', 'denoise', 'summarise', 'answer'
@@ -272,7 +272,7 @@ class TextGenerator:
         for text in texts:
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
             self.counts['texts are over 25 % <unk>, not in the vocabulary'] += (
-                (ids == UNK).sum() > 0.25 * len(ids))
+                unread(tok, text, ids) > 0.25)
             self.counts[f'texts are not in the script of {cfg.source}; see --source'] += (
                 wrong_script(text.replace('<mask>', ''), cfg.source) is not None)
             if cfg.task in BY_SENTENCE:
@@ -292,6 +292,8 @@ class TextGenerator:
         parts = iter(self.generate(flat, [cfg.to] * len(flat)))
         space = '' if cfg.to in BY_CHARACTER else ' '
         outputs = [space.join(islice(parts, len(of_text))) for of_text in sources]
+        self.counts['outputs are empty'] += sum(
+            not output for output, of_text in zip(outputs, sources) if of_text)
         self.counts[f'outputs are not in the script of {cfg.to}; see --to, --force_script'] += sum(
             wrong_script(output, cfg.to) is not None for output in outputs)
         return outputs

@@ -59,6 +59,8 @@ def train(cfg):
     check_start(cfg, state, folder.name)
     print0(f'{cfg.out_dir}: {cfg.objective} on {cfg.dataset}\n{weight_report(model)}')
     learned, held_out = (tasks(folder, split, tokenizer, cfg) for split in ('train', 'val'))
+    if lacking := sorted({task.name for task in learned} - {task.name for task in held_out}):
+        print0(f'warning: no held-out text for {", ".join(lacking)}; raise --val_fraction')
     fit(cfg, model, Batches(learned, cfg), lambda model, is_last: evaluate(
         model, held_out, tokenizer, cfg, is_last), state, folder.name)
 

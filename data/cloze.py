@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 
 from config import cli
 from data.heldout import SENTENCE_ENDS
-from data.languages import BY_CHARACTER
+from data.languages import BY_CHARACTER, CHARACTER
 from data.metrics import TSHEG
 from data.text.prepare import documents, fetch
 
@@ -27,8 +27,8 @@ def sentences(text):
 
 def spaced_units(text, language):
     """The syllables, characters (BY_CHARACTER) or words of a text, with marks and spaces."""
-    form = r'\S\s*' if language in BY_CHARACTER else rf'[^\s{TSHEG}]+[\s{TSHEG}]*'
-    return re.findall(form, text)
+    word = rf'[^\s{TSHEG}]+[\s{TSHEG}]*'
+    return re.findall(rf'{CHARACTER.pattern}\s*' if language in BY_CHARACTER else word, text)
 
 
 def pieces(units, share, rng):

@@ -37,7 +37,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     texts = (digest(os.fsencode(path.name), path.read_bytes()) for path in read)
     folder = token_folder(dataset) / f'{digest(*settings, *texts):016x}'
     if not (folder / 'meta.json').exists():
-        print(f'preparing {dataset} from {len(files)} files in {folder}')
+        print(f'preparing {dataset} in {folder} from', *[path.name for path in files])
         with atomic_dir(folder) as new:
             split_of = splits(corpus.documents(files), val_fraction)
             write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
@@ -107,7 +107,8 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
         lines = [[tokenizer.encode(line) for line in text.splitlines() or ['']]
                  for text in texts.values()]
         stream, ids = '-'.join(texts), np.concatenate([*chain(*lines)])
-        counts[stream].update(documents=1, characters=sum(map(len, texts.values())),
+        n, whole = sum(map(len, texts.values())), ' '.join(texts.values())
+        counts[stream].update(documents=1, characters=n, unread=n * unread(tokenizer, whole, ids),
                               tokens=len(ids), unknown=int(np.count_nonzero(ids == UNK)))
         segments, left_out = cut_document(split, texts.values(), lines, tokenizer,
                                           block_size - SPECIALS)
@@ -163,6 +164,13 @@ def open_streams(folder, split):
             for name in sorted(meta['segments']) if name.endswith(f'.{split}')}
 
 
+def unread(tokenizer, text, ids):
+    """The fraction of a text's characters that its ids lack: a run of these is one <unk>."""
+    known = tokenizer.decode(ids[ids != UNK])
+    n, n_known = (len(''.join(x.split())) for x in (normalize(text), known))
+    return max(0, n - n_known) / max(n, 1)
+
+
 def report(folder):
     """Prints a line per stream, in segments or pairs; warns where the vocabulary does not fit."""
     meta = json.loads((folder / 'meta.json').read_bytes())
@@ -175,7 +183,8 @@ def report(folder):
               f'{n["tokens"] / max(n["characters"], 1):13.2f}{unknown:9.2%}')
         for note, times in meta['notes'].get(stream, {}).items():
             print(f'  {times} {note}')
-        if unknown > 0.01:
-            print(f'warning: {unknown:.1%} of the tokens of {stream} are <unk>: use an encoder '
-                  'with its characters (for Tibetan: CINO), or `python -m data.vocabulary extend`',
+        unread = n['unread'] / max(n['characters'], 1)            # a run of them is one <unk>
+        if unread > 0.01:
+            print(f'warning: {unread:.1%} of the characters of {stream} are <unk>: use an encoder '
+                  'that has them (for Tibetan: CINO), or `python -m data.vocabulary extend`',
                   file=sys.stderr)

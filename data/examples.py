@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.dataset import unread
 from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.heldout import Texts, digest
 from data.languages import SCRIPTS, check_script
+from data.text.prepare import languages
 from data.tokenizer import EOS, UNK, normalize
 
 FORMS = ('question', 'context', 'answer'), ('source', 'target'), ('article', 'title')
@@ -60,7 +62,8 @@ def read_file(path, directions):
     """Yields the Examples of a .tsv or .jsonl file; of translations only those in `directions`."""
     known = '-'.join(directions).split('-')
     named = path.stem.split('.')[-1].split('-')       # of web.bo-zh.tsv; ti-sum.jsonl has none
-    named = named if {*named} <= {*SCRIPTS, *known} else []
+    if len(languages(path)) < 2 and not {*named} <= {*SCRIPTS, *known}:
+        named = known if len(directions) == 1 else []
     if path.suffix == '.tsv':
         records = ((n, dict(zip(('source', 'target'), texts))) for n, texts in read_pairs(path))
     elif path.suffix == '.jsonl':
@@ -69,9 +72,8 @@ def read_file(path, directions):
     else:
         raise ValueError(f'{str(path)!r}: give --data=FILES of examples, .tsv or .jsonl, separated '
                          'by commas; data/README.md says how to convert others')
-    languages = named or (known if len(directions) == 1 else [])
     for n, record in records:
-        yield from make_examples(record, f'{path}: line {n}', languages, directions)
+        yield from make_examples(record, f'{path}: line {n}', named, directions)
 
 
 def make_examples(record, where, languages, directions):
@@ -137,14 +139,20 @@ class Examples:
 
     Sources are cut to max_source_len tokens, question and context together; `n_cut` counts them.
     `n_long` targets have over max_target_len tokens: these examples are not learned. `n_inside`
-    targets are a part of the rest of the source, letter for letter."""
+    targets are a part of the rest of the source, letter for letter. `n_unread` examples have a text
+    of which the vocabulary lacks more than a quarter."""
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)
-        self.examples, self.ids, self.n_cut, self.n_long, self.n_inside = [], [], 0, 0, 0
+        self.examples, self.ids = [], []
+        self.n_cut = self.n_long = self.n_inside = self.n_unread = 0
         for e in examples:
-            source = tokenizer.add_special_tokens(self.source, *map(tokenizer.encode, e.source))
-            target = tokenizer.add_special_tokens(self.target, tokenizer.encode(e.target))
+            texts = *e.source, e.target
+            *sources, target = map(tokenizer.encode, texts)
+            self.n_unread += any(unread(tokenizer, *pair) > 0.25
+                                 for pair in zip(texts, (*sources, target)))
+            source = tokenizer.add_special_tokens(self.source, *sources)
+            target = tokenizer.add_special_tokens(self.target, target)
             self.n_long += len(target) > cfg.max_target_len
             if not learn or len(target) <= cfg.max_target_len:
                 self.n_cut += len(source) > cfg.max_source_len

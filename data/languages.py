@@ -1,16 +1,21 @@
 """Languages: the scripts that they are written in."""
+import re
 import unicodedata
 from collections import Counter
 from functools import cache
 
 # Scripts, by the first word of Unicode's letter names
 SCRIPTS = {
-    'bo': {'TIBETAN'}, 'en': {'LATIN'}, 'ja': {'CJK', 'HIRAGANA', 'KATAKANA'},
-    'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'}, 'ko': {'HANGUL', 'CJK'}, 'lo': {'LAO'},
-    'mn': {'CYRILLIC', 'MONGOLIAN'}, 'my': {'MYANMAR'}, 'ru': {'CYRILLIC'}, 'th': {'THAI'},
+    'am': {'ETHIOPIC'}, 'bo': {'TIBETAN'}, 'dz': {'TIBETAN'}, 'en': {'LATIN'},
+    'ja': {'CJK', 'HIRAGANA', 'KATAKANA'}, 'kk': {'CYRILLIC', 'ARABIC', 'LATIN'}, 'km': {'KHMER'},
+    'ko': {'HANGUL', 'CJK'}, 'lo': {'LAO'}, 'mn': {'CYRILLIC', 'MONGOLIAN'}, 'my': {'MYANMAR'},
+    'ru': {'CYRILLIC'}, 'si': {'SINHALA'}, 'ta': {'TAMIL'}, 'th': {'THAI'}, 'ti': {'ETHIOPIC'},
     'ug': {'ARABIC', 'CYRILLIC'}, 'zh': {'CJK'}}
 # Written without spaces, and without marks between syllables
 BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'
+SIGNS = ''.join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == 'M')
+# A character with the signs on it and, in Khmer and Burmese, those stacked below it
+CHARACTER = re.compile(f'\\S(?:[{SIGNS}]|(?<=[\u17d2\u1039])\\S)*')
 MIN_FRACTION = 0.1                    # of letters in the language's scripts: texts quote others
 
 

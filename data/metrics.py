@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from data.languages import BY_CHARACTER, main_script
+from data.languages import BY_CHARACTER, CHARACTER, main_script
 from data.tokenizer import normalize
 
 TSHEG = '\u0f0b\u0f0c'                                # between syllables of Tibetan and Dzongkha
@@ -39,10 +39,11 @@ ABOUT = {                                             # units: see `units`
 
 
 def units(text, language):
-    """A text's syllables, characters (BY_CHARACTER) or words, and its marks (punctuation, symbols),
-    without white space; tshegs are dropped, too, unless there is nothing else."""
+    """A text's syllables, characters with their vowel signs (BY_CHARACTER) or words, and its marks
+    (punctuation, symbols), without white space; tshegs are dropped, too, unless there is nothing
+    else."""
     if language in BY_CHARACTER:
-        return list(characters(text))
+        return CHARACTER.findall(text)
     spaced = ''.join(' ' if c in TSHEG else f' {c} ' if is_mark(c) else c for c in text)
     return spaced.split() or list(characters(text))
 

@@ -84,7 +84,7 @@ class Tokenizer:
         """The id of a language's token. Raises ValueError for a language without one."""
         if language not in self.languages:
             raise ValueError(f'language {language!r} has no token here; there are: '
-                             f'{" ".join(self.languages)}')
+                             f'{" ".join(self.languages)}. See --source, --to, --learn')
         return self.vocab_size + self.languages.index(language)
 
     def sentence_starts(self, ids):

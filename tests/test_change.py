@@ -70,10 +70,11 @@ def test_a_training_task_of_an_encoder(settings, monkeypatch):
 def test_a_corpus(settings, monkeypatch, tmp_path):
     """A file data/NAME/prepare.py is all that it takes."""
     (tmp_path / 'data/tales').mkdir(parents=True)
+    (tmp_path / 'bo').mkdir()
     (tmp_path / 'data/tales/prepare.py').write_text(CORPUS, encoding='utf-8')
     for i in range(10):
         text = '\n'.join(sentences('bo')[i::10])
-        (tmp_path / f'tale{i}.txt').write_text(text, encoding='utf-8')
+        (tmp_path / f'bo/tale{i}.txt').write_text(text, encoding='utf-8')
     monkeypatch.setattr(dataset, 'ROOT', tmp_path / 'data')
     monkeypatch.setattr(data, '__path__', [str(tmp_path / 'data')])
     settings.dataset, settings.data_from, settings.languages = 'tales', str(tmp_path), ('bo',)

@@ -309,6 +309,9 @@ def test_wide_ids_and_damaged_token_files(tmp_path, corpus, tokenizer):
         def sentence_starts(self, ids):
             return super().sentence_starts(ids - 200_000)
 
+        def decode(self, ids):
+            return super().decode(ids - 200_000)
+
     wide = Wide(tokenizer.model, LANGUAGES)
     wide.vocab_size = 250_002
     write_streams(tmp_path, text.documents(text.fetch(corpus)),
@@ -329,7 +332,14 @@ def test_unknown_characters_are_a_warning(corpus, tokenizer, tokens_root, capsys
     folder.mkdir()
     (folder / 'or.txt').write_text('ଓଡ଼ିଆ ଭାଷା ଏକ ଭାରତୀୟ ଭାଷା।\n' * 3, encoding='utf-8')
     report(prepare('text', tokenizer, 64, 0.0, folder))
-    assert 'of the tokens of or are <unk>' in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert '100.0% of the characters of or are <unk>' in err
+    assert ' from or.txt\n' in out
+    pair = 'ខ្ញុំមានសៀវភៅពីរក្បាល\t我有两本书。'          # a run of unknown characters is one <unk>
+    (folder / 'or.txt').rename(folder / 'or.text')
+    (folder / 'km-zh.tsv').write_text(pair, encoding='utf-8')
+    report(prepare('text', tokenizer, 64, 0.0, folder))
+    assert '77.8% of the characters of km-zh are <unk>' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('objective', ['swcm', 'mlm'])
@@ -479,7 +489,7 @@ def test_udhr():
 
 
 def test_unknown_dataset(tokenizer):
-    with pytest.raises(ValueError, match='data/none/prepare.py; there are text, udhr'):
+    with pytest.raises(ValueError, match='data/none/prepare.py; there are .*text, udhr'):
         prepare('none', tokenizer, 64, 0.1)
 
 

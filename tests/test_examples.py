@@ -81,6 +81,7 @@ def test_questions_made_from_text(tmp_path, capsys):
     assert cloze.spaced_units('ང་ལ་དེབ་ གཉིས་ཡོད།', 'bo') == ['ང་', 'ལ་', 'དེབ་ ', 'གཉིས་', 'ཡོད།']
     assert cloze.spaced_units('a b  c.', 'kk') == ['a ', 'b  ', 'c.']
     assert cloze.spaced_units('我 有。', 'zh') == ['我 ', '有', '。']
+    assert cloze.spaced_units('ខ្ញុំ មាន។', 'km') == ['ខ្ញុំ ', 'មា', 'ន', '។']
     for language in 'bo', 'kk', 'zh':
         path = tmp_path / f'some.{language}.txt'
         path.write_text('\n'.join(sentences(language)), encoding='utf-8')
@@ -152,6 +153,9 @@ def test_languages(tmp_path):
         assert n_empty == 0
     with pytest.raises(ValueError, match='has no example of bo-bo'):
         read_examples(str(tmp_path / 'a.bo-zh.tsv'), ['bo-bo'])
+    (tmp_path / 'web.xx-en.tsv').write_text('a\tb', encoding='utf-8')    # not of the only direction
+    with pytest.raises(ValueError, match='has no example of zh-kk'):
+        read_examples(str(tmp_path / 'web.xx-en.tsv'), ['zh-kk'])
     for name, directions in (('x.kk.jsonl', ['bo']), ('a.bo-zh.tsv', ['kk-zh', 'kk']),
                              ('c.bo-zh.tsv', ['bo-zh'])):
         message = f'{name} has no example of {" ".join(directions)} with text'
@@ -267,6 +271,7 @@ def test_examples_are_cut_and_counted(tokenizer):
     unknown = Example('bo', ('\U00020001',), '\U00020000', ())       # both are <unk>
     for e in away, unknown:
         assert Examples('bo', [e], tokenizer, limits).n_inside == 0          # cut off; not known
+    assert Examples('bo', [unknown, *made], tokenizer, limits).n_unread == 1
     tested = Examples('bo', made, tokenizer, limits, learn=False)
     assert len(tested) == 3 and tested.n_long == 1                            # scored all the same
     source, target = task.example(1)

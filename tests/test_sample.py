@@ -197,6 +197,12 @@ def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
     unread.answer(['我有两本书。', '\u0b05\u0b06 \u0b15', 'ང་ལ་དེབ་ཡོད།'])
     assert unread.counts['texts are over 25 % <unk>, not in the vocabulary'] == 1
     assert unread.counts['texts are not in the script of zh; see --source'] == 2
+    asked.clear()
+    unread.answer(['我有两本书。ខ្ញុំមានសៀវភៅ', ''])                 # one <unk> of 7 tokens
+    assert unread.counts['texts are over 25 % <unk>, not in the vocabulary'] == 2
+    unread.generate = lambda sources, languages: ['' for _ in sources]
+    unread.answer(['我有。', ''])
+    assert unread.counts['outputs are empty'] == 1
 
 
 def test_standard_input(folder, capsys, monkeypatch):

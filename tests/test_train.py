@@ -337,6 +337,20 @@ def test_studies_have_the_tables_of_their_logs():
         assert out.count('\n') > 3 and out in (folder / 'README.md').read_text(encoding='utf-8')
 
 
+def test_what_has_no_held_out_text_is_said(cfg, monkeypatch, capsys):
+    whole, last = train.tasks, []
+
+    def some(folder, split, *args):
+        found = whole(folder, split, *args)
+        last[:] = found[-1:]
+        return found[:-1] if split == 'val' else found
+
+    monkeypatch.setattr(train, 'tasks', some)
+    monkeypatch.setattr(train, 'fit', lambda *args: None)
+    train.train(cfg)
+    assert f'warning: no held-out text for {last[0].name}; raise --val' in capsys.readouterr().out
+
+
 def spoil(monkeypatch, kinds):
     """Makes the loss of some steps not finite. kinds: {step: nan or inf}, counted from 1.
 
