@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 import re
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 from config import cli
 from data.heldout import SENTENCE_ENDS
@@ -31,21 +31,22 @@ def spaced_units(text, language):
     return re.findall(rf'{CHARACTER.pattern}\s*' if language in BY_CHARACTER else word, text)
 
 
-def pieces(units, share, rng):
-    """Pieces of one to four units, in order; about this share of them."""
+def pieces(units, fraction, rng):
+    """Pieces of one to four units, in order; about this fraction of them."""
     ends = [0]
     while ends[-1] < len(units):
         ends.append(ends[-1] + rng.randint(1, 4))
-    return [''.join(units[i:k]) for i, k in pairwise(ends) if rng.random() < share]
+    return [''.join(units[i:k]) for i, k in pairwise(ends) if rng.random() < fraction]
 
 
 def make_question(parts, language, rng):
-    """{'question', 'context', 'answer'} from sentences; None if they are too long or too short.
+    """{'question', 'context', 'answer'} from sentences; None if these are too long or too short, or
+    no piece is drawn.
 
     The context is three sentences or more in a row, perhaps of several documents; the answer is one
     of them with 4 to 60 units. The question has pieces of the answer, of another sentence of the
-    context, and of any other, shuffled. With these shares a question in Tibetan has about as much
-    in common with its answer, and with the other sentences, as one of TibetanQA."""
+    context, and of any sentence, shuffled: so the answer is not always the sentence that has most
+    units in common with the question."""
     longest, space = (250, '') if language in BY_CHARACTER else (600, ' ')          # characters
     start, limit = rng.randrange(len(parts)), rng.uniform(100, longest)
     ends = accumulate(map(len, parts[start:start + 100]))
@@ -58,7 +59,7 @@ def make_question(parts, language, rng):
     asked, *more = (pieces(spaced_units(text + space, language), rng.uniform(low, high), rng)
                     for text, low, high in ((answer, 0.15, 0.6), (other, 0, 0.5),
                                             (rng.choice(parts), 0, 0.4)))
-    question = sum(more, asked)
+    question = [*asked, *chain(*more)]
     rng.shuffle(question)
     return {'question': ''.join(question).strip(), 'answer': answer,
             'context': space.join(context)} if asked else None

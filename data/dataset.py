@@ -37,7 +37,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     texts = (digest(os.fsencode(path.name), path.read_bytes()) for path in read)
     folder = token_folder(dataset) / f'{digest(*settings, *texts):016x}'
     if not (folder / 'meta.json').exists():
-        print(f'preparing {dataset} in {folder} from', *[path.name for path in files])
+        print(f'preparing {dataset} in {folder} from', ' '.join(x.name for x in files)[:200])
         with atomic_dir(folder) as new:
             split_of = splits(corpus.documents(files), val_fraction)
             write_streams(new, corpus.documents(files), split_of, tokenizer, block_size)
@@ -166,6 +166,8 @@ def open_streams(folder, split):
 
 def unread(tokenizer, text, ids):
     """The fraction of a text's characters that its ids lack: a run of these is one <unk>."""
+    if UNK not in ids:
+        return 0.0
     known = tokenizer.decode(ids[ids != UNK])
     n, n_known = (len(''.join(x.split())) for x in (normalize(text), known))
     return max(0, n - n_known) / max(n, 1)
@@ -183,8 +185,8 @@ def report(folder):
               f'{n["tokens"] / max(n["characters"], 1):13.2f}{unknown:9.2%}')
         for note, times in meta['notes'].get(stream, {}).items():
             print(f'  {times} {note}')
-        unread = n['unread'] / max(n['characters'], 1)            # a run of them is one <unk>
-        if unread > 0.01:
-            print(f'warning: {unread:.1%} of the characters of {stream} are <unk>: use an encoder '
-                  'that has them (for Tibetan: CINO), or `python -m data.vocabulary extend`',
-                  file=sys.stderr)
+        fraction = n['unread'] / max(n['characters'], 1)          # a run of them is one <unk>
+        if fraction > 0.01:
+            print(f'warning: {fraction:.1%} of the characters of {stream} are <unk>: use an '
+                  'encoder that has them (for Tibetan: CINO), or '
+                  '`python -m data.vocabulary extend`', file=sys.stderr)

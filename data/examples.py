@@ -6,6 +6,7 @@
 
 The file's name says the languages (news.bo.jsonl), or else --learn if it has one direction.
 """
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from data.dataset import unread
 from data.files import is_text, read_json_object, read_lines, read_pairs
 from data.heldout import Texts, digest
 from data.languages import SCRIPTS, check_script
-from data.text.prepare import languages
 from data.tokenizer import EOS, UNK, normalize
 
 FORMS = ('question', 'context', 'answer'), ('source', 'target'), ('article', 'title')
@@ -48,7 +48,7 @@ def read_examples(paths, directions):
         kept = [e for e in there if all(map(str.strip, e.source)) and normalize(e.target)]
         if not kept:
             raise ValueError(f'{path} has no example of {" ".join(directions)} with text; '
-                             'see --learn')
+                             'see --learn, and the name of the file')
         for d in {e.direction for e in kept}:
             pairs = [(e.source[-1], e.target) for e in kept if e.direction == d][:1000]
             for texts, language in zip(zip(*pairs), languages_of(d)):
@@ -62,7 +62,8 @@ def read_file(path, directions):
     """Yields the Examples of a .tsv or .jsonl file; of translations only those in `directions`."""
     known = '-'.join(directions).split('-')
     named = path.stem.split('.')[-1].split('-')       # of web.bo-zh.tsv; ti-sum.jsonl has none
-    if len(languages(path)) < 2 and not {*named} <= {*SCRIPTS, *known}:
+    is_named = re.fullmatch(r'.*\.([a-z]{2}|[a-z]{2,3}-[a-z]{2,3})', path.stem)
+    if not is_named and not {*named} <= {*SCRIPTS, *known}:
         named = known if len(directions) == 1 else []
     if path.suffix == '.tsv':
         records = ((n, dict(zip(('source', 'target'), texts))) for n, texts in read_pairs(path))

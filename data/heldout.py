@@ -12,10 +12,10 @@ from data.tokenizer import ASCII_STOPS, CLOSING, SPACE, STOPS
 # As XLM-R's vocabulary reads a text, in lower case
 FOLD = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc_cf')
 # After a full stop etc.; after an ASCII one only before a space or Chinese: see data.tokenizer
-STOP, END, QUOTE = f'[{STOPS}]', f'[{ASCII_STOPS}]', f'[{re.escape(CLOSING)}]'
-SENTENCE_ENDS = re.compile(
-    f'(?:(?<={STOP})|(?<={STOP}{QUOTE})|(?<={STOP}{QUOTE}{QUOTE}))(?!{STOP}|{QUOTE})'
-    f'|(?:(?<={END})|(?<={END}{QUOTE}))(?=[{SPACE}\\s\u3400-\u9fff])')
+QUOTE = f'[{re.escape(CLOSING)}]'
+AFTER_STOP = '|'.join(f'(?<=[{STOPS}]{QUOTE * n})' for n in range(4))
+SENTENCE_ENDS = re.compile(f'(?:{AFTER_STOP})(?![{STOPS}]|{QUOTE})'
+                           f'|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
 
 
 @cache

@@ -13,7 +13,7 @@ SCRIPTS = {
     'ug': {'ARABIC', 'CYRILLIC'}, 'zh': {'CJK'}}
 # Written without spaces, and without marks between syllables
 BY_CHARACTER = 'zh', 'ja', 'th', 'lo', 'km', 'my'
-SIGNS = ''.join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == 'M')
+SIGNS = ''.join(c for c in map(chr, range(0x300, 0x3100)) if unicodedata.category(c)[0] == 'M')
 # A character with the signs on it and, in Khmer and Burmese, those stacked below it
 CHARACTER = re.compile(f'\\S(?:[{SIGNS}]|(?<=[\u17d2\u1039])\\S)*')
 MIN_FRACTION = 0.1                    # of letters in the language's scripts: texts quote others

@@ -18,15 +18,14 @@ UNKNOWN = '\u2585'                # a character that SentencePiece cannot have i
 # (nmt_nfkc turns ！ into !) count only before a space or a Chinese character: not in 3.5.
 STOPS = '།༎༏༐༑༔。！？｡…؟۔।॥။៕។᠃።፧፨'
 ASCII_STOPS = '!?.'
-CLOSING = '”’»›」』】》〉）)]'                             # after a stop they belong to its sentence
+CLOSING = '”’»›」』】》〉）)]，,'                           # after a stop they belong to its sentence
 
 
 class Tokenizer:
     """Text to ids and back.
 
     model: a folder with a SentencePiece file, or its bytes. vocab_size: rows of the encoder's
-    embeddings, if there are more rows than pieces. Raises OSError if there is no file, ValueError
-    if it is damaged, not of XLM-R's kind, or has more pieces than rows."""
+    embeddings, if there are more. Raises OSError without a file, ValueError for a wrong one."""
 
     def __init__(self, model, languages=(), vocab_size=None):
         name = 'the SentencePiece model' if isinstance(model, bytes) else Path(model, SENTENCEPIECE)
@@ -48,10 +47,10 @@ class Tokenizer:
         n_unused = self.vocab_size - self.mask - 1 + len(self.languages)
         self.pieces = ['', '', '', ' \u2047 ', *pieces, '<mask>', *[''] * n_unused]
         self.to_id = np.array([UNK, BOS, EOS, *range(4, self.mask)])      # from SentencePiece's ids
-        before = [p.rstrip(CLOSING) for p in self.pieces]
-        self.stop = np.array([p.endswith(tuple(STOPS)) for p in before])
-        self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in before])
-        self.closing = np.array([p != '' == left for p, left in zip(self.pieces, before)])
+        self.stop = np.array([p.rstrip(CLOSING).endswith(tuple(STOPS)) for p in self.pieces])
+        self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
+        self.closing = np.array([p != '' == p.strip(CLOSING) for p in self.pieces])
+        self.begins_closing = np.array([p.startswith(tuple(CLOSING)) for p in self.pieces])
         self.space_or_chinese = np.array(
             [p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
 
@@ -89,10 +88,11 @@ class Tokenizer:
 
     def sentence_starts(self, ids):
         """ids (n,) -> the positions, 0 among them, where a sentence begins."""
-        stop, ascii_stop = self.stop[ids], self.ascii_stop[ids]
-        for i in np.flatnonzero(self.closing[ids[1:]]) + 1:
-            stop[i], ascii_stop[i] = stop[i - 1], ascii_stop[i - 1]
-        starts = stop[:-1] & ~stop[1:] | ascii_stop[:-1] & self.space_or_chinese[ids[1:]]
+        stop, after = self.stop[ids], ids[1:]
+        for i in np.flatnonzero(self.closing[after]) + 1:
+            stop[i] = stop[i - 1]
+        starts = (stop[:-1] & ~stop[1:] & ~self.begins_closing[after]
+                  | self.ascii_stop[ids[:-1]] & self.space_or_chinese[after])
         return np.concatenate([[0], np.flatnonzero(starts) + 1])
 
 
