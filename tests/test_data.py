@@ -100,6 +100,7 @@ def test_sentences_end_at_stops(tokenizer):
         text = space.join(parts)
         assert split(text, small) == parts
         assert [part.strip() for part in SENTENCE_ENDS.split(text) if part] == parts
+    assert ')(' in small.pieces and len(split('我(笑了。)(她走了。)', small)) == 1
 
 
 def test_infill():
