@@ -61,7 +61,8 @@ def read_examples(paths, directions):
 def read_file(path, directions):
     """Yields the Examples of a .tsv or .jsonl file; of translations only those in `directions`."""
     known = '-'.join(directions).split('-')
-    named = path.stem.split('.')[-1].split('-')       # of web.bo-zh.tsv; ti-sum.jsonl has none
+    named = path.stem.split('.')[-1].split('-')
+    # news.fr.jsonl and web.xx-en.tsv name languages; dev.jsonl and ti-sum.jsonl do not
     is_named = re.fullmatch(r'.*\.([a-z]{2}|[a-z]{2,3}-[a-z]{2,3})', path.stem)
     if not is_named and not {*named} <= {*SCRIPTS, *known}:
         named = known if len(directions) == 1 else []
