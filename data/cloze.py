@@ -47,7 +47,8 @@ def make_question(parts, language, rng):
     of them with 4 to 60 units. The question has pieces of the answer, of another sentence of the
     context, and of any sentence, shuffled: so the answer is not always the sentence that has most
     units in common with the question."""
-    longest, space = (250, '') if language in BY_CHARACTER else (600, ' ')          # characters
+    longest = 250 if language in ('zh', 'ja') else 600                              # characters
+    space = '' if language in BY_CHARACTER else ' '
     start, limit = rng.randrange(len(parts)), rng.uniform(100, longest)
     ends = accumulate(map(len, parts[start:start + 100]))
     context = parts[start:start + sum(end <= limit for end in ends)]
@@ -82,8 +83,8 @@ def main(argv):
     lines = [json.dumps(question, ensure_ascii=False) for question in found if question]
     if not lines:
         raise ValueError(f'text={args.text}, draws={args.draws}: no question. It takes three '
-                         'sentences in a row, together under 600 characters (of Chinese etc. 250). '
-                         'Has your language no full stop? Write a sentence a line')
+                         'sentences in a row, together under 600 characters (of Chinese or '
+                         'Japanese 250). Has your language no full stop? Write a sentence a line')
     print(*lines, sep='\n')
 
 
