@@ -435,10 +435,10 @@ def test_text_formats(tmp_path):
         (tmp_path / name).write_bytes(content.encode('utf-8'))
 
     write('a.bo.txt', '\ufeffཀ\r\nཁ\n')
-    write('kk.txt', 'бір\nекі\n\nүш\n')
-    write('en.txt', 'one\ntwo\n\n')              # ends with an empty line
+    write('kk.txt', 'бір\nекі\n\nүш\n\nтөрт\n')
+    write('en.txt', 'one\n\ntwo\n\n')            # one empty line, and one at the end
     write('log.jsonl', '{"step": 0}\n')        # of a run, not in a language
-    write('zh.txt', '一\n二\n\u3000\n三\n')      # a line of wide spaces is empty
+    write('zh.txt', '一\n二\n\u3000\n\n三\n')    # a line of wide spaces is empty
     write('x.mn.jsonl', '{"text": "нэг\\nхоёр", "url": "u"}\n\n{"text": "гурав"}\n')
     write('b.ug-zh.tsv', 'بىر\t一\n\t\nئىككى\t二\n')
     write('mn-crawl-only-release-20231127.jsonl', '{"title": "т", "text": "дөрөв", "url": ""}')
@@ -446,7 +446,7 @@ def test_text_formats(tmp_path):
     write('bo_news.txt', 'ཀ')
     read = [(*texts,) + (*texts.values(),) for _, texts in text.documents(text.fetch(tmp_path))]
     assert read == [('bo', 'ཀ'), ('bo', 'ཁ'), ('ug', 'zh', 'بىر', '一'), ('ug', 'zh', 'ئىككى', '二'),
-                    ('en', 'one'), ('en', 'two'), ('kk', 'бір\nекі'), ('kk', 'үш'),
+                    ('en', 'one'), ('en', 'two'), ('kk', 'бір\nекі'), ('kk', 'үш'), ('kk', 'төрт'),
                     ('mn', 'т\nдөрөв'), ('mn', 'нэг\nхоёр'), ('mn', 'гурав'),
                     ('zh', '一\n二'), ('zh', '三')]
     assert text.fetch(f'{tmp_path}/kk.txt,') == [tmp_path / 'kk.txt']   # no more

@@ -1,7 +1,7 @@
 """Your own text: files, or folders of files, whose names give the language.
 
-bo.txt            a document a line or, if more than one line in a hundred is empty, documents
-                  between empty lines
+bo.txt            a document a line or, if several lines, over one in a hundred, are empty,
+                  documents between empty lines
 news.bo.jsonl     an object a line with `text`, perhaps `title`; also as MC2 has it, bo-*.jsonl
 web.bo-zh.tsv     two columns, which translate each other, in the order of the name
 """
@@ -64,7 +64,7 @@ def read_txt(path):
     for n, line in enumerate(read_lines(path), 1):
         if line.strip():
             n_with_text, last = n_with_text + 1, n
-    by_line = (last - n_with_text) * 100 <= last      # empty lines at the end do not count
+    by_line = last - n_with_text <= max(1, last // 100)       # not counting those at the end
     for has_text, lines in groupby(read_lines(path), lambda line: bool(line.strip())):
         if has_text:
             yield from lines if by_line else ['\n'.join(lines)]
