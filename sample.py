@@ -293,7 +293,7 @@ class TextGenerator:
         space = '' if cfg.to in BY_CHARACTER else ' '
         outputs = [space.join(islice(parts, len(of_text))) for of_text in sources]
         self.counts['outputs are empty'] += sum(
-            not output for output, of_text in zip(outputs, sources) if of_text)
+            not output.strip() for output, of_text in zip(outputs, sources) if of_text)
         self.counts[f'outputs are not in the script of {cfg.to}; see --to, --force_script'] += sum(
             wrong_script(output, cfg.to) is not None for output in outputs)
         return outputs

@@ -151,12 +151,13 @@ class Examples:
         for e in examples:
             texts = *e.source, e.target
             *sources, target = map(tokenizer.encode, texts)
-            self.n_unread += any(unread(tokenizer, *pair) > 0.25
-                                 for pair in zip(texts, (*sources, target)))
+            is_unread = any(unread(tokenizer, *pair) > 0.25
+                            for pair in zip(texts, (*sources, target)))
             source = tokenizer.add_special_tokens(self.source, *sources)
             target = tokenizer.add_special_tokens(self.target, target)
             self.n_long += len(target) > cfg.max_target_len
             if not learn or len(target) <= cfg.max_target_len:
+                self.n_unread += is_unread
                 self.n_cut += len(source) > cfg.max_source_len
                 source = truncate(source, cfg.max_source_len)
                 self.n_inside += UNK not in target and (

@@ -275,7 +275,8 @@ def test_examples_are_cut_and_counted(tokenizer):
     unknown = Example('bo', ('\U00020001',), '\U00020000', ())       # both are <unk>
     for e in away, unknown:
         assert Examples('bo', [e], tokenizer, limits).n_inside == 0          # cut off; not known
-    assert Examples('bo', [unknown, *made], tokenizer, limits).n_unread == 1
+    long = Example('bo', unknown.source, ' '.join(texts), ())       # not learned, so not counted
+    assert Examples('bo', [unknown, long, *made], tokenizer, limits).n_unread == 1
     tested = Examples('bo', made, tokenizer, limits, learn=False)
     assert len(tested) == 3 and tested.n_long == 1                            # scored all the same
     source, target = task.example(1)

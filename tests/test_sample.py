@@ -201,7 +201,7 @@ def test_texts_that_the_model_cannot_read_are_said(folder, capsys, asked):
     unread.answer(['我有两本书。ខ្ញុំមានសៀវភៅ', ''])                 # one <unk> of 7 tokens
     assert unread.counts['texts are over 25 % <unk>, not in the vocabulary'] == 2
     unread.generate = lambda sources, languages: ['' for _ in sources]
-    unread.answer(['我有。', ''])
+    unread.answer(['我有。他走了。', ''])                      # two sentences, joined by a space
     assert unread.counts['outputs are empty'] == 1
 
 
