@@ -14,8 +14,9 @@ import numpy as np
 
 from data.dataset import unread
 from data.files import is_text, read_json_object, read_lines, read_pairs
-from data.heldout import Texts, digest
+from data.heldout import Texts, digest, sentences
 from data.languages import SCRIPTS, check_script
+from data.metrics import words_only
 from data.tokenizer import EOS, UNK, normalize
 
 FORMS = ('question', 'context', 'answer'), ('source', 'target'), ('article', 'title')
@@ -136,6 +137,18 @@ def truncate(ids, limit):
     return ids if len(ids) <= limit else np.append(ids[:limit - 1], EOS)
 
 
+def sort_sentences(question, context, language):
+    """The sentences of a context, those with most of the question's units first, of equals the
+    shortest: so the answer's is often among the first, and is not cut off with a long context."""
+    asked = {*words_only(question, language)}
+
+    def rank(sentence):
+        found = {*words_only(sentence, language)}
+        return -len(found & asked), len(found)
+
+    return sorted(sentences(context), key=rank)
+
+
 class Examples:
     """Examples of one direction as token ids: a training task for data/batches.py.
 
@@ -150,6 +163,8 @@ class Examples:
         self.n_cut = self.n_long = self.n_inside = self.n_unread = 0
         for e in examples:
             texts = *e.source, e.target
+            if len(e.source) > 1 and cfg.sort_context:
+                texts = e.source[0], ' '.join(sort_sentences(*e.source, self.source)), e.target
             *sources, target = map(tokenizer.encode, texts)
             is_unread = any(unread(tokenizer, *pair) > 0.25
                             for pair in zip(texts, (*sources, target)))

@@ -12,7 +12,9 @@ import pytest
 from conftest import ROOT, sentences
 
 from data import cloze
-from data.examples import Example, Examples, read_examples, split_examples
+from data.examples import (
+    Example, Examples, read_examples, sort_sentences, split_examples, truncate,
+)
 from data.heldout import splits
 
 ARTICLE, TITLE = 'ང་ལ་དེབ་གཉིས་ཡོད། ཁོས་ཁྱི་བཞི་མཐོང་།', 'དེབ་གཉིས།'
@@ -267,7 +269,8 @@ def test_examples_are_cut_and_counted(tokenizer):
         Example('bo', (texts[1],) * 2, texts[1], ()),
         Example('bo', (texts[2],) * 2, ' '.join(texts), ())
     ]
-    limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)
+    limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40,
+                             sort_context=False)
     task = Examples('bo', made, tokenizer, limits)
     assert len(task) == 2 and task.n_cut == 1 and task.n_long == 1 and task.lengths.max() == 60
     assert task.n_inside == 2
@@ -283,3 +286,19 @@ def test_examples_are_cut_and_counted(tokenizer):
     once = [tokenizer.language_id('bo'), *tokenizer.encode(texts[1])]
     assert list(source) == [0, *once, 2, 2, *once[1:], 2] and list(target) == [0, *once, 2]
     assert len(Examples('bo', [], tokenizer, limits)) == 0
+
+
+def test_the_sentences_that_share_most_with_the_question_are_read_first(tokenizer):
+    """Of equals the shortest is first. A cut takes the others, and the answer is still there."""
+    answer, other, short, long = (
+        'ང་ལ་དེབ་གཉིས་ཡོད།', 'ཁོ་ལ་དེབ་གཉིས་ཡོད།', 'ཁོས་མཐོང་།', 'ཁོས་ཁྱི་བཞི་མཐོང་།')
+    assert sort_sentences(QUESTION, f'{long} {short}\n{other} {answer}', 'bo') == [
+        answer, other, short, long]
+    e = Example('bo', (QUESTION, f'{long} ' * 20 + answer), answer, ())
+    limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)
+    for limits.sort_context in False, True:
+        task = Examples('bo', [e], tokenizer, limits)
+        assert (task.n_cut, task.n_inside) == (1, limits.sort_context)
+    texts = QUESTION, answer + f' {long}' * 20
+    whole = tokenizer.add_special_tokens('bo', *map(tokenizer.encode, texts))
+    assert list(task.ids[0][0]) == list(truncate(whole, 60))

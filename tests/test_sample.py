@@ -11,8 +11,8 @@ from conftest import LANGUAGES, sentences
 import finetune
 import sample
 from config import FineTune, cli
-from data.tokenizer import UNK
-from data.tokenizer import Tokenizer
+from data.examples import Example, Examples
+from data.tokenizer import UNK, Tokenizer
 from model import SWCM, SWCMConfig
 
 
@@ -53,6 +53,21 @@ def test_translation_is_by_sentence(folder, asked):
     # the vocabulary has !? for ！？
     starts = nano.sentence_starts(nano.encode('你好！我有3.5两本书？他看见了。'))
     assert len(starts) == 3
+
+
+def test_a_context_is_read_as_it_was_learned(folder, asked):
+    """... sentence by sentence or not, over several lines or not."""
+    question, context = 'ང་ལ་ཅི་ཡོད།', 'ཁོས་ཁྱི་བཞི་མཐོང་། ང་ལ་དེབ་གཉིས་ཡོད།'
+    learned = Example('bo', (question, context), context, ())
+    for limits in FineTune(task='answer'), FineTune(task='answer', sort_context=False):
+        options = sample.settings({'question': question, 'task': 'answer'}, limits, ['bo'])
+        read = generator(folder, 'bo', 'bo', 'answer', question=question,
+                         sort_context=options.sort_context)
+        read.answer([context.replace(' ', '\n')])
+        task = Examples('bo', [learned], read.tokenizer, limits)
+        sentences = context.split()[::-1 if limits.sort_context else 1]
+        assert asked.pop() == [read.tokenizer.decode(task.ids[0][0][2:-1])] == [
+            ' '.join([question, *sentences])]
 
 
 def test_room_for_output(encoder_folder, tokenizer, monkeypatch):
