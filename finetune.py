@@ -47,8 +47,7 @@ def finetune(cfg):
     if not cfg.eval_only:
         check_start(cfg, state, text_hash)
     learns = not cfg.eval_only and not (state and state['progress'].step >= cfg.max_steps)
-    scores_best = not cfg.eval_only or best.exists()    # else it scores `checkpoint`
-    begin = cfg if learns or not scores_best else replace(cfg, checkpoint=str(best))
+    begin = cfg if learns or not best.exists() else replace(cfg, checkpoint=str(best))
     if rank_and_world()[0] == 0:                        # the others wait in `build`
         warn_of_learned(parts, start_folder(begin))
     model, tokenizer = build(begin, state if learns else None)
@@ -74,7 +73,7 @@ def finetune(cfg):
     if rank_and_world()[0] == 0:
         model = SWCM.load(best) if learns else model
         write_scores(outputs_for(model, tests, tokenizer, cfg), cfg,
-                     best if scores_best else best.parent)
+                     best if best.exists() else best.parent)
 
 
 def read_parts(cfg):
@@ -130,7 +129,7 @@ def warn_of_learned(parts, folder):
                    f'{folder}; to avoid this, hold out the same text there (--val_fraction)')
 
 
-def texts_learned(folder):
+def texts_learned(folder, before=()):
     """Yields the training texts of a model and of those that it started from, from their runs."""
     run = run_of(folder)
     if isinstance(run, FineTune):
@@ -146,8 +145,8 @@ def texts_learned(folder):
                 yield from texts.values()
     elif 'share' in read_settings(folder):              # not a plain encoder from the Hub
         raise ValueError('the settings of its run are missing')
-    if run:
-        yield from texts_learned(start_folder(run))
+    if run and (start := start_folder(run)) not in before:      # two may start from each other
+        yield from texts_learned(start, (*before, start))
 
 
 def learn(cfg, model, tokenizer, sets, state, text_hash):
@@ -204,7 +203,8 @@ def banned_ids(cfg, tokenizer):
 
 
 def outputs_for(model, tests, tokenizer, cfg):
-    """Yields the model's outputs for each test, as sample.py would write them, for write_scores."""
+    """Yields the model's outputs for each test, by the weights that sample.py uses (on a CPU of
+    16 bits), for `write_scores`."""
     dtype = 'float32' if cfg.dtype == 'float32' else 'auto'
     mixed = prepare_to_generate(model, cfg.device, dtype)
     for test, task in tests:

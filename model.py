@@ -35,7 +35,7 @@ class SWCMConfig:
     languages: tuple = ()                    # each adds a token <xx>, a row after the encoder's
     layer: str = 'custom'                    # the kind of decoder layer, a key of LAYERS
     share: str = 'copy'                      # copy (paper) | none | tie | alternate (DeltaLM)
-    insert_every: int = 0                    # a normal layer after every X (paper: 3); 0: none
+    insert_every: int = 0                    # a normal layer between every X (paper: 3); 0: none
     inserted: str = 'random'                 # its weights: random (paper) | duplicate
     head: str = 'tied'                       # tied | untied (published code)
     mlm_head: bool = True                    # the encoder's files include the masked-LM head

@@ -27,7 +27,7 @@ class Run:
     encoder: str = key('data/small', 'folder of an encoder, or its name on the hub: owner/name')
     layer: str = key('custom', 'kind of decoder layer: custom (paper) | normal; see model.LAYERS')
     share: str = key('copy', "decoder weights: copy (the encoder's) | none | tie | alternate")
-    insert_every: int = key(0, 'insert a normal layer after every N layers (paper: 3); 0: none')
+    insert_every: int = key(0, 'insert a normal layer between every N layers (paper: 3); 0: none')
     inserted: str = key('random', 'weights of these layers: random | duplicate')
     head: str = key('tied', 'output projection: tied (to the embeddings) | untied')
     freeze: bool = key(False, "do not train the encoder's layers (share=tie: nor the decoder's)")

@@ -73,6 +73,10 @@ def test_tests_that_were_learned_before_are_counted(tmp_path, corpus, capsys, op
         found = re.findall(r'warning: (\d+) of the \d+ examples for \w+ are learned',
                            capsys.readouterr().out)
         assert sum(map(int, found)) == n
+    circle = asdict(replace(cfg, checkpoint=str(tmp_path / 'after/best')))
+    (tmp_path / 'before/best/run.json').write_text(json.dumps(circle))
+    finetune.warn_of_learned(parts, str(tmp_path / 'after/best'))       # one began from the other
+    assert 'is not known' not in capsys.readouterr().out
     moved = asdict(replace(before, data_from='/nowhere'))
     (tmp_path / 'before/best/run.json').write_text(json.dumps(moved))
     finetune.warn_of_learned(parts, str(tmp_path / 'after/best'))
