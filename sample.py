@@ -21,7 +21,7 @@ from config.cpu import pack
 from config.cuda import replay
 from data.batches import pad
 from data.dataset import SPECIALS, prepare, split_segments, unread
-from data.examples import languages_of, sort_sentences, truncate
+from data.examples import languages_of, rotate_context, truncate
 from data.files import check_folder, is_text, read_json_object, read_lines
 from data.languages import BY_CHARACTER, ids_outside_scripts, wrong_script
 from data.tasks import tasks
@@ -270,8 +270,8 @@ class TextGenerator:
         outputs are joined. For a summary or an answer, a text is truncated to `longest` tokens."""
         tok, cfg, sources = self.tokenizer, self.cfg, []
         for text in texts:
-            if cfg.question and cfg.sort_context:
-                text = ' '.join(sort_sentences(cfg.question, text, cfg.source))
+            if cfg.question and cfg.rotate_context:
+                text = ' '.join(rotate_context(cfg.question, text, cfg.source))
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
             self.counts['texts are over 25 % <unk>, not in the vocabulary'] += (
                 unread(tok, text, ids) > 0.25)
@@ -381,7 +381,7 @@ def settings(given, run, languages):
         source = '' if source == to else source         # as the target
         scripts = dict(entry.split(':') for entry in run.force_script)
         usual = dict(beams=run.beams, length_penalty=run.length_penalty,
-                     no_repeat_ngram=run.no_repeat_ngram, sort_context=run.sort_context,
+                     no_repeat_ngram=run.no_repeat_ngram, rotate_context=run.rotate_context,
                      max_new_tokens=run.max_target_len - SPECIALS)
     else:
         source, to, scripts, usual = 'zh' if task == 'translate' else '', languages[0], {}, {}

@@ -137,16 +137,13 @@ def truncate(ids, limit):
     return ids if len(ids) <= limit else np.append(ids[:limit - 1], EOS)
 
 
-def sort_sentences(question, context, language):
-    """The sentences of a context, those with most of the question's units first, of equals the
-    shortest: so the answer's is often among the first, and is not cut off with a long context."""
-    asked = {*words_only(question, language)}
-
-    def rank(sentence):
-        found = {*words_only(sentence, language)}
-        return -len(found & asked), len(found)
-
-    return sorted(sentences(context), key=rank)
+def rotate_context(question, context, language):
+    """The sentences of a context from the one with most of the question's units on, then those
+    before it: so the answer is often at the beginning, and seldom cut off with a long context."""
+    asked, found = {*words_only(question, language)}, sentences(context)
+    shared = [len(asked & {*words_only(sentence, language)}) for sentence in found]
+    first = shared.index(max(shared))
+    return found[first:] + found[:first]
 
 
 class Examples:
@@ -163,8 +160,8 @@ class Examples:
         self.n_cut = self.n_long = self.n_inside = self.n_unread = 0
         for e in examples:
             texts = *e.source, e.target
-            if len(e.source) > 1 and cfg.sort_context:
-                texts = e.source[0], ' '.join(sort_sentences(*e.source, self.source)), e.target
+            if len(e.source) > 1 and cfg.rotate_context:
+                texts = e.source[0], ' '.join(rotate_context(*e.source, self.source)), e.target
             *sources, target = map(tokenizer.encode, texts)
             is_unread = any(unread(tokenizer, *pair) > 0.25
                             for pair in zip(texts, (*sources, target)))

@@ -13,7 +13,7 @@ from conftest import ROOT, sentences
 
 from data import cloze
 from data.examples import (
-    Example, Examples, read_examples, sort_sentences, split_examples, truncate,
+    Example, Examples, read_examples, rotate_context, split_examples, truncate,
 )
 from data.heldout import splits
 
@@ -270,7 +270,7 @@ def test_examples_are_cut_and_counted(tokenizer):
         Example('bo', (texts[2],) * 2, ' '.join(texts), ())
     ]
     limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40,
-                             sort_context=False)
+                             rotate_context=False)
     task = Examples('bo', made, tokenizer, limits)
     assert len(task) == 2 and task.n_cut == 1 and task.n_long == 1 and task.lengths.max() == 60
     assert task.n_inside == 2
@@ -288,17 +288,17 @@ def test_examples_are_cut_and_counted(tokenizer):
     assert len(Examples('bo', [], tokenizer, limits)) == 0
 
 
-def test_the_sentences_that_share_most_with_the_question_are_read_first(tokenizer):
-    """Of equals the shortest is first. A cut takes the others, and the answer is still there."""
-    answer, other, short, long = (
-        'ང་ལ་དེབ་གཉིས་ཡོད།', 'ཁོ་ལ་དེབ་གཉིས་ཡོད།', 'ཁོས་མཐོང་།', 'ཁོས་ཁྱི་བཞི་མཐོང་།')
-    assert sort_sentences(QUESTION, f'{long} {short}\n{other} {answer}', 'bo') == [
-        answer, other, short, long]
+def test_a_context_begins_at_the_sentence_that_shares_most_with_the_question(tokenizer):
+    """... of equals at the first. A cut takes the others, and the answer is still there."""
+    answer, other, long = 'ང་ལ་དེབ་གཉིས་ཡོད།', 'ཁོ་ལ་དེབ་ཡོད།', 'ཁོས་ཁྱི་བཞི་མཐོང་།'
+    for context, first in ([other, long, answer, long], 2), ([long, other, other], 1), ([long], 0):
+        assert rotate_context(QUESTION, '\n'.join(context[:2]) + ' ' + ' '.join(context[2:]),
+                              'bo') == context[first:] + context[:first]
     e = Example('bo', (QUESTION, f'{long} ' * 20 + answer), answer, ())
     limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)
-    for limits.sort_context in False, True:
+    for limits.rotate_context in False, True:
         task = Examples('bo', [e], tokenizer, limits)
-        assert (task.n_cut, task.n_inside) == (1, limits.sort_context)
+        assert (task.n_cut, task.n_inside) == (1, limits.rotate_context)
     texts = QUESTION, answer + f' {long}' * 20
     whole = tokenizer.add_special_tokens('bo', *map(tokenizer.encode, texts))
     assert list(task.ids[0][0]) == list(truncate(whole, 60))

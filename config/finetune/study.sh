@@ -66,13 +66,13 @@ for arm in baselines raw copy inserted alternate none dae mt ${ENCODER:+copy-lar
         *) script=finetune.py from=pretrained/$arm ;;
     esac
     row headlines/$arm "$from" $script "${headlines[@]}" "${slower[@]}"
-    row answers/$arm "$from" $script "${answers[@]}" --sort_context=False "${slower[@]}"
+    row answers/$arm "$from" $script "${answers[@]}" --rotate_context=False "${slower[@]}"
     row zh-bo/$arm "$from" $script "${zh_bo[@]}" "${slower[@]}"
     row bo-zh/$arm "$from" $script "${zh_bo[@]}" --learn=bo-zh "${slower[@]}"
 done
 
-# Answers from contexts that are sorted, also after questions that were made from text
-row answers/sorted pretrained/copy finetune.py "${answers[@]}"
+# Answers from contexts that are rotated, also after questions that were made from text
+row answers/rotated pretrained/copy finetune.py "${answers[@]}"
 if [[ -z $only || pretrained/cloze/ == $only/* ]] && [[ ! -e out/cloze.zh.jsonl ]]; then
     mkdir -p out
     for language in bo kk zh; do

@@ -18,16 +18,27 @@ from lookup import Lookup
 from config import FineTune, cli
 from data.batches import evenly_spaced
 from data.cloze import spaced_units
-from data.examples import languages_of, sort_sentences
+from data.examples import languages_of
 from data.heldout import sentences
 from data.metrics import score, words_only
 from finetune import TASKS, read_parts, write_scores
 
 
+def most_shared(question, context, language):
+    """The sentence of the context with most of the question's units; of several the shortest."""
+    asked = {*words_only(question, language)}
+
+    def shared(sentence):
+        found = {*words_only(sentence, language)}
+        return len(found & asked), -len(found)
+
+    return max(sentences(context), key=shared)
+
+
 def outputs_of(task, learned, chosen, language):
     """{name of a baseline: an output for each of the chosen examples}."""
     if task == 'answer':
-        return {'sentence': [sort_sentences(*e.source, language)[0] for e in chosen]}
+        return {'sentence': [most_shared(*e.source, language) for e in chosen]}
     texts = [e.source[0] for e in chosen]
     if task == 'summarise':
         n = round(statistics.mean(len(words_only(e.target, language)) for e in learned or chosen))
