@@ -271,7 +271,7 @@ class TextGenerator:
         tok, cfg, sources = self.tokenizer, self.cfg, []
         for text in texts:
             if cfg.question and cfg.rotate_context:
-                text = ' '.join(rotate_context(cfg.question, text, cfg.source))
+                text = rotate_context(cfg.question, text, cfg.source)
             ids = tok.encode_masked(text) if cfg.task == 'denoise' else tok.encode(text)
             self.counts['texts are over 25 % <unk>, not in the vocabulary'] += (
                 unread(tok, text, ids) > 0.25)

@@ -13,10 +13,16 @@ import re
 from itertools import accumulate, chain, pairwise
 
 from config import cli
-from data.heldout import sentences
+from data.heldout import SENTENCE_ENDS
 from data.languages import BY_CHARACTER, CHARACTER
 from data.metrics import TSHEG
 from data.text.prepare import documents, fetch
+
+
+def sentences(text):
+    """The sentences of a text, marks included."""
+    parts = (part.strip() for line in text.splitlines() for part in SENTENCE_ENDS.split(line))
+    return [part for part in parts if part] or [text]
 
 
 def spaced_units(text, language):

@@ -14,7 +14,7 @@ import numpy as np
 
 from data.dataset import unread
 from data.files import is_text, read_json_object, read_lines, read_pairs
-from data.heldout import Texts, digest, sentences
+from data.heldout import SENTENCE_ENDS, Texts, digest
 from data.languages import SCRIPTS, check_script
 from data.metrics import words_only
 from data.tokenizer import EOS, UNK, normalize
@@ -138,12 +138,14 @@ def truncate(ids, limit):
 
 
 def rotate_context(question, context, language):
-    """The sentences of a context from the one with most of the question's units on, then those
-    before it: so the answer is often at the beginning, and seldom cut off with a long context."""
-    asked, found = {*words_only(question, language)}, sentences(context)
-    shared = [len(asked & {*words_only(sentence, language)}) for sentence in found]
+    """A context from the sentence on that has most of the question's units, then what is before:
+    so the answer is often at the beginning, and is seldom cut off with the end of a long one."""
+    parts = [part for line in context.splitlines(keepends=True) or ['']
+             for part in SENTENCE_ENDS.split(line)]
+    asked = {*words_only(question, language)}
+    shared = [len(asked & {*words_only(part, language)}) for part in parts]
     first = shared.index(max(shared))
-    return found[first:] + found[:first]
+    return f'{"".join(parts[first:])} {"".join(parts[:first])}'
 
 
 class Examples:
@@ -161,7 +163,7 @@ class Examples:
         for e in examples:
             texts = *e.source, e.target
             if len(e.source) > 1 and cfg.rotate_context:
-                texts = e.source[0], ' '.join(rotate_context(*e.source, self.source)), e.target
+                texts = e.source[0], rotate_context(*e.source, self.source), e.target
             *sources, target = map(tokenizer.encode, texts)
             is_unread = any(unread(tokenizer, *pair) > 0.25
                             for pair in zip(texts, (*sources, target)))

@@ -18,12 +18,6 @@ SENTENCE_ENDS = re.compile(f'(?:{AFTER_STOP})(?![{STOPS}]|{QUOTE})'
                            f'|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
 
 
-def sentences(text):
-    """The sentences of a text, marks included."""
-    parts = (part.strip() for line in text.splitlines() for part in SENTENCE_ENDS.split(line))
-    return [part for part in parts if part] or [text]
-
-
 @cache
 def in_form(char):
     """Whether a character counts: not a space, punctuation or invisible."""

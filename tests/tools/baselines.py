@@ -17,9 +17,8 @@ from lookup import Lookup
 
 from config import FineTune, cli
 from data.batches import evenly_spaced
-from data.cloze import spaced_units
+from data.cloze import sentences, spaced_units
 from data.examples import languages_of
-from data.heldout import sentences
 from data.metrics import score, words_only
 from finetune import TASKS, read_parts, write_scores
 
