@@ -47,7 +47,8 @@ def finetune(cfg):
     if not cfg.eval_only:
         check_start(cfg, state, text_hash)
     learns = not cfg.eval_only and not (state and state['progress'].step >= cfg.max_steps)
-    begin = cfg if learns or not best.exists() else replace(cfg, checkpoint=str(best))
+    scores_best = not cfg.eval_only or best.exists()    # else it scores `checkpoint`
+    begin = cfg if learns or not scores_best else replace(cfg, checkpoint=str(best))
     if rank_and_world()[0] == 0:                        # the others wait in `build`
         warn_of_learned(parts, start_folder(begin))
     model, tokenizer = build(begin, state if learns else None)
@@ -73,7 +74,7 @@ def finetune(cfg):
     if rank_and_world()[0] == 0:
         model = SWCM.load(best) if learns else model
         write_scores(outputs_for(model, tests, tokenizer, cfg), cfg,
-                     best if best.exists() else best.parent)
+                     best if scores_best else best.parent)
 
 
 def read_parts(cfg):
