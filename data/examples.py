@@ -151,7 +151,8 @@ def rotate_context(question, context, language):
 class Examples:
     """Examples of one direction as token ids: a training task for data/batches.py.
 
-    Sources are cut to max_source_len tokens, question and context together; `n_cut` counts them.
+    Sources are cut to max_source_len tokens, question and context together, after `rotate_context`
+    if that is set; `n_cut` counts them.
     `n_long` targets have over max_target_len tokens: these examples are not learned. `n_inside`
     targets are a part of the rest of the source, letter for letter. `n_unread` examples have a text
     of which the vocabulary lacks more than a quarter."""

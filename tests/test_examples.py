@@ -293,7 +293,7 @@ def test_a_context_begins_at_the_sentence_that_shares_most_with_the_question(tok
     answer, other, long = 'ང་ལ་དེབ་གཉིས་ཡོད།', 'ཁོ་ལ་དེབ་ཡོད།', 'ཁོས་ཁྱི་བཞི་མཐོང་།'
     for context, rotated in ((f'{other}{long} {answer}{long}', f'{answer}{long} {other}{long}'),
                              (f'{long}\n{other}\n{other}', f'{other}\n{other} {long}'),
-                             (f'{long}', long), ('', '')):
+                             (long, long), ('', '')):
         assert rotate_context(QUESTION, context, 'bo').strip() == rotated
     e = Example('bo', (QUESTION, f'{long} ' * 20 + answer), answer, ())
     limits = SimpleNamespace(task='answer', max_source_len=60, max_target_len=40)

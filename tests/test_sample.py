@@ -59,13 +59,14 @@ def test_a_context_is_read_as_it_was_learned(folder, asked):
     """... sentence by sentence or not, over several lines or not."""
     question, context = 'ང་ལ་ཅི་ཡོད།', 'ཁོས་ཁྱི་བཞི་མཐོང་། ང་ལ་དེབ་གཉིས་ཡོད།'
     learned = Example('bo', (question, context), context, ())
-    for limits in FineTune(task='answer'), FineTune(task='answer', rotate_context=False):
+    for rotate_context in True, False:
+        limits = FineTune(task='answer', rotate_context=rotate_context)
         options = sample.settings({'question': question, 'task': 'answer'}, limits, ['bo'])
         read = generator(folder, 'bo', 'bo', 'answer', question=question,
                          rotate_context=options.rotate_context)
         read.answer([context.replace(' ', '\n')])
         task = Examples('bo', [learned], read.tokenizer, limits)
-        sentences = context.split()[::-1 if limits.rotate_context else 1]
+        sentences = context.split()[::-1 if rotate_context else 1]
         assert asked.pop() == [read.tokenizer.decode(task.ids[0][0][2:-1])] == [
             ' '.join([question, *sentences])]
 

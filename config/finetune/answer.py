@@ -10,6 +10,7 @@ encoder = 'data/small'
 learn = ('bo',)
 out_dir = 'out/answer'
 max_target_len = 128
+rotate_context = True             # what is nearest to the question is read first, and not cut off
 val_fraction = 0.1
 test_fraction = 0.1
 batch_tokens = 2048
