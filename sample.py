@@ -16,9 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from config import FineTune, Sample, Train, cli, runtime
+from config import FineTune, Sample, Train, cli, cuda, runtime
 from config.cpu import pack
-from config.cuda import replay
 from data.batches import pad
 from data.dataset import SPECIALS, prepare, split_segments, unread
 from data.examples import languages_of, rotate_context, truncate
@@ -163,8 +162,8 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
             logp = keep_sampled(logp, temperature, top_k)
         cache.extend(texts.extend(logp))
 
-    if src.is_cuda and not temperature:                 # a recorded step has the same shapes
-        replay(step, cache, texts, max(limits) + 1)
+    if cuda.ENABLED and src.is_cuda and not temperature:
+        cuda.replay(step, cache, texts, max(limits) + 1)
         return [*texts.found().values()]
     found = {}
     while len(src):

@@ -177,6 +177,7 @@ def test_steps_can_be_replayed(encoder_folder, monkeypatch, options):
     languages = ['bo', 'zh'] * 3
     expected = search(model, src, languages, limits, **options)
     monkeypatch.setattr(cuda, 'record', lambda *a: graphs.append(Recorded(*a)) or graphs[-1])
+    monkeypatch.setattr(cuda, 'ENABLED', True)
     monkeypatch.setattr(cuda, 'BUCKET', 8)
     monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: None)
     monkeypatch.setattr(torch.Tensor, 'is_cuda', True)
