@@ -23,7 +23,8 @@ from data.tokenizer import normalize
 from model import SWCM
 from sample import generate_texts, prepare_to_generate, read_settings, run_of
 from train import (
-    build, check_start, fit, loss_of, read_state, sample_lines, start_folder, weight_report,
+    MODEL_SETTINGS, build, check_start, fit, loss_of, read_state, sample_lines, start_folder,
+    weight_report,
 )
 
 # A task: the texts that form a source, and the score that selects the best checkpoint
@@ -73,6 +74,7 @@ def finetune(cfg):
         learn(cfg, model, tokenizer, sets, state, text_hash)
     if rank_and_world()[0] == 0:
         model = SWCM.load(best) if learns else model
+        cfg = replace(cfg, **{name: getattr(model.config, name) for name in MODEL_SETTINGS})
         write_scores(outputs_for(model, tests, tokenizer, cfg), cfg,
                      best if scores_best else best.parent)
 
@@ -204,8 +206,8 @@ def banned_ids(cfg, tokenizer):
 
 
 def outputs_for(model, tests, tokenizer, cfg):
-    """Yields the model's outputs for each test, by the weights that sample.py uses (on a CPU of
-    16 bits), for `write_scores`."""
+    """Yields the model's outputs for each test, by the weights that sample.py uses (on a CPU in 16
+    bits), for `write_scores`."""
     dtype = 'float32' if cfg.dtype == 'float32' else 'auto'
     mixed = prepare_to_generate(model, cfg.device, dtype)
     for test, task in tests:

@@ -237,13 +237,15 @@ def test_bad_settings(tmp_path, corpus):
 
 def test_untrained_and_checkpoint(tmp_path, corpus, encoder_folder):
     """--eval_only scores a model that train.py wrote, before any training, beside nothing of it."""
-    SWCM.from_encoder(encoder_folder, languages=LANGUAGES).save(tmp_path / 'model')
+    SWCM.from_encoder(encoder_folder, languages=LANGUAGES, share='none').save(tmp_path / 'model')
     out = tmp_path / 'out'
     done = run(f'--data={corpus}/some.bo-zh.tsv', f'--checkpoint={tmp_path}/model',
                f'--out_dir={out}', '--eval_only=True', '--test_fraction=0.2', '--max_source_len=60',
                '--max_target_len=60')
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in out.iterdir()) == ['metrics.json', 'predictions.jsonl']
+    metrics = json.loads((out / 'metrics.json').read_text(encoding='utf-8'))
+    assert metrics['settings']['share'] == 'none'           # the model's, not the default
     assert f'read from {tmp_path}/model' in done.stdout
     assert 'has learned is not known, perhaps some of the tests' in done.stdout
     with pytest.raises(ValueError, match='model has 0; give --insert_every=0'):
