@@ -44,7 +44,7 @@ class KVCache:
         a d     x    x     x           x
     """
     def __init__(self, n_sources, n_slots, device):
-        self.memory, self.generated = {}, {}                # Attention: [keys, values]
+        self.memory, self.generated, self.n_uses = {}, {}, 0    # use in a step: [keys, values]
         self.slots = torch.arange(n_slots, device=device)
         self.at = self.slots[:2]                            # the slots (T,) of the newest tokens
         self.n_used, self.n_texts = 2, 1                    # slots to read, texts of a source
@@ -55,23 +55,24 @@ class KVCache:
 
     def keys_values(self, attn, x, kv, mask):
         """Keys and values (B,H,used,D) that x (B,T,C) attends to, and their mask."""
+        use = self.n_uses = self.n_uses + 1         # in this step; tied modules have several
         if kv is not None:                                              # the source: computed once
-            if attn not in self.memory:
-                self.memory[attn] = attn.keys_values(kv)
-            return *self.memory[attn], mask
+            if use not in self.memory:
+                self.memory[use] = attn.keys_values(kv)
+            return *self.memory[use], mask
         new = attn.keys_values(x)
-        if attn not in self.generated:
+        if use not in self.generated:
             B, H, _, D = new[0].shape
-            self.generated[attn] = [t.new_zeros(B, H, len(self.slots), D) for t in new]
-        for stored, values in zip(self.generated[attn], new):
+            self.generated[use] = [t.new_zeros(B, H, len(self.slots), D) for t in new]
+        for stored, values in zip(self.generated[use], new):
             stored.index_copy_(2, self.at, values)
-        k, v = (stored[:, :, :self.n_used] for stored in self.generated[attn])
+        k, v = (stored[:, :, :self.n_used] for stored in self.generated[use])
         return k, v, self.past[:, None, :, :self.n_used]
 
     def extend(self, parent):
         """Adds a slot for each new text, which continues the text parent (B,K) of its source."""
         before = self.past[:, -self.n_texts:].take_along_dim(parent[:, :, None], 1)
-        self.n_texts = parent.shape[1]
+        self.n_texts, self.n_uses = parent.shape[1], 0
         self.at = self.at[-1:] + 1 + torch.arange(self.n_texts, device=self.at.device)      # (K,)
         self.past = before | (self.slots == self.at[:, None])           # (B,K,slots)
         self.n_used += self.n_texts
@@ -79,7 +80,7 @@ class KVCache:
     def keep(self, rows):                                               # the sources `rows` alone
         self.past = self.past[rows]
         for pairs in (self.memory, self.generated):
-            pairs.update({attn: [x[rows] for x in pair] for attn, pair in pairs.items()})
+            pairs.update({use: [x[rows] for x in pair] for use, pair in pairs.items()})
 
 
 class Beams:
@@ -99,8 +100,8 @@ class Beams:
         self.done = torch.zeros_like(limits, dtype=torch.bool)                      # (B,)
 
     def extend(self, logp):
-        """Adds a token to each text, given log p (R,V). Returns parent (B,K): which of its
-        source's texts each of the new ones continues."""
+        """Adds a token to each text, given log p (R,V), a row for each. Returns parent (B,K): which
+        of its source's texts each of the new ones continues."""
         K, self.n = self.score.shape[1], self.n + 1                     # with the new token
         best, token = (x.unflatten(0, self.total.shape) for x in topk(logp, 2 * K))     # (B,K,2K)
         total, i = (self.total[:, :, None] + best).flatten(1).topk(min(2 * K, best[0].numel()))
@@ -171,7 +172,7 @@ def search(model, src, languages, limits, beams=1, length_penalty=1.0, no_repeat
         if texts.done.any():
             found |= texts.found()
             rows = (~texts.done).nonzero()[:, 0]
-            src = src[rows]                             # memory: from step 2 in the cache
+            src = src[rows]                             # memory is only read in the first step
             cache.keep(rows)
             texts.keep(rows)
     return [found[b] for b in sorted(found)]
@@ -346,7 +347,7 @@ def show_examples(generator, folder, run):
     tok, n = generator.tokenizer, generator.cfg.examples
     data = prepare(run.dataset, tok, run.block_size, run.val_fraction, run.data_from)
     examples = [(task, *task.val_example(i)) for task in tasks(data, 'val', tok, run)
-                for i in np.linspace(0, len(task) - 1, n + 2)[1:-1].astype(int)]
+                for i in np.unique(np.linspace(0, len(task) - 1, n + 2)[1:-1].astype(int))]
     outputs = generator.generate([src for _, src, _ in examples],
                                  [task.target for task, *_ in examples])
     for (task, src, tgt), output in zip(examples, outputs):
@@ -408,7 +409,7 @@ def main(argv):
     generator = TextGenerator(folder, cfg, longest)
     print(f'model: {folder}', file=sys.stderr)
     if 'text' in given or cfg.file:
-        show_answers(generator, [cfg.text] if 'text' in given else read_lines(cfg.file))
+        show_answers(generator, cfg.text.split('\n') if 'text' in given else read_lines(cfg.file))
     else:
         show_examples(generator, folder, run)
     for what, times in generator.counts.items():

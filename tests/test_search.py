@@ -9,7 +9,7 @@ from config import cuda
 from config.cpu import pack
 from data.languages import ids_outside_scripts, script
 from data.tokenizer import BOS, EOS, PAD
-from model import SWCM, Head, SWCMConfig
+from model import LAYERS, SWCM, Head, Layer, SWCMConfig
 from sample import KVCache, keep_sampled, search, topk
 
 
@@ -186,6 +186,27 @@ def test_steps_can_be_replayed(encoder_folder, monkeypatch, options):
     for ours, theirs in zip(found, expected, strict=True):
         assert [ids for ids, _ in ours] == [ids for ids, _ in theirs]
         assert [s for _, s in ours] == pytest.approx([s for _, s in theirs], abs=1e-4)
+
+
+class Twice(Layer):
+    SOURCES = {'self_attn1': ('attn', 0), 'self_attn2': ('attn', 0), 'cross_attn1': ('attn', 1),
+               'cross_attn2': ('attn', 1), 'ffn': ('ffn', 1)}
+
+    def forward(self, x, memory, mask, cache=None):
+        x = self.self_attn2(self.self_attn1(x, causal=True, cache=cache), causal=True, cache=cache)
+        for attn in self.cross_attn1, self.cross_attn2:
+            x = attn(x, memory, mask, cache=cache)
+        return self.ffn(x)
+
+
+@pytest.mark.parametrize('share', ['copy', 'tie'])
+def test_a_layer_may_use_a_tied_module_twice(encoder_folder, monkeypatch, share):
+    monkeypatch.setitem(LAYERS, 'twice', Twice)
+    model = make_model(encoder_folder, layer='twice', share=share)
+    src = make_sources(model)
+    expected = model.generate(src, 'bo', 20)
+    assert len({tuple(ids) for ids in expected}) > 1
+    assert [ids for [(ids, _)] in run(model, src)] == expected
 
 
 @torch.no_grad()

@@ -627,6 +627,13 @@ def test_chinese_is_translated_where_it_is_the_first_language(cfg, capsys):
     sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我', '--to=bo', '--beams=1',
                  '--max_new_tokens=3'])
     assert capsys.readouterr().out.count('\n') == 1
+    sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我\n书', '--to=bo', '--beams=1',
+                 '--max_new_tokens=3'])
+    assert capsys.readouterr().out.count('\n') == 2
+    sample.main([f'--checkpoint={cfg.out_dir}/last', '--examples=99', '--beams=1',
+                 '--max_new_tokens=1'])
+    shown = re.findall('[a-z]+ [a-z-]+\n  source     (.*)', capsys.readouterr().out)
+    assert 1 < len(shown) == len({*shown})               # all that there are, each once
     with pytest.raises(ValueError, match='translate from zh to zh'):
         sample.main([f'--checkpoint={cfg.out_dir}/last', '--text=我'])
 
