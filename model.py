@@ -254,7 +254,7 @@ class XLMR(nn.Module):
 
 
 class SWCM(nn.Module):
-    """The encoder, and a decoder whose layers are copied from it, with normal ones inserted."""
+    """The encoder, and a decoder of layers copied from it and, if any, inserted ones."""
     def __init__(self, config, sentencepiece=b''):
         super().__init__()
         self.config, self.encoder = config, XLMR(config, sentencepiece)

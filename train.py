@@ -205,7 +205,7 @@ def make_optimizer(model, cfg):
 
 
 def schedule(step, cfg):
-    """The learning rate as a fraction of its peak: a linear rise from 0, then a fall to 0."""
+    """The learning rate as a fraction of its peak: a linear rise, then a linear fall towards 0."""
     rise = max(1, round(cfg.warmup * cfg.max_steps))
     fall = max(1, cfg.max_steps - rise)
     return min((step + 1) / rise, (cfg.max_steps - step) / fall)

@@ -185,7 +185,7 @@ def report(folder):
               f'{n["tokens"] / max(n["characters"], 1):13.2f}{unknown:9.2%}')
         for note, times in meta['notes'].get(stream, {}).items():
             print(f'  {times} {note}')
-        fraction = n['unread'] / max(n['characters'], 1)          # a run of them is one <unk>
+        fraction = n['unread'] / max(n['characters'], 1)          # characters: a run is one <unk>
         if fraction > 0.01:
             print(f'warning: {fraction:.1%} of the characters of {stream} are <unk>: use an '
                   'encoder that has them (for Tibetan: CINO), or '

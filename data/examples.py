@@ -152,10 +152,9 @@ class Examples:
     """Examples of one direction as token ids: a training task for data/batches.py.
 
     Sources are cut to max_source_len tokens, question and context together, after `rotate_context`
-    if that is set; `n_cut` counts them.
-    `n_long` targets have over max_target_len tokens: these examples are not learned. `n_inside`
-    targets are a part of the rest of the source, letter for letter. `n_unread` examples have a text
-    of which the vocabulary lacks more than a quarter."""
+    if that is set; `n_cut` counts them. `n_long` targets have over max_target_len tokens: these
+    examples are not learned. `n_inside` targets are a part of the rest of the source, letter for
+    letter. `n_unread` examples have a text of which the vocabulary lacks more than a quarter."""
     def __init__(self, direction, examples, tokenizer, cfg, learn=True):
         self.name, self.direction = f'{cfg.task} {direction}', direction
         self.source, self.target = languages_of(direction)

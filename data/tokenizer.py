@@ -63,7 +63,7 @@ class Tokenizer:
         first, *parts = text.split('<mask>')
         found = [self.encode(first)]
         for part in parts:
-            # after an unknown character no ▁ is added; unknown ones that follow are the same <unk>
+            # UNKNOWN before it prevents a ▁; unknown characters that follow share its <unk>
             ids, begins_unknown = self.encode(UNKNOWN + part), UNK in self.encode(part[:1])
             found += [[self.mask], ids[np.argmax(ids == UNK) + (not begins_unknown):]]
         return np.concatenate(found)

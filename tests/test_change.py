@@ -46,11 +46,11 @@ def evaluated(cfg):
 def test_a_kind_of_layer(settings, monkeypatch, capsys):
     names = dict(vars(model))
     exec(LAYER, names)
-    monkeypatch.setitem(model.LAYERS, 'one_ffn', names['OneFFNLayer'])
-    settings.layer = 'one_ffn'
+    monkeypatch.setitem(model.LAYERS, 'cross_first', names['CrossFirstLayer'])
+    settings.layer = 'cross_first'
     assert {'dae bo', 'dae zh', 'mt bo-zh', 'mt zh-bo'} <= set(evaluated(settings))
-    assert 'OneFFNLayer' in capsys.readouterr().out
-    assert model.SWCM.load(f'{settings.out_dir}/best').config.layer == 'one_ffn'
+    assert 'CrossFirstLayer' in capsys.readouterr().out
+    assert model.SWCM.load(f'{settings.out_dir}/best').config.layer == 'cross_first'
 
 
 def test_a_training_task(settings, monkeypatch):
