@@ -128,6 +128,7 @@ for n in 0 50 500; do
     transfer strings $n pretrained/dae $more "${translate[@]}" --transfer=zh-ug,zh-kk,zh-mn \
         --data="$strings"
 done
+row questions/longer500 questions/cloze500 finetune.py "${questions[@]}" --shots=500  # 800 more
 row strings/alone500 pretrained/dae finetune.py "${translate[@]}" --learn= --shots=500 \
     --transfer=zh-ug,zh-kk,zh-mn --data="$(files libreoffice.{ug,kk,mn}-zh.tsv)"     # without bo
 [[ -n $found ]] || { echo "error: $only is no row" >&2; exit 1; }
