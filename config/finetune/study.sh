@@ -129,6 +129,8 @@ for n in 0 50 500; do
         --data="$strings"
 done
 row questions/longer500 questions/cloze500 finetune.py "${questions[@]}" --shots=500  # 800 more
+row questions/alone500 pretrained/copy finetune.py "${questions[@]}" --learn= --data="${qa#*,}" \
+    --shots=500                                         # without Chinese ones
 row strings/alone500 pretrained/dae finetune.py "${translate[@]}" --learn= --shots=500 \
     --transfer=zh-ug,zh-kk,zh-mn --data="$(files libreoffice.{ug,kk,mn}-zh.tsv)"     # without bo
 [[ -n $found ]] || { echo "error: $only is no row" >&2; exit 1; }
