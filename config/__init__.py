@@ -62,9 +62,9 @@ class Train(Run):
     mt_fraction: float = fraction(0.5, 'fraction of examples for translation, not denoising')
     val_fraction: float = fraction(0.1, 'fraction of documents held out')
     mask_ratio: float = fraction(0.35, 'denoising: fraction of tokens that are hidden')
-    span_length: float = key(3.5, 'denoising: mean length of the hidden spans (Poisson)', low=1)
+    span_length: float = key(3.5, 'denoising: mean length of the hidden spans (Poisson)', low=2)
     mlm_ratio: float = key(0.15, 'mlm: fraction of tokens to predict', low=TINY, high=1)
-    eval_segments: int = changeable(100, 'held-out segments per task and language', low=1)
+    eval_segments: int = key(100, 'held-out segments per task and language', low=1)
     eval_translations: int = changeable(0, 'pairs per direction translated at the end')
 
 
@@ -83,7 +83,7 @@ class FineTune(Run):
     test_fraction: float = fraction(0.01, 'held out for the scores')
     test: str = changeable('', 'files of further tests, named by the part before the first dot')
     out_dir: str = changeable('out/translate', 'gets last/, best/ with the scores, log.jsonl')
-    eval_examples: int = changeable(100, 'per direction, to choose the best checkpoint', low=1)
+    eval_examples: int = key(100, 'per direction, to choose the best checkpoint', low=1)
     test_examples: int = changeable(0, 'per direction, scored at the end; 0: all')
     eval_only: bool = changeable(False, 'score out_dir/best or, without it, `checkpoint`')
     beams: int = changeable(4, 'beam search; 1: greedy', low=1)

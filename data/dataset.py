@@ -20,7 +20,7 @@ from data.heldout import digest, splits
 from data.tokenizer import UNK, normalize
 
 ROOT = Path(__file__).parent
-FORMAT = 4                        # version of the token files
+FORMAT = 5                        # version of the token files
 SPECIALS = 3                      # <s> <lang> </s>, which surround a segment in the model
 
 
@@ -33,8 +33,7 @@ def prepare(dataset, tokenizer, block_size, val_fraction, source=None):
     corpus = corpus_module(dataset)
     files = corpus.fetch(source)
     settings = FORMAT, tokenizer.model, tokenizer.vocab_size, block_size, val_fraction
-    read = Path(corpus.__file__), *files
-    texts = (digest(os.fsencode(path.name), path.read_bytes()) for path in read)
+    texts = (digest(os.fsencode(x.name), x.read_bytes()) for x in (Path(corpus.__file__), *files))
     folder = token_folder(dataset) / f'{digest(*settings, *texts):016x}'
     if not (folder / 'meta.json').exists():
         print(f'preparing {dataset} in {folder} from', ' '.join(x.name for x in files)[:200])
@@ -55,14 +54,6 @@ def corpus_module(dataset):
         raise ValueError(f'dataset={dataset!r}: there is no data/{dataset}/prepare.py; there are '
                          f'{", ".join(known)}')
     return importlib.import_module(f'data.{dataset}.prepare')
-
-
-def split_documents(documents, split_of):
-    """(key, {language: text}) -> (split, texts without held-out parts, note on that or None)."""
-    for key, texts in documents:
-        split, left = split_of(key, texts)
-        note = 'are shortened by held-out sentences' if left != texts else None
-        yield split, dict(sorted(left.items())), note
 
 
 def cut_document(split, texts, lines, tokenizer, limit):
@@ -103,17 +94,21 @@ def write_streams(folder, documents, split_of, tokenizer, block_size):
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     counts, notes = defaultdict(Counter), defaultdict(Counter)            # by stream
     files, lengths, references = {}, defaultdict(list), defaultdict(list)
-    for split, texts, shortened in split_documents(documents, split_of):
+    for key, whole in documents:
+        if len(whole) > 2:
+            raise ValueError(f'a document is in {" ".join(whole)}; expected one language or two')
+        split, left = split_of(key, whole)
+        texts = dict(sorted(left.items()))
         lines = [[tokenizer.encode(line) for line in text.splitlines() or ['']]
                  for text in texts.values()]
         stream, ids = '-'.join(texts), np.concatenate([*chain(*lines)])
-        n, whole = sum(map(len, texts.values())), ' '.join(texts.values())
-        counts[stream].update(documents=1, characters=n, unread=n * unread(tokenizer, whole, ids),
+        n, joined = sum(map(len, texts.values())), ' '.join(texts.values())
+        counts[stream].update(documents=1, characters=n, unread=n * unread(tokenizer, joined, ids),
                               tokens=len(ids), unknown=int(np.count_nonzero(ids == UNK)))
         segments, left_out = cut_document(split, texts.values(), lines, tokenizer,
                                           block_size - SPECIALS)
-        if note := left_out or shortened:
-            notes[stream][note] += 1
+        if left_out or left != whole:
+            notes[stream][left_out or 'are shortened by held-out sentences'] += 1
         if segments:                              # else left out, or no token (as for U+200B)
             name = f'{stream}.{split}'
             lengths[name] += map(len, segments)

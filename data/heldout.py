@@ -7,15 +7,15 @@ from functools import cache
 
 import sentencepiece
 
-from data.tokenizer import ASCII_STOPS, CLOSING, SPACE, STOPS
+from data.tokenizer import ASCII_STOPS, CLOSING, FIRST, SPACE, STOPS, normalize
 
 # As XLM-R's vocabulary reads a text, in lower case
 FOLD = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc_cf')
-# After a full stop etc.; after an ASCII one only before a space or Chinese: see data.tokenizer
+# After a full stop etc.: see data.tokenizer
 QUOTE = f'[{re.escape(CLOSING)}]'
 AFTER_STOP = '|'.join(f'(?<=[{STOPS}]{QUOTE * n})' for n in range(4))
 SENTENCE_ENDS = re.compile(f'(?:{AFTER_STOP})(?![{STOPS}]|{QUOTE})'
-                           f'|(?<=[{ASCII_STOPS}])(?=[{SPACE}\\s\u3400-\u9fff])')
+                           f'|(?<=[{ASCII_STOPS}])(?=[\\s{FIRST}])')
 
 
 @cache
@@ -48,7 +48,7 @@ class Texts:
 
     def update(self, texts):
         for whole, run in map(hash_forms, texts):
-            if (whole,) not in self.runs:
+            if not {(whole,), run} <= self.runs:
                 self.runs |= {(whole,), run}
                 self.lengths[run[0]].add(len(run))
                 self.lengths[whole].add(1)    # also where it is one sentence
@@ -75,7 +75,8 @@ class Texts:
         """A text without its sentences that are in the set; '' if it is itself part of one."""
         if text not in self:
             return text
-        parts = [part for line in text.splitlines() for part in (*SENTENCE_ENDS.split(line), '\n')]
+        parts = [part for line in text.splitlines()
+                 for part in (*SENTENCE_ENDS.split(normalize(line)), '\n')]
         places = [i for i, part in enumerate(parts) if form(part)]
         for start, end in self.runs_in(tuple(hash(form(parts[i])) for i in places)):
             for i in places[start:end]:
@@ -91,7 +92,7 @@ def splits(documents, val_fraction):
     below val_fraction; this stays so when the corpus grows. 'train': others, without held-out
     sentences. None: nothing remains, or a side of a pair would lose a sentence."""
     def is_val(key, texts):
-        return digest(key or texts[max(texts)]) < val_fraction * 2**64
+        return digest(texts[max(texts)] if key in (None, '') else key) < val_fraction * 2**64
 
     held_out = Texts(text for key, texts in documents if is_val(key, texts)
                      for text in texts.values())

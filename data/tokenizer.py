@@ -3,6 +3,7 @@
 XLM-R's layout: <s> 0, <pad> 1, </s> 2, <unk> 3; SentencePiece's piece i (from 3) is i + 1; <mask>
 is the last. Language tokens <bo> <zh> ... follow, in the order given.
 """
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ SPACE = '\u2581'                  # ▁, SentencePiece's mark of a space before 
 MOST_UNUSED = 1000                # rows of an encoder that have no id: multilingual-e5-small has 35
 UNKNOWN = '\u2585'                # a character that SentencePiece cannot have in a vocabulary
 # Ends of sentences: Tibetan, CJK, Arabic, Indic, Burmese, Khmer, Mongolian, Ethiopic. ASCII ones
-# (nmt_nfkc turns ！ into !) count only before a space or a Chinese character: not in 3.5.
+# (nmt_nfkc turns ！ into !) count only before one of FIRST: not in 3.5.
 STOPS = '།༎༏༐༑༔。！？｡…؟۔।॥။៕។᠃።፧፨'
 ASCII_STOPS = '!?.'
+FIRST = SPACE + '\u3040-\u30ff\u3400-\u9fff《〈「『【“‘'       # kana, Chinese, opening marks
 CLOSING = '”’»›」』】》〉）)]，,'                           # after a stop they belong to its sentence
 
 
@@ -51,8 +53,8 @@ class Tokenizer:
         self.ascii_stop = np.array([p.endswith(tuple(ASCII_STOPS)) for p in self.pieces])
         self.closing = np.array([p != '' == p.strip(CLOSING) for p in self.pieces])
         self.begins_closing = np.array([p.startswith(tuple(CLOSING)) for p in self.pieces])
-        self.space_or_chinese = np.array(
-            [p.startswith(SPACE) or '\u3400' <= p[:1] <= '\u9fff' for p in self.pieces])
+        self.first = np.array([bool(re.match(f'[{FIRST}]', p)) for p in self.pieces])
+        self.letters = np.array([bool(re.search(r'[^\W\d_]|\u2047', p)) for p in self.pieces])
 
     def encode(self, text):
         """The ids (n,) of a string; no <s> and </s>."""
@@ -87,13 +89,15 @@ class Tokenizer:
         return self.vocab_size + self.languages.index(language)
 
     def sentence_starts(self, ids):
-        """ids (n,) -> the positions, 0 among them, where a sentence begins."""
+        """ids (n,) -> the positions, from 0, where a sentence begins. It has a letter in it."""
         stop, after = self.stop[ids], ids[1:]
         for i in np.flatnonzero(self.closing[after]) + 1:
             stop[i] = stop[i - 1]
         starts = (stop[:-1] & ~stop[1:] & ~self.begins_closing[after]
-                  | self.ascii_stop[ids[:-1]] & self.space_or_chinese[after])
-        return np.concatenate([[0], np.flatnonzero(starts) + 1])
+                  | self.ascii_stop[ids[:-1]] & self.first[after])
+        starts, letters = np.flatnonzero(starts) + 1, self.letters[ids].cumsum()
+        before = letters[starts - 1]
+        return np.r_[0, starts[(np.diff(before, prepend=0) > 0) & (before < letters[-1:])]]
 
 
 NORMALIZER = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc')

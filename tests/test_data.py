@@ -13,8 +13,7 @@ import config
 from data import dataset
 from data.batches import POOL, Batches, task_probabilities, val_batches
 from data.dataset import (
-    Stream, cut_document, open_streams, prepare, report, split_documents,
-    split_segments, write_streams)
+    Stream, cut_document, open_streams, prepare, report, split_segments, write_streams)
 from data.heldout import SENTENCE_ENDS, digest, splits
 from data.tasks import TASKS, Task, infill, mask_tokens, permute_sentences, tasks
 from data.text import prepare as text
@@ -96,10 +95,15 @@ def test_sentences_end_at_stops(tokenizer):
     assert len(split('а.б ит. ')) == 1
     small = Tokenizer('data/small')                   # as texts are compared: data/heldout.py
     for *parts, space in (('他说:“你好。”', '我(笑了。)', '她说:“走。”,', '走了。', ''),
-                          ('«Бар!» деді.', '(Ол 3.5 алды.) Бар.', 'Болды!', ' ')):
+                          ('«Бар!» деді.', '(Ол 3.5 алды.) Бар.', 'Болды!', ' '),
+                          ('他来吗?', '《书》在这里!', '“好。”', '')):
         text = space.join(parts)
         assert split(text, small) == parts
         assert [part.strip() for part in SENTENCE_ENDS.split(text) if part] == parts
+    for parts in (['༄༅། །ང་ལ་ཡོད།', 'ཁོས་མཐོང་།'], ['Бар.', '1. Болды. ...'], ['1. 2.'],
+                  ['他来了。', '......好。......']):    # marks and numbers alone are no sentence
+        assert split(' '.join(parts), small) == parts
+    assert len(split('\u0b05\u0b06། \u0b15\u0b16།', small)) == 2      # read as <unk>
     assert ')(' in small.pieces and len(split('我(笑了。)(她走了。)', small)) == 1
 
 
@@ -196,10 +200,6 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
         return ('val', texts) if key == 'val' else ('train', {x: texts[x][:2] for x in texts})
 
     documents = [('val', {'zh': '我', 'bo': 'ང་'}), ('', {'zh': '我有\n两'})]
-    pair, text = split_documents(documents, split_of)
-    assert pair == ('val', {'bo': 'ང་', 'zh': '我'}, None) and [*pair[1]] == ['bo', 'zh']
-    assert text == ('train', {'zh': '我有'}, 'are shortened by held-out sentences')
-
     one, two, nothing = np.array([5]), np.array([6, 7]), tokenizer.encode('')
     unusable = 'pairs with nothing or over 3 tokens on a side are left out'
     for split, texts, lines, segments, note in (
@@ -215,12 +215,17 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
     write_streams(tmp_path, documents, split_of, tokenizer, 9)
     meta = json.loads((tmp_path / 'meta.json').read_text())
     assert meta['segments'] == {'bo-zh.val': 2, 'zh.train': 1}
+    assert meta['notes'] == {'zh': {'are shortened by held-out sentences': 1}}
+    assert np.fromfile(tmp_path / 'zh.train.bin', np.uint16).tolist() == [*tokenizer.encode('我有')]
     bo, zh = (tokenizer.encode(text).tolist() for text in ('ང་', '我'))
     assert np.fromfile(tmp_path / 'bo-zh.val.bin', np.uint16).tolist() == bo + zh
     assert np.load(tmp_path / 'bo-zh.val.npy').tolist() == [0, len(bo), len(bo + zh)]
     assert open_streams(tmp_path, 'val')['bo-zh'].texts == ['ང་', '我']
     with pytest.raises(ValueError, match='the corpus has no text'):
         write_streams(tmp_path, [], split_of, tokenizer, 9)
+    with pytest.raises(ValueError, match='a document is in bo kk zh; expected one language or two'):
+        write_streams(tmp_path, [('', dict.fromkeys(['bo', 'kk', 'zh'], 'a'))], split_of,
+                      tokenizer, 9)
 
 
 def test_a_new_task_is_a_class(prepared, tokenizer, cfg, monkeypatch):
@@ -450,6 +455,8 @@ def test_text_formats(tmp_path):
                     ('mn', 'т\nдөрөв'), ('mn', 'нэг\nхоёр'), ('mn', 'гурав'),
                     ('zh', '一\n二'), ('zh', '三')]
     assert text.fetch(f'{tmp_path}/kk.txt,') == [tmp_path / 'kk.txt']   # no more
+    with pytest.raises(ValueError, match='README.md: no file is named like'):
+        text.fetch(f'{tmp_path}/kk.txt,{tmp_path}/README.md')
 
 
 @pytest.mark.parametrize('name, content, message', [
@@ -458,7 +465,7 @@ def test_text_formats(tmp_path):
     ('bo.jsonl', b'{"text": 1}\n', 'bo.jsonl: line 1 has no string "text"'),
     ('bo.jsonl', b'{"text": "1"}\n{"body": "2"}', 'line 2 has no string "text": .*body'),
     ('bo-zh.tsv', b'a\tb\na\n', 'bo-zh.tsv: line 2 has 1 columns'),
-    ('tibetan.txt', b'x', 'has no file named like bo.txt')])
+    ('tibetan.txt', b'x', 'bad: no file is named like bo.txt')])
 def test_bad_text(tmp_path, tokenizer, tokens_root, name, content, message):
     folder = tmp_path / 'bad'
     folder.mkdir()

@@ -80,6 +80,24 @@ def test_runs_of_sentences_are_found_anywhere():
     assert held_out.without('他来了。我走了。\n') == held_out.without('мен кеттім.') == ''
     assert held_out.without('x 5') == 'x 5'
     assert held_out.without('早。他来了，我走了。晚。') == '早。晚。'        # as one sentence
+    text = '天晴。他来了。我走了。好。'                # ... or two, where both forms are held out
+    for texts in ['他来了，我走了。', '他来了。我走了。'], ['他来了。我走了。', '他来了，我走了。']:
+        assert Texts(texts).without(text) == '天晴。好。' and '我走了' in Texts(texts)
+
+
+@pytest.mark.parametrize('text', ['“你好！”他说。', '他问：“真的吗？”我点头。', '他来吗？“好！”她说。',
+                                  '太好了！2008年北京见。', '他等了很久……”她说。', '来？《书》'])
+def test_a_held_out_line_costs_no_other(text):
+    assert Texts([text]).without(f'第一行。\n{text}\n第三行。') == '第一行。\n第三行。'
+
+
+def test_a_key_may_be_0():
+    assert len({splits([], 0.5)(0, {'bo': str(i)})[0] for i in range(20)}) == 1
+
+
+def test_a_sentence_ends_before_an_opening_mark():
+    for end, text in ('？', '《红楼梦》在这里。'), ('！', '“好。”他说。'), ('？', 'はい、そうです。'):
+        assert text in Texts([f'他来了{end}{text}']) and f'他来了{end}{text}' in Texts([text])
 
 
 def test_a_correction_in_the_middle_of_a_long_file_is_noticed(tmp_path, tokenizer, tokens_root):

@@ -31,10 +31,10 @@ def fetch(source):
     for path in (Path(part).expanduser() for part in filter(None, str(source).split(','))):
         if not path.exists():
             raise FileNotFoundError(f'{path} does not exist')
-        files |= {file for file in (path, *path.rglob('*')) if file.is_file() and languages(file)}
-    if not files:
-        raise FileNotFoundError(f'{source} has no file named like bo.txt, news.bo.jsonl or '
-                                'web.bo-zh.tsv')
+        found = {file for file in (path, *path.rglob('*')) if file.is_file() and languages(file)}
+        if not found:
+            raise ValueError(f'{path}: no file is named like bo.txt, a.bo.jsonl, a.bo-zh.tsv')
+        files |= found
     return sorted(files)
 
 

@@ -506,7 +506,7 @@ def call(monkeypatch, main, argv):
     ('deep.bo.jsonl', b'[' * 100_000, 'line 1 is not JSON'),
     ('half.bo.jsonl', b'{"text": "a\\ud800b"}', 'line 1 has no string "text"'),
     ('null.bo.jsonl', b'{"text": null}', 'line 1 has no string "text"'),
-    ('x.bo-bo.tsv', b'a\tb\n', 'has no file named like'),
+    ('x.bo-bo.tsv', b'a\tb\n', 'no file is named like'),
     ('million.bo.txt', b'\n' * 1_000_000, 'has no text'), ('empty.bo.txt', b'', 'has no text'),
     ('utf16.bo.txt', 'བོད'.encode('utf-16'), 'is not UTF-8')])
 def test_bad_corpora(trained, tokenizer, tmp_path, name, content, message):
