@@ -377,7 +377,10 @@ def settings(given, run, languages):
     if task not in (*TASKS, getattr(run, 'task', '')):
         raise ValueError(f'task={task!r}: choose {", ".join(TASKS)}')
     if isinstance(run, FineTune) and task == run.task:
-        source, to = languages_of(run.directions[0])
+        asked = [given.get('source'), given.get('to')]
+        fitting = [pair for pair in map(languages_of, run.directions)
+                   if all(x in (y, '', None) for x, y in zip(asked, pair))]
+        source, to = (fitting or [languages_of(run.directions[0])])[0]
         source = '' if source == to else source         # as the target
         scripts = dict(entry.split(':') for entry in run.force_script)
         usual = dict(beams=run.beams, length_penalty=run.length_penalty,
@@ -394,7 +397,7 @@ def settings(given, run, languages):
         raise ValueError(f'top_k={cfg.top_k} is for sampling, with --temperature')
     if not is_text(cfg.text + cfg.question):
         raise ValueError(f'{ascii(cfg.text + cfg.question):.60}: expected UTF-8')
-    if cfg.text and cfg.file:
+    if 'text' in given and cfg.file:
         raise ValueError(f'text={cfg.text[:40]!r}, file={cfg.file}: give one of them')
     return cfg
 
@@ -412,9 +415,8 @@ def main(argv):
         show_answers(generator, cfg.text.split('\n') if 'text' in given else read_lines(cfg.file))
     else:
         show_examples(generator, folder, run)
-    for what, times in generator.counts.items():
-        if times:
-            print(f'warning: {times} {what}', file=sys.stderr)
+    for what, times in (+generator.counts).items():             # those above 0
+        print(f'warning: {times} {what}', file=sys.stderr)
 
 
 if __name__ == '__main__':

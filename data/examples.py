@@ -84,7 +84,7 @@ def make_examples(record, where, languages, directions):
 
     languages: of source and target, unless the fields are languages."""
     known = {*languages, *'-'.join(directions).split('-')}
-    texts = {x: strings_of(record, x, where)[0] for x in known & record.keys()}
+    texts = {x: strings_of(record, x, where) for x in known & record.keys()}
     if len(texts) < 2:
         form = next((form for form in FORMS if record.keys() >= {*form}), None)
         if not form:
@@ -93,15 +93,18 @@ def make_examples(record, where, languages, directions):
         if not languages:
             raise ValueError(f'{where}: nothing says which of {" ".join(directions)} it is; name '
                              'the file like news.bo.jsonl')
-        *source, (target, *others) = [strings_of(record, field, where) for field in form]
-        source = tuple(strings[0] for strings in source)
-        if len(source) > 1 or len({*languages}) == 1:
-            article = record.get('article_id')
-            return [Example('-'.join(languages), source, target, source[-1:], tuple(others),
-                            '' if article is None else str(article))]
-        texts = {languages[0]: source[0], languages[1]: target}
-    sides = tuple(texts[language] for language in sorted(texts) if texts[language].strip())
-    return [Example(f'{source}-{target}', (texts[source],), texts[target], sides)
+        *sources, targets = [strings_of(record, field, where) for field in form]
+        if max(map(len, sources)) > 1:
+            raise ValueError(f'{where}: a list of strings is for several correct answers; expected '
+                             f'one string for {" and ".join(form[:-1])}')
+        if len(sources) > 1 or len({*languages}) == 1:
+            source, article = tuple(text for [text] in sources), record.get('article_id')
+            return [Example('-'.join(languages), source, targets[0], source[-1:],
+                            tuple(targets[1:]), '' if article is None else str(article))]
+        texts = {languages[0]: sources[0], languages[1]: targets}
+    sides = tuple(text for language in sorted(texts) for text in texts[language] if text.strip())
+    return [Example(f'{source}-{target}', (texts[source][0],), texts[target][0], sides,
+                    tuple(texts[target][1:]))
             for source, target in map(languages_of, directions)
             if source != target and {source, target} <= texts.keys()]
 

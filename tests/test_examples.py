@@ -182,6 +182,11 @@ def test_translations_share_texts(tmp_path):
     found, n_empty = read_examples(str(tmp_path / 'c.jsonl'), ['bo-zh', 'ug-zh'])
     assert [e.direction for e in found] == ['bo-zh'] and n_empty == 1
     assert found[0].texts == ('བོད', '藏')
+    text = json.dumps({'zh': '藏', 'bo': ['བོད', 'ང་']})
+    (tmp_path / 'd.jsonl').write_text(text, encoding='utf-8')
+    [one, two], _ = read_examples(str(tmp_path / 'd.jsonl'), ['zh-bo', 'bo-zh'])
+    assert one == Example('zh-bo', ('藏',), 'བོད', ('བོད', 'ང་', '藏'), ('ང་',))
+    assert two == Example('bo-zh', ('བོད',), '藏', one.texts)
 
 
 @pytest.mark.parametrize('name, text, message', [
@@ -189,6 +194,7 @@ def test_translations_share_texts(tmp_path):
      "a.jsonl: line 2 has 'source', not the fields question, context, answer or source, tar"),
     ('a.jsonl', '{"source": "x", "target": 3}', 'line 1: target is 3, expected a string'),
     ('a.jsonl', '{"source": "x"', 'line 1 is not JSON'),
+    ('a.jsonl', '{"article": ["x", "y"], "title": "z"}', 'expected one string for article'),
     ('a.jsonl', '"x"', 'line 1 is not a JSON object'),
     ('a.jsonl', '', 'a.jsonl has no example of bo with text'),
     ('a.tsv', 'x\ty\nx\n', 'line 2 has 1 columns'),

@@ -107,6 +107,12 @@ def test_a_text_is_in_the_language_of_its_summary():
     for given, languages in (({}, ('bo', 'bo')), ({'to': 'zh'}, ('zh', 'zh'))):
         cfg = sample.settings(given, run, ['bo', 'zh'])
         assert (cfg.source, cfg.to) == languages
+    run = FineTune(learn=('kk-zh', 'ru-mn'), transfer=('zh-kk',))
+    for given, languages in (({}, ('kk', 'zh')), ({'to': 'mn'}, ('ru', 'mn')),
+                             ({'source': 'zh'}, ('zh', 'kk')), ({'to': 'kk'}, ('zh', 'kk')),
+                             ({'source': 'kk', 'to': 'mn'}, ('kk', 'mn'))):
+        cfg = sample.settings(given, run, ['kk', 'zh', 'ru', 'mn'])
+        assert (cfg.source, cfg.to) == languages
 
 
 def test_outputs_in_another_script_are_warned_of(folder, monkeypatch):
@@ -246,6 +252,7 @@ def test_what_does_not_go_together(folder, tmp_path):
             (['--source=bo'], 'translate from bo to bo'), (['--task=answer'], 'goes with a'),
             (['--question=x'], 'goes with a'), (['--question=\udcff'], 'expected UTF-8'),
             (['--task=summarise', '--source=bo', '--question=x'], 'goes with a'),
+            (['--text=', '--file=x'], "text='', file=x: give one of them"),
             (['--top_k=5'], 'top_k=5 is for sampling, with --temperature'),
             (['--task=denoise', '--source=zh'], 'denoise from zh to bo'),
             (['--task=sing'], 'choose translate, denoise'), (['--to=xx'], "language 'xx'")):
