@@ -38,8 +38,6 @@ TASKS = {
 
 def finetune(cfg):
     """Runs one config to its end: reads the examples, trains, scores, writes cfg.out_dir."""
-    if cfg.task not in TASKS:
-        raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     best = Path(cfg.out_dir, 'best')
     state = None if cfg.eval_only else read_state(cfg)
     parts, left_out = read_parts(cfg)
@@ -82,6 +80,8 @@ def finetune(cfg):
 def read_parts(cfg):
     """{'train': [Example], 'val': ..., 'test': ..., a name in --test: ...}, and what is left out.
     Raises ValueError for examples of another task, and for a direction without examples."""
+    if cfg.task not in TASKS:
+        raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     directions = {*cfg.directions}
     if not directions:
         raise ValueError('learn and transfer are empty')

@@ -26,6 +26,7 @@ def script(character):
         return None
     name = unicodedata.name(character, '').split(' ')[0]
     no_script = '', 'COMBINING', 'MODIFIER', 'VARIATION', 'FULLWIDTH', 'HALFWIDTH'
+    name = {'KATAKANA-HIRAGANA': 'KATAKANA', 'IDEOGRAPHIC': 'CJK'}.get(name, name)      # ー 々
     return None if name in no_script else name
 
 

@@ -13,14 +13,14 @@ from functools import partial
 
 import numpy as np
 
-from data.languages import BY_CHARACTER, CHARACTER, main_script
+from data.languages import BY_CHARACTER, CHARACTER, SCRIPTS, main_script
 from data.tokenizer import normalize
 
 TSHEG = '\u0f0b\u0f0c'                                # between syllables of Tibetan and Dzongkha
 # CMRC 2018 (aclanthology.org/D19-1600) drops these marks; a segment of the rest is a character, a
 # word, a number or a sign. (Its script splits non-Chinese text by nltk: 19 of 601 differ.)
 CMRC_MARKS = normalize('-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
-CMRC_SEGMENT = re.compile(r"[一-龥]|'?(?:[^\W一-龥]|,(?=\d)|\.(?=[^\W一-龥]))+|[.…]+|\S")
+CMRC_SEGMENT = re.compile(r"[一-龥]|'?(?:[^\W一-龥]|\.(?=[^\W一-龥]))+|[.…]+|\S")
 REPEAT = re.compile(r'(.{2,50}?)\1{3}', re.DOTALL)
 ABOUT = {                                             # units: see `units`
     'chrF++': 'character 1-6-grams, word 1-2-grams, all texts together; as sacrebleu',
@@ -28,9 +28,9 @@ ABOUT = {                                             # units: see `units`
     'rouge_l_f': 'F1 of the longest common subsequence of units',
     'rouge_l_p': 'its precision',
     'rouge_l_r': 'its recall',
-    'f1': 'as SQuAD: F1 of the units in common',
+    'f1': 'as SQuAD, but marks separate words: F1 of the units in common',
     'cmrc_f1': 'as CMRC 2018: longest common substring without its marks',
-    'exact': 'as SQuAD: equal to a reference except case, punctuation, runs of spaces',
+    'exact': 'as SQuAD, but marks separate words: equal except case, punctuation, spaces',
     'cmrc_exact': 'as CMRC 2018: equal to a reference except case and its marks',
     'empty': 'texts with nothing in them',
     'repeats': 'texts with 2 to 50 characters four times in a row',
@@ -164,11 +164,11 @@ def score(hypotheses, references, language):
     hypotheses, references = normalize_all(hypotheses, references)
     rows = [values_of(*pair, language) for pair in zip(hypotheses, references)]
     script = main_script(''.join(map(''.join, references)))
-    half = len(rows) // 2
+    half, also = len(rows) // 2, SCRIPTS['ja'] if language == 'ja' else ()
     for row, hypothesis, others in zip(rows, hypotheses, references[half:] + references[:half]):
         if half:                                      # with one text there is no other
             row['shuffled'] = chrf_counts(hypothesis, others)
-        row['wrong_script'] = main_script(hypothesis) not in (script, None)
+        row['wrong_script'] = main_script(hypothesis) not in {script, None, *also}
     whole, each = {}, {}
     for name in rows[0]:
         values, is_chrf = [row[name] for row in rows], name in ('chrF++', 'shuffled')

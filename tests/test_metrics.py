@@ -16,7 +16,7 @@ from torchmetrics.functional.text import squad
 from config import FineTune
 from data import metrics
 from data.examples import Example
-from data.languages import main_script
+from data.languages import main_script, script
 from data.metrics import (
     chrf, common_subsequence, f_measure, is_mark, score, units, wilson, words_only,
 )
@@ -268,6 +268,10 @@ def test_wrong_script_and_repeats():
     _, each = score(hypotheses, sentences('kk')[:len(hypotheses)], 'kk')
     assert each['wrong_script'] == [100, 0, 0, 100, 100, 0, 0, 100]
     assert each['repeats'] == [0] * 7 + [100]
+    japanese = ['東京都知事選挙', 'データセンター', 'これはほんです', '人々の本', 'data']
+    _, each = score(japanese, japanese[:4] + ['ほん'], 'ja')
+    assert each['wrong_script'] == [0, 0, 0, 0, 100]
+    assert [*map(script, 'ー々')] == ['KATAKANA', 'CJK']
     for text, value in ('18 18 18 18', 100), ('18 18 18', 0):
         assert score([text], ['a'], 'kk')[0]['repeats'][0] == value
     assert [main_script(x) for x in ('བོད་', '书 a 本', '؟', 'Кк latin Ккк')] == [
@@ -346,6 +350,8 @@ def test_baselines(tmp_path, capsys):
         assert capsys.readouterr().out.count(f'{test}, {learn}: 5 examples') == len(expected)
     with pytest.raises(ValueError, match='nothing is held out'):
         tool['main']([*args, '--test_fraction=0'])
+    across = Example('zh-bo', ('谁来', '书在。他来了。'), 'ཁོ།', ())
+    assert tool['outputs_of']('answer', [], [across], 'zh') == {'sentence': ['他来了。']}
 
 
 def test_differences_are_of_the_same_texts(tmp_path, capsys):

@@ -20,7 +20,7 @@ from data.batches import evenly_spaced
 from data.cloze import sentences, spaced_units
 from data.examples import languages_of
 from data.metrics import score, words_only
-from finetune import TASKS, read_parts, write_scores
+from finetune import read_parts, write_scores
 
 
 def most_shared(question, context, language):
@@ -35,12 +35,13 @@ def most_shared(question, context, language):
 
 
 def outputs_of(task, learned, chosen, language):
-    """{name of a baseline: an output for each of the chosen examples}."""
+    """{name of a baseline: an output for each of the chosen examples}. language: of sources."""
     if task == 'answer':
         return {'sentence': [most_shared(*e.source, language) for e in chosen]}
     texts = [e.source[0] for e in chosen]
     if task == 'summarise':
-        n = round(statistics.mean(len(words_only(e.target, language)) for e in learned or chosen))
+        n = round(statistics.mean(len(words_only(e.target, languages_of(e.direction)[1]))
+                                  for e in learned or chosen))
         return {'sentence': [sentences(text)[0] for text in texts],
                 'lead': [''.join(spaced_units(text, language)[:n]).strip() for text in texts]}
     table = Lookup([(e.source[0], e.target) for e in learned])
@@ -49,8 +50,6 @@ def outputs_of(task, learned, chosen, language):
 
 def main(argv):
     cfg, runs = cli.load(FineTune, argv), {}
-    if cfg.task not in TASKS:
-        raise ValueError(f'task={cfg.task!r}: choose {", ".join(TASKS)}')
     parts, _ = read_parts(cfg)
     for part in [part for part in parts if part not in ('train', 'val')]:
         for direction in cfg.directions:
@@ -60,8 +59,8 @@ def main(argv):
                 continue
             chosen = [tests[i] for i in evenly_spaced(len(tests), cfg.test_examples or len(tests))]
             references = [(e.target, *e.others) for e in chosen]
-            language = languages_of(direction)[1]
-            for name, outputs in outputs_of(cfg.task, learned, chosen, language).items():
+            source, language = languages_of(direction)
+            for name, outputs in outputs_of(cfg.task, learned, chosen, source).items():
                 runs.setdefault(name, []).append(
                     (part, direction, {}, chosen, outputs, *score(outputs, references, language)))
     if not runs:

@@ -127,8 +127,6 @@ def with_interval(values, score, path):
     if score not in values:
         there = ', '.join(key for key in values if isinstance(values[key], dict))
         raise ValueError(f'{path} has no score {score!r} but {there}')
-    if values[score]['value'] is None:
-        return '–'
     return '{value:.1f} [{low:.1f}, {high:.1f}]'.format(**values[score])
 
 
