@@ -49,6 +49,8 @@ class SWCMConfig:
             raise ValueError(f'n_embd={self.n_embd} is not a multiple of n_head={self.n_head}')
         if self.share == 'alternate' and self.n_layer % 2:
             raise ValueError(f"n_layer={self.n_layer}: share='alternate' needs an even number")
+        if self.insert_every >= (n := self.n_layer // (1 + (self.share == 'alternate'))):
+            raise ValueError(f'insert_every={self.insert_every}: the decoder has {n} layers')
         if self.share == 'none' and self.inserted == 'duplicate':
             raise ValueError("inserted='duplicate' needs copied layers; share='none' has none")
         self.languages, self.n_ids = tuple(self.languages), self.vocab_size + len(self.languages)
@@ -261,10 +263,9 @@ class SWCM(nn.Module):
         self.decoder, self.shared = nn.ModuleList(), {}             # decoder part: its encoder part
         step = 2 if config.share == 'alternate' else 1              # DeltaLM, arXiv 2106.13736
         for i in range(0, config.n_layer, step):
+            if i and config.insert_every and i // step % config.insert_every == 0:
+                self.add_layer(NormalDecoderLayer, (i - step, i - 1), config.inserted)
             self.add_layer(LAYERS[config.layer], (i, i + step - 1), config.share)
-            every, is_last = config.insert_every, i + step == config.n_layer
-            if every and (i // step + 1) % every == 0 and not is_last:
-                self.add_layer(NormalDecoderLayer, (i, i + step - 1), config.inserted)
 
     def add_layer(self, kind, sources, share):
         """Appends a decoder layer from encoder layers `sources`. share: config.share or, for an

@@ -296,9 +296,10 @@ class Checkpoints:
         bar.update()
         self.log(step=p.step, tokens=p.tokens, lr=lr, grad_norm=stats.grad_norm, **figures)
         if p.skipped == MOST_SKIPPED:
+            last = f'{self.out}/last is from before them. ' * (self.out / 'last').is_dir()
             raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
-                             f'and gradient. {self.out}/last is from before them. Try a lower '
-                             '--lr (with another --out_dir), or --dtype=float32')
+                             f'and gradient. {last}Try a lower --lr (with another --out_dir), or '
+                             '--dtype=float32')
 
     def evaluate_and_keep_best(self, evaluator, mixed, by_scores):
         """Evaluates, prints and logs; keeps the best. Only the main process does this."""
@@ -315,6 +316,8 @@ class Checkpoints:
             found = [-sum(scores.values()) / len(scores), mean] if by_scores else [mean]
             if p.step and found < p.best:
                 p.best = found
+                for name in 'metrics.json', 'predictions.jsonl':        # of the weights before
+                    (self.out / 'best' / name).unlink(missing_ok=True)
                 with atomic_dir(self.out / 'best') as new:
                     self.save_model(new)
         barrier()

@@ -482,6 +482,8 @@ def test_bad_options(encoder_folder):
                              (dict(head='x'), "head='x'"), (dict(layer='x'), 'custom or normal'),
                              (dict(inserted='x'), "inserted='x'"),
                              (dict(share='alternate', n_layer=3), 'n_layer=3'),
+                             (dict(insert_every=4, n_layer=4), 'insert_every=4: the decoder has 4'),
+                             (dict(share='alternate', n_layer=4, insert_every=2), '2 layers'),
                              (dict(n_head=5), 'n_embd=32 is not a multiple of n_head=5')):
         with pytest.raises(ValueError, match=message):
             SWCM.from_encoder(encoder_folder, **options)

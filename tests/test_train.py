@@ -432,6 +432,8 @@ def test_a_diverging_run_ends(cfg, monkeypatch):
         with pytest.raises(ValueError, match=message):
             train.train(cfg)
         assert all(w.isfinite().all() for w in weights(cfg).values())
+    with pytest.raises(ValueError, match=r'and gradient\. Try a lower --lr'):
+        train.train(replace(cfg, save_interval=100, out_dir=cfg.out_dir + '2'))
 
 
 @pytest.mark.full
@@ -440,6 +442,8 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     message = "holds a run with share='copy', not 'none'.*--resume=False.*--out_dir"
     with pytest.raises(ValueError, match=message):
         train.train(replace(cfg, share='none'))
+    with pytest.raises(ValueError, match='holds a run with eval_segments=4, not 5'):
+        train.train(replace(cfg, eval_segments=5))        # `best` could not be compared
     train.train(replace(cfg, max_steps=3))                                        # may be longer
     assert [line['lr'] for line in log(cfg) if 'lr' in line][1:] == [cfg.lr, cfg.lr / 2]
     assert 'resuming from step 2 of 3' in capsys.readouterr().out
@@ -454,6 +458,15 @@ def test_a_run_with_other_settings_is_not_continued(cfg, tmp_path, capsys):
     train.train(replace(cfg, resume=True, max_steps=2))  # it is not needed any more
     shutil.move(tmp_path / 'away', own)
     train.train(replace(cfg, share='none', resume=False, max_steps=1))
+
+
+def test_scores_of_replaced_weights_are_removed(cfg):
+    train.train(replace(cfg, max_steps=1, eval_interval=1))
+    scores = [ROOT / cfg.out_dir / 'best' / name for name in ('metrics.json', 'predictions.jsonl')]
+    for path in scores:
+        path.write_text('{}')
+    train.train(replace(cfg, max_steps=2, eval_interval=1))
+    assert not any(path.exists() for path in scores)
 
 
 def test_finished_run_is_left_alone(cfg, capsys):
