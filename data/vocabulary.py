@@ -1,7 +1,7 @@
 """Trims an encoder to the pieces that texts use and to its first layers, or adds pieces.
 
     python -m data.vocabulary report --encoder ENCODER --text MY_TEXT
-    python -m data.vocabulary trim   --encoder ENCODER --text bo.txt zh.txt --layers 6 --out SMALLER
+    python -m data.vocabulary trim   --encoder ENCODER --text bo.txt,zh.txt --layers 6 --out SMALLER
     python -m data.vocabulary extend --encoder ENCODER --text bo.txt --pieces 8000 --out EXTENDED
 
 ENCODER is a folder of the XLM-R family, or its name on the hub (data/hub.py). `report` shows how
@@ -152,7 +152,7 @@ def main(argv):
     parser = argparse.ArgumentParser('python -m data.vocabulary')
     parser.add_argument('command', choices=('report', 'trim', 'extend'))
     parser.add_argument('--encoder', required=True, help='folder of an encoder, or its name')
-    parser.add_argument('--text', required=True, nargs='+', help='UTF-8 files')
+    parser.add_argument('--text', required=True, help='UTF-8 files, separated by commas')
     parser.add_argument('--out', help='folder for the new encoder')
     parser.add_argument('--pieces', type=int, help='for extend, to train (8000); for trim, the '
                         "commonest to keep, besides the texts' characters (all that are used)")
@@ -164,9 +164,10 @@ def main(argv):
         raise ValueError(f'--layers={args.layers}: only trim removes layers')
     if args.command == 'report':
         tokenizer = Tokenizer(fetch(args.encoder))
-        return report(prepare('text', tokenizer, 256, 0.1, ','.join(args.text)))
-    if any(path.endswith(('.jsonl', '.tsv')) or Path(path).is_dir() for path in args.text):
-        raise ValueError(f'text={" ".join(args.text)}: give files of plain text')
+        return report(prepare('text', tokenizer, 256, 0.1, args.text))
+    texts = list(filter(None, args.text.split(',')))
+    if any(path.endswith(('.jsonl', '.tsv')) or Path(path).is_dir() for path in texts):
+        raise ValueError(f'text={args.text}: give files of plain text')
     if not args.out or Path(args.out).exists():
         raise ValueError(f'out={args.out}: name a new folder')
     encoder = XLMR.from_encoder(fetch(args.encoder))
@@ -175,10 +176,10 @@ def main(argv):
     if args.command == 'trim':
         if args.layers is not None:
             keep_layers(encoder, args.layers)
-        kept = used_pieces(tokenizer, args.text, args.pieces)
+        kept = used_pieces(tokenizer, texts, args.pieces)
         changed = with_pieces(encoder, tokenizer, kept, [])
     else:
-        new = new_pieces(tokenizer, args.text, args.pieces or 8000)
+        new = new_pieces(tokenizer, texts, args.pieces or 8000)
         changed = with_pieces(encoder, tokenizer, range(len(tokenizer.sp)), new)
     with atomic_dir(Path(args.out)) as temporary:
         changed.save(temporary)

@@ -42,7 +42,7 @@ def texts(tmp_path):
 
 
 def run(command, encoder, texts, *options):
-    main([command, '--encoder', str(encoder), *options, '--text', *map(str, texts)])
+    main([command, '--encoder', str(encoder), *options, '--text', ','.join(map(str, texts))])
 
 
 def theirs(folder):
