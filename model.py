@@ -228,8 +228,7 @@ class XLMR(nn.Module):
         return model.eval()
 
     def copy_encoder(self, tensors, folder):
-        """Copies tensors, by our names. Rows of language tokens are initialised near the mean; a
-        head that the file lacks stays as it is."""
+        """Copies tensors by our names; new rows begin near the mean, a head that lacks stays."""
         own, n_new = dict(self.named_parameters()), self.config.n_rows - self.config.vocab_size
         word = tensors.get('embeddings.word.weight', own['embeddings.word.weight'][:0]).float()
         new = word.mean(0) + 0.02 * torch.randn(n_new, word.shape[1])
@@ -268,8 +267,7 @@ class SWCM(nn.Module):
             self.add_layer(LAYERS[config.layer], (i, i + step - 1), config.share)
 
     def add_layer(self, kind, sources, share):
-        """Appends a decoder layer from encoder layers `sources`. share: config.share or, for an
-        inserted one, config.inserted; with 'tie' its parts are the encoder's own."""
+        """Appends a layer made from encoder layers `sources`. share: config.share or .inserted."""
         layer = kind(self.config)
         init_weights(layer)
         for part, (theirs, which) in layer.SOURCES.items():
@@ -365,9 +363,8 @@ def to_device(module, *tensors):
     """Copies tensors from the CPU to a module's device, without waiting for a GPU. So what depends
     on the ids, such as the places of targets, is computed on the CPU before."""
     device = next(module.parameters()).device
-    if device.type != 'cuda':
-        return [t.to(device) for t in tensors]
-    return [t.pin_memory().to(device, non_blocking=True) for t in tensors]
+    is_gpu = device.type == 'cuda'
+    return [(t.pin_memory() if is_gpu else t).to(device, non_blocking=is_gpu) for t in tensors]
 
 
 def init_weights(module):
@@ -401,7 +398,8 @@ SIZES = {'vocab_size': 'vocab_size', 'n_layer': 'num_hidden_layers', 'n_embd': '
          'n_head': 'num_attention_heads', 'n_ffn': 'intermediate_size',
          'n_positions': 'max_position_embeddings', 'layer_norm_eps': 'layer_norm_eps'}
 XLMR_CONFIG = {'model_type': 'xlm-roberta', 'hidden_act': 'gelu', 'pad_token_id': PAD,
-               'position_embedding_type': 'absolute', 'type_vocab_size': 1}
+               'position_embedding_type': 'absolute', 'type_vocab_size': 1, 'is_decoder': False,
+               'tie_word_embeddings': True}
 
 
 def read_encoder(folder):
@@ -409,7 +407,7 @@ def read_encoder(folder):
     Raises OSError for a missing file, ValueError for a damaged one or settings unlike XLM-R's."""
     config, found, sentencepiece = read_folder(folder)
     is_bert = config.get('model_type') == 'bert'
-    for key in ('hidden_act', 'position_embedding_type') if is_bert else XLMR_CONFIG:
+    for key in ('hidden_act', 'position_embedding_type', 'is_decoder') if is_bert else XLMR_CONFIG:
         if config.get(key, value := XLMR_CONFIG[key]) != value:
             raise ValueError(f'{folder}/config.json: {key} is {config[key]!r}; XLM-R has {value!r}')
     sizes, tensors = {ours: config.get(theirs) for ours, theirs in SIZES.items()}, {}
@@ -447,7 +445,9 @@ def read_folder(folder):
     folder, vocabulary = Path(folder), Path(folder, 'sentencepiece.bpe.model')
     try:
         config = dict(json.loads((folder / 'config.json').read_bytes()))
-        files = [*folder.glob('model.safetensors')] or folder.glob('model-*-of-*.safetensors')
+        files = [*folder.glob('model.safetensors')] or [*folder.glob('model-*-of-*.safetensors')]
+        if not all(x.stem.endswith(('model', f'-of-{len(files):05}')) for x in files):
+            raise ValueError(f'of model-*{files[0].stem[-9:]}.safetensors not all are there')
         tensors = {name: t for file in files for name, t in load_file(file).items()}
         tensors = tensors or torch.load(folder / 'pytorch_model.bin', 'cpu', weights_only=True)
     except (TypeError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as e:

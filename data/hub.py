@@ -154,5 +154,5 @@ def download_rest(url, path, size):
             while block := response.read(2**16):
                 file.write(block)
                 bar.update(len(block))
-    if size and path.stat().st_size < size:
+    if response.length or size and path.stat().st_size < size:
         raise ConnectionError(f'{url} ended early')

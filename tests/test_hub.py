@@ -28,7 +28,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, files):
         super().__init__(('127.0.0.1', 0), Handler)
         self.files, self.requests, self.statuses, self.breaks = files, [], {}, 0
-        self.without_ranges = False
+        self.without_ranges = self.without_sizes = False
         Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
 
@@ -59,7 +59,9 @@ class Handler(BaseHTTPRequestHandler):
             siblings = []
             for name, content in server.files.items():
                 found = {'rfilename': name, 'size': len(content)}
-                if not name.endswith('.json'):
+                if server.without_sizes:
+                    del found['size']
+                elif not name.endswith('.json'):
                     found['lfs'] = {'sha256': hashlib.sha256(content).hexdigest()}
                 siblings.append(found)
             content = json.dumps({'sha': COMMIT, 'siblings': siblings}).encode()
@@ -171,6 +173,12 @@ def test_a_server_without_ranges_sends_the_whole_file(server):
     server.breaks, server.without_ranges = 1, True
     hub.fetch('some/encoder')
     assert same_files(hub.CACHE / 'some/encoder', server, NAMES)
+
+
+def test_a_broken_transfer_is_noticed_where_sizes_are_not_known(server):
+    server.breaks, server.without_sizes = 2, True
+    hub.fetch('some/encoder')
+    assert server.breaks == 0 and same_files(hub.CACHE / 'some/encoder', server, NAMES)
 
 
 def test_damage_on_the_way_is_noticed(server, monkeypatch):

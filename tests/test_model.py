@@ -422,6 +422,11 @@ def damage(folder, how):
         save_file(state, weights)
     elif how == 'gelu':
         settings.write_text(json.dumps({**sizes, 'hidden_act': 'relu'}))
+    elif how in ('is_decoder', 'tie_word_embeddings'):
+        settings.write_text(json.dumps({**sizes, how: how == 'is_decoder'}))
+    elif how == 'shard':                                # the other one has the rest
+        weights.unlink()
+        save_file(state, folder / 'model-00002-of-00002.safetensors')
     elif how == 'json':
         settings.write_text('{')
     elif how == 'no embeddings':
@@ -447,6 +452,9 @@ def damage(folder, how):
     ('no embeddings', 'embeddings.word.weight'),
     ('half a head', 'config.json asks for: head.dense.weight$'),
     ('gelu', "hidden_act is 'relu'; XLM-R has 'gelu'"),
+    ('is_decoder', 'is_decoder is True; XLM-R has False'),
+    ('tie_word_embeddings', 'tie_word_embeddings is False; XLM-R has True'),
+    ('shard', 'damaged file: of model-.*-of-00002.safetensors not all are there'),
     ('json', 'has a damaged file'), ('pickle', 'has a damaged file'),
     ('empty', 'has a damaged file')])
 def test_bad_encoder_folders(encoder_folder, tmp_path, how, message):
