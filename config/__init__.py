@@ -13,8 +13,8 @@ def key(default, help, low=0, high=10**15, changeable=False):
                                                 changeable=changeable))
 
 
-def changeable(default, help, low=0):
-    return key(default, help, low, changeable=True)
+def changeable(default, help, low=0, high=10**15):
+    return key(default, help, low, high, changeable=True)
 
 
 def fraction(default, help):
@@ -87,7 +87,7 @@ class FineTune(Run):
     test_examples: int = changeable(0, 'per direction, scored at the end; 0: all')
     eval_only: bool = changeable(False, 'score out_dir/best or, without it, `checkpoint`')
     beams: int = changeable(4, 'beam search; 1: greedy', low=1)
-    length_penalty: float = changeable(1.0, 'scores are divided by length ** this')
+    length_penalty: float = changeable(1.0, 'scores are divided by length ** this', high=10)
     no_repeat_ngram: int = changeable(0, 'length of n-grams that may not occur twice; 0: off')
     force_script: tuple = changeable((), 'scripts allowed in outputs, such as bo:TIBETAN+LATIN')
 
@@ -110,7 +110,7 @@ class Sample:
     to: str = key('', "language to write; '': as fine-tuned, or the model's first")
     source: str = key('', "language of the text; '': as fine-tuned, or zh to translate")
     beams: int = key(4, 'beam search; 1: greedy. This and the next five: as fine-tuned', low=1)
-    length_penalty: float = key(1.0, 'scores are divided by length ** this')
+    length_penalty: float = key(1.0, 'scores are divided by length ** this', high=10)
     no_repeat_ngram: int = key(4, 'length of n-grams that may not occur twice; 0: off')
     force_script: str = key('', "scripts allowed in outputs, such as TIBETAN+LATIN; '': any")
     max_new_tokens: int = key(0, 'limit of an output; 0: 3 times the source tokens plus 20')

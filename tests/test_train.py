@@ -301,6 +301,14 @@ def test_curves(cfg, tmp_path):
     # one of two seeds has it; all have
     assert (copy['chrF++ bo-zh'], alone['chrF++ bo-zh']) == ('', '10.0')
     assert copy['parameters'] == f'{lines[0]["parameters"] / 1e6:.2f}M'
+    text = (tmp_path / 'copy.2.jsonl').read_text(encoding='utf-8')
+    (tmp_path / 'mix.1.jsonl').write_text('{"parameters": 2000000}\n' + text, encoding='utf-8')
+    shutil.copy(tmp_path / 'alone.jsonl', tmp_path / 'mix.2.jsonl')     # ends a step before mix.1
+    for names in ['mix.1.jsonl', 'mix.2.jsonl'], ['mix.2.jsonl', 'mix.1.jsonl']:
+        [row] = call('tests/tools/curves.py', *names, cwd=tmp_path)[1].splitlines()[2:]
+        arm, seeds, parameters, _, mean, *_ = row[2:-2].split(' | ')
+        assert (arm, seeds, parameters, mean) == (
+            'mix', '2', '2.00M' if names[0] == 'mix.1.jsonl' else '', '')
     figure = (tmp_path / 'c.svg').read_text(encoding='utf-8')
     assert all(f'>{word}</text>' in figure for word in ('copy', 'alone', 'translation',
                                                         'denoising'))

@@ -57,15 +57,15 @@ def run_name(path, file):
 
 
 def read_log(log):
-    """{step: line of the log with `val`}; the last line has the number of parameters, too."""
+    """{step: line of the log with `val`, and the number of parameters}."""
     lines = log.read_text(encoding='utf-8').splitlines(keepends=True)
     lines = [json.loads(line) for line in lines if line.endswith('\n')]  # a run may be writing one
     evaluations = {line['step']: line for line in lines if 'val' in line}
     if not evaluations:
         raise ValueError(f'{log} has no evaluation')
     parameters = [line['parameters'] for line in lines if 'parameters' in line]
-    evaluations[max(evaluations)]['parameters'] = parameters[0] if parameters else None
-    return evaluations
+    return {step: {**line, 'parameters': parameters[0] if parameters else None}
+            for step, line in evaluations.items()}
 
 
 def markdown(header, rows):
@@ -88,7 +88,7 @@ def table(arms):
         sizes = ends[0].get('parameters'), ends[0]['tokens']
         row = [arm, str(len(ends)), *(f'{n / 1e6:.2f}M' if n else '' for n in sizes)]
         means = [statistics.mean(end['val'].values()) for end in ends]
-        row.append(spread(means, 2) if len(ends[0]['val']) == len(tasks) else '')
+        row.append(spread(means, 2) if all(len(end['val']) == len(tasks) for end in ends) else '')
         for kind, names in ('val', tasks), ('scores', scores):
             for name in names:
                 values = [end[kind][name] for end in ends if name in end.get(kind, ())]
