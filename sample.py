@@ -377,10 +377,10 @@ def settings(given, run, languages):
     if task not in (*TASKS, getattr(run, 'task', '')):
         raise ValueError(f'task={task!r}: choose {", ".join(TASKS)}')
     if isinstance(run, FineTune) and task == run.task:
-        asked = [given.get('source'), given.get('to')]
-        fitting = [pair for pair in map(languages_of, run.directions)
-                   if all(x in (y, '', None) for x, y in zip(asked, pair))]
-        source, to = (fitting or [languages_of(run.directions[0])])[0]
+        pairs = [languages_of(direction) for direction in run.directions]
+        source, to = next(((source, to) for source, to in pairs
+                           if given.get('source') in (source, '', None)
+                           and given.get('to') in (to, '', None)), pairs[0])
         source = '' if source == to else source         # as the target
         scripts = dict(entry.split(':') for entry in run.force_script)
         usual = dict(beams=run.beams, length_penalty=run.length_penalty,
@@ -415,8 +415,9 @@ def main(argv):
         show_answers(generator, cfg.text.split('\n') if 'text' in given else read_lines(cfg.file))
     else:
         show_examples(generator, folder, run)
-    for what, times in (+generator.counts).items():             # those above 0
-        print(f'warning: {times} {what}', file=sys.stderr)
+    for what, times in generator.counts.items():
+        if times:
+            print(f'warning: {times} {what}', file=sys.stderr)
 
 
 if __name__ == '__main__':

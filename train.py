@@ -296,7 +296,8 @@ class Checkpoints:
         bar.update()
         self.log(step=p.step, tokens=p.tokens, lr=lr, grad_norm=stats.grad_norm, **figures)
         if p.skipped == MOST_SKIPPED:
-            last = f'{self.out}/last is from before them. ' * (self.out / 'last').is_dir()
+            has_last = (self.out / 'last').is_dir()
+            last = f'{self.out}/last is from before them. ' if has_last else ''
             raise ValueError(f'step {p.step}: {MOST_SKIPPED} steps in a row without a finite loss '
                              f'and gradient. {last}Try a lower --lr (with another --out_dir), or '
                              '--dtype=float32')

@@ -7,7 +7,7 @@ from functools import cache
 
 import sentencepiece
 
-from data.tokenizer import ASCII_STOPS, CLOSING, FIRST, SPACE, STOPS, normalize
+from data.tokenizer import ASCII_STOPS, CLOSING, FIRST, NORMALIZER, SPACE, STOPS
 
 # As XLM-R's vocabulary reads a text, in lower case
 FOLD = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc_cf')
@@ -48,7 +48,7 @@ class Texts:
 
     def update(self, texts):
         for whole, run in map(hash_forms, texts):
-            if not {(whole,), run} <= self.runs:
+            if run not in self.runs:          # those of one form may be cut differently
                 self.runs |= {(whole,), run}
                 self.lengths[run[0]].add(len(run))
                 self.lengths[whole].add(1)    # also where it is one sentence
@@ -75,8 +75,8 @@ class Texts:
         """A text without its sentences that are in the set; '' if it is itself part of one."""
         if text not in self:
             return text
-        parts = [part for line in text.splitlines()
-                 for part in (*SENTENCE_ENDS.split(normalize(line)), '\n')]
+        lines = (NORMALIZER.Normalize(line).replace(SPACE, ' ') for line in text.splitlines())
+        parts = [part for line in lines for part in (*SENTENCE_ENDS.split(line), '\n')]
         places = [i for i, part in enumerate(parts) if form(part)]
         for start, end in self.runs_in(tuple(hash(form(parts[i])) for i in places)):
             for i in places[start:end]:

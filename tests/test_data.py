@@ -18,7 +18,7 @@ from data.heldout import SENTENCE_ENDS, digest, splits
 from data.tasks import TASKS, Task, infill, mask_tokens, permute_sentences, tasks
 from data.text import prepare as text
 from data.files import atomic_dir, check_folder, read_lines
-from data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from data.tokenizer import BOS, EOS, FIRST, PAD, UNK, Tokenizer
 from data.udhr import prepare as udhr
 from model import XLMR
 
@@ -104,6 +104,9 @@ def test_sentences_end_at_stops(tokenizer):
                   ['他来了。', '......好。......']):    # marks and numbers alone are no sentence
         assert split(' '.join(parts), small) == parts
     assert len(split('\u0b05\u0b06། \u0b15\u0b16།', small)) == 2      # read as <unk>
+    for mark in FIRST.partition('鿿')[2]:
+        assert len(SENTENCE_ENDS.split(f'他来吗?{mark}书')) == 2
+        assert len(split(f'他来吗？{mark}书在这里。', small)) == 2 - (UNK in small.encode(mark))
     assert ')(' in small.pieces and len(split('我(笑了。)(她走了。)', small)) == 1
 
 
@@ -199,7 +202,8 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
     def split_of(key, texts):
         return ('val', texts) if key == 'val' else ('train', {x: texts[x][:2] for x in texts})
 
-    documents = [('val', {'zh': '我', 'bo': 'ང་'}), ('', {'zh': '我有\n两'})]
+    documents = [('val', {'zh': '我', 'bo': 'ང་'}), ('', {'zh': '我有\n两'}),
+                 ('val', {'zh': '我' * 9, 'bo': 'ང་'})]
     one, two, nothing = np.array([5]), np.array([6, 7]), tokenizer.encode('')
     unusable = 'pairs with nothing or over 3 tokens on a side are left out'
     for split, texts, lines, segments, note in (
@@ -215,7 +219,8 @@ def test_documents_become_token_files_stage_by_stage(tmp_path, tokenizer):
     write_streams(tmp_path, documents, split_of, tokenizer, 9)
     meta = json.loads((tmp_path / 'meta.json').read_text())
     assert meta['segments'] == {'bo-zh.val': 2, 'zh.train': 1}
-    assert meta['notes'] == {'zh': {'are shortened by held-out sentences': 1}}
+    assert meta['notes'] == {'zh': {'are shortened by held-out sentences': 1}, 'bo-zh': {
+        'pairs with nothing or over 6 tokens on a side are left out': 1}}
     assert np.fromfile(tmp_path / 'zh.train.bin', np.uint16).tolist() == [*tokenizer.encode('我有')]
     bo, zh = (tokenizer.encode(text).tolist() for text in ('ང་', '我'))
     assert np.fromfile(tmp_path / 'bo-zh.val.bin', np.uint16).tolist() == bo + zh

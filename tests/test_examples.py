@@ -187,6 +187,9 @@ def test_translations_share_texts(tmp_path):
     [one, two], _ = read_examples(str(tmp_path / 'd.jsonl'), ['zh-bo', 'bo-zh'])
     assert one == Example('zh-bo', ('藏',), 'བོད', ('བོད', 'ང་', '藏'), ('ང་',))
     assert two == Example('bo-zh', ('བོད',), '藏', one.texts)
+    text = json.dumps({'source': '藏', 'target': ['བོད', 'ང་']})
+    (tmp_path / 'e.zh-bo.jsonl').write_text(text, encoding='utf-8')
+    assert read_examples(str(tmp_path / 'e.zh-bo.jsonl'), ['zh-bo', 'bo-zh'])[0] == [one, two]
 
 
 @pytest.mark.parametrize('name, text, message', [

@@ -336,6 +336,8 @@ def test_resume_best_and_reports(tmp_path, corpus, encoder_folder, monkeypatch, 
     run_here(*settings, f'--out_dir={tmp_path}/whole', '--eval_only=True', '--test_fraction=0.5')
     assert re.search(r'warning: \d+ of the \d+ examples for test are learned, here or by .*/best',
                      capsys.readouterr().out)
+    with pytest.raises(ValueError, match='holds a run with eval_examples=100, not 9'):
+        run_here(*settings, f'--out_dir={tmp_path}/whole', '--eval_examples=9')
     weights = tmp_path / 'whole/best/model.safetensors'
     content = bytearray(weights.read_bytes())
     content[-9] ^= 1

@@ -86,13 +86,15 @@ def test_runs_of_sentences_are_found_anywhere():
 
 
 @pytest.mark.parametrize('text', ['“你好！”他说。', '他问：“真的吗？”我点头。', '他来吗？“好！”她说。',
-                                  '太好了！2008年北京见。', '他等了很久……”她说。', '来？《书》'])
+                                  '太好了！2008年北京见。', '他等了很久……”她说。', '来？《书》',
+                                  'Он.\u200dБар.'])
 def test_a_held_out_line_costs_no_other(text):
     assert Texts([text]).without(f'第一行。\n{text}\n第三行。') == '第一行。\n第三行。'
 
 
-def test_a_key_may_be_0():
-    assert len({splits([], 0.5)(0, {'bo': str(i)})[0] for i in range(20)}) == 1
+@pytest.mark.parametrize('key, n', [(0, 1), ('a', 1), ('', 2), (None, 2)])
+def test_texts_of_a_key_are_held_out_together(key, n):
+    assert len({splits([], 0.5)(key, {'bo': str(i)})[0] for i in range(20)}) == n
 
 
 def test_a_sentence_ends_before_an_opening_mark():

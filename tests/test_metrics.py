@@ -350,8 +350,13 @@ def test_baselines(tmp_path, capsys):
         assert capsys.readouterr().out.count(f'{test}, {learn}: 5 examples') == len(expected)
     with pytest.raises(ValueError, match='nothing is held out'):
         tool['main']([*args, '--test_fraction=0'])
-    across = Example('zh-bo', ('谁来', '书在。他来了。'), 'ཁོ།', ())
-    assert tool['outputs_of']('answer', [], [across], 'zh') == {'sentence': ['他来了。']}
+    across = '\n'.join(json.dumps({'question': f'谁来{i}', 'context': f'书在{i}。他来了{i}。',
+                                   'answer': f'他来了{i}。'}) for i in range(80))
+    (tmp_path / 'answer.zh-fr.jsonl').write_text(across, encoding='utf-8')
+    tool['main'](['--task=answer', '--learn=zh-fr', f'--data={tmp_path}/answer.zh-fr.jsonl',
+                  f'--out_dir={tmp_path}/across', '--test_fraction=0.2'])
+    lines = (tmp_path / 'across/sentence/predictions.jsonl').read_text(encoding='utf-8')
+    assert all(row['prediction'] == row['reference'] for row in map(json.loads, lines.splitlines()))
 
 
 def test_differences_are_of_the_same_texts(tmp_path, capsys):

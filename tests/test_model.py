@@ -235,6 +235,11 @@ def test_inserted_layers(encoder_folder):
                              (new.cross_attn.key, before.cross_attn.key),
                              (new.ffn.down, before.ffn2.down)):
             assert torch.equal(ours.weight, theirs.weight) == (inserted == 'duplicate')
+    model = SWCM(SWCMConfig(n_layer=8, n_head=1, n_embd=2, n_ffn=2, vocab_size=9, insert_every=2,
+                            inserted='duplicate', share='alternate'))
+    assert [type(layer).__name__[0] for layer in model.decoder] == [*'CCNCC']
+    sources = model.shared['2.self_attn'], model.shared['2.cross_attn'], model.shared['4.ffn2']
+    assert sources == ('layers.2.attn', 'layers.3.attn', 'layers.7.ffn')
 
 
 def test_none_shares_nothing(encoder_folder):

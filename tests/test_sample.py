@@ -108,7 +108,8 @@ def test_a_text_is_in_the_language_of_its_summary():
         cfg = sample.settings(given, run, ['bo', 'zh'])
         assert (cfg.source, cfg.to) == languages
     run = FineTune(learn=('kk-zh', 'ru-mn'), transfer=('zh-kk',))
-    for given, languages in (({}, ('kk', 'zh')), ({'to': 'mn'}, ('ru', 'mn')),
+    for given, languages in (({}, ('kk', 'zh')), ({'source': '', 'to': 'mn'}, ('ru', 'mn')),
+                             ({'source': 'ru', 'to': ''}, ('ru', 'mn')),
                              ({'source': 'zh'}, ('zh', 'kk')), ({'to': 'kk'}, ('zh', 'kk')),
                              ({'source': 'kk', 'to': 'mn'}, ('kk', 'mn'))):
         cfg = sample.settings(given, run, ['kk', 'zh', 'ru', 'mn'])

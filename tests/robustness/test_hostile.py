@@ -590,6 +590,6 @@ def test_bytes_on_the_command_line_that_are_no_text(monkeypatch, corpus, tmp_pat
             (main, ['--dataset=text', f'--data_from={corpus}', '--languages=\udcff'], 'languages'),
             (main_of_finetune, ['--data=\udcff.tsv'], 'No such file'),
             (main, ['--lr={[]}'], '--lr='),
-            (main, ['--span_length=0.1'], '--span_length=0.1: expected a number of at least 1')):
+            (main, ['--span_length=0.1'], '--span_length=0.1: expected a number of at least 2')):
         found = call(monkeypatch, main, argv)
         assert found.startswith('error: ') and message in found
