@@ -228,7 +228,7 @@ class XLMR(nn.Module):
         return model.eval()
 
     def copy_encoder(self, tensors, folder):
-        """Copies tensors by our names; new rows begin near the mean, a head that lacks stays."""
+        """Copies tensors by our names. New rows begin near the mean; a head not in them stays."""
         own, n_new = dict(self.named_parameters()), self.config.n_rows - self.config.vocab_size
         word = tensors.get('embeddings.word.weight', own['embeddings.word.weight'][:0]).float()
         new = word.mean(0) + 0.02 * torch.randn(n_new, word.shape[1])

@@ -55,7 +55,7 @@ class KVCache:
 
     def keys_values(self, attn, x, kv, mask):
         """Keys and values (B,H,used,D) that x (B,T,C) attends to, and their mask."""
-        use = self.n_uses = self.n_uses + 1     # in this step: each has the same uses in order
+        use = self.n_uses = self.n_uses + 1     # each step has the same uses in this order
         if kv is not None:                                              # the source: computed once
             if use not in self.memory:
                 self.memory[use] = attn.keys_values(kv)

@@ -429,6 +429,8 @@ def damage(folder, how):
         settings.write_text(json.dumps({**sizes, 'hidden_act': 'relu'}))
     elif how in ('is_decoder', 'tie_word_embeddings'):
         settings.write_text(json.dumps({**sizes, how: how == 'is_decoder'}))
+    elif how == 'BERT decoder':
+        settings.write_text(json.dumps({**sizes, 'model_type': 'bert', 'is_decoder': True}))
     elif how == 'shard':                                # the other one has the rest
         weights.unlink()
         save_file(state, folder / 'model-00002-of-00002.safetensors')
@@ -458,6 +460,7 @@ def damage(folder, how):
     ('half a head', 'config.json asks for: head.dense.weight$'),
     ('gelu', "hidden_act is 'relu'; XLM-R has 'gelu'"),
     ('is_decoder', 'is_decoder is True; XLM-R has False'),
+    ('BERT decoder', 'is_decoder is True; XLM-R has False'),
     ('tie_word_embeddings', 'tie_word_embeddings is False; XLM-R has True'),
     ('shard', 'damaged file: of model-.*-of-00002.safetensors not all are there'),
     ('json', 'has a damaged file'), ('pickle', 'has a damaged file'),
